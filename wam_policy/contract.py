@@ -1,0 +1,68 @@
+"""What an environment and a checkpoint each declare about themselves, so that a convention is stated on both sides and applied once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wam_policy.errors import ConfigError
+
+
+def _check_names(what: str, names: tuple[str, ...]) -> None:
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise ConfigError(f"`{what}` must be distinct, non-empty names, got {list(names)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gripper:
+    """Which number of an action is the gripper, and what it means."""
+
+    index: int  # position in the action
+    open: float  # the value that opens it
+    closed: float  # the value that closes it
+    binary: bool = False  # True: the side that declares it takes only these two values
+
+    def __post_init__(self) -> None:
+        if self.open == self.closed:
+            raise ConfigError(f"gripper: `open` and `closed` must differ, both are {self.open}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActionLayout:
+    """What the numbers of one action mean."""
+
+    names: tuple[str, ...]  # one a number, for example "delta_x"
+    control: str  # what is commanded, for example "end_effector_delta" or "joint_position"
+    gripper: Gripper | None  # None says that there is no gripper
+
+    def __post_init__(self) -> None:
+        _check_names("action names", self.names)
+        if not self.control:
+            raise ConfigError("`control` must say what the action commands, for example 'end_effector_delta'")
+        if self.gripper is not None and not 0 <= self.gripper.index < len(self.names):
+            raise ConfigError(f"gripper index {self.gripper.index} is outside the {len(self.names)} action names")
+
+    @property
+    def dim(self) -> int:
+        """Numbers per action."""
+        return len(self.names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvContract:
+    """What an environment declares: where its cameras, state and instruction are, and what its actions mean.
+
+    A path names a place in the observation: keys joined by dots ("pixels.front"), "" for the whole observation, and
+    "render()" for the picture of `env.render()`.
+    """
+
+    cameras: Mapping[str, str]  # camera name -> path of a uint8 [H, W, 3] picture
+    action: ActionLayout
+    state: str | None = None  # path of a float vector
+    state_names: tuple[str, ...] = field(default=())  # one a number of that vector
+    instruction: str | None = None  # the sentence itself; None: the env's `instruction` attribute
+
+    def __post_init__(self) -> None:
+        _check_names("camera names", tuple(self.cameras))
+        if self.state is not None:
+            _check_names("state names", self.state_names)

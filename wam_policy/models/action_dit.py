@@ -1,0 +1,17 @@
+"""The action expert: a small DiT over the actions of one chunk. Source: spec/fastwam.md section 2.4."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.layers import DiT
+
+
+class ActionDiT(DiT):
+    """Embeds noisy actions [B, T, A] as tokens and reads tokens back as velocities; both are bare linear layers."""
+
+    def __init__(self, config: FastWAMConfig) -> None:
+        super().__init__(dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **config.shared())
+        self.action_encoder = nn.Linear(config.action_dim, self.dim)
+        self.head = nn.Linear(self.dim, config.action_dim)

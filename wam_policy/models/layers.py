@@ -1,0 +1,192 @@
+"""The parts both experts are made of: norms, rotary positions, attention and the modulated transformer block.
+
+Source: spec/fastwam.md sections 2.1 to 2.5. Parameter names are the reference checkpoints' own.
+"""
+
+# B batch, S tokens, D width, H heads, d head width, G groups of tokens that share a timestep
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+THETA = 10_000.0
+
+
+class Rope(NamedTuple):
+    """Rotary tables of a token sequence: cos and sin, float32 [S, d / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class KeyValue(NamedTuple):
+    """Keys (normalised, rotated) and values of a token sequence, each [B, H, S, d]."""
+
+    key: Tensor
+    value: Tensor
+
+
+def _angles(positions: int, dim: int) -> Tensor:
+    frequencies = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
+
+
+@functools.lru_cache(maxsize=64)
+def action_rope(horizon: int, head_dim: int, device: torch.device) -> Rope:
+    """Tables of action positions 0 .. horizon − 1."""
+    angles = _angles(horizon, head_dim)
+    return Rope(angles.cos().float().to(device), angles.sin().float().to(device))
+
+
+@functools.lru_cache(maxsize=64)
+def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Rope:
+    """Tables of a (frames, rows, columns) token grid: the channel pairs are split between the three axes."""
+    spatial = 2 * (head_dim // 6)  # 44 | 42 | 42 channels of 128
+    axes = [_angles(n, dim) for n, dim in zip(grid, (head_dim - 2 * spatial, spatial, spatial), strict=True)]
+    shapes = [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]
+    parts = [a.view(*shape, a.shape[-1]).expand(*grid, -1) for a, shape in zip(axes, shapes, strict=True)]
+    angles = torch.cat(parts, dim=-1).flatten(0, 2)
+    return Rope(angles.cos().float().to(device), angles.sin().float().to(device))
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotate adjacent channel pairs of `x` [B, H, S, d] by the tables; computed in float32."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack((even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """Embed timesteps [...] as [..., dim]: cosines first, angles in float64, result in `t`'s dtype."""
+    half = dim // 2
+    frequencies = THETA ** -(torch.arange(half, dtype=torch.float64, device=t.device) / half)
+    angles = t.double().unsqueeze(-1) * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(t.dtype)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x·(1 + scale) + shift`, with [B, G, D] modulations for the G equal groups of the S tokens of `x` [B, S, D]."""
+    grouped = x.unflatten(1, (shift.shape[1], -1))
+    return (grouped * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+
+
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    """`gate·x`, with a [B, G, D] gate for the G equal groups of the S tokens of `x` [B, S, D]."""
+    return (x.unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)).flatten(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, in float32; the weight is applied in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., D]."""
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.q, self.k, self.v = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
+        self.o = nn.Linear(inner, dim)
+        self.norm_q, self.norm_k = RMSNorm(inner, eps), RMSNorm(inner, eps)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def query(self, x: Tensor) -> Tensor:
+        """Normalised queries [B, H, S, d] of tokens [B, S, D]."""
+        return self._split(self.norm_q(self.q(x)))
+
+    def key_value(self, x: Tensor) -> KeyValue:
+        """Normalised keys and values of tokens [B, S, D]."""
+        return KeyValue(self._split(self.norm_k(self.k(x))), self._split(self.v(x)))
+
+    def merge(self, x: Tensor) -> Tensor:
+        """Project attention outputs [B, H, S, d] back to [B, S, D]."""
+        return self.o(x.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """One transformer block: modulated self-attention, text cross-attention, modulated feed-forward.
+
+    Self-attention is split in two halves, so that tokens of several experts can attend to each other in between.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.self_attn = Attention(dim, heads, head_dim, eps)
+        self.cross_attn = Attention(dim, heads, head_dim, eps)
+        self.norm3 = nn.LayerNorm(dim, eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+
+    def modulations(self, time: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale, gate of the attention, then of the feed-forward, each [B, G, D], from `time` [B, G, 6, D]."""
+        return (self.modulation + time).unbind(2)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+    def attention_inputs(self, x: Tensor, modulations: tuple[Tensor, ...], rope: Rope) -> tuple[Tensor, KeyValue]:
+        """Rotated queries [B, H, S, d], and keys and values, of tokens [B, S, D]."""
+        shift, scale = modulations[:2]
+        u = modulate(self._norm(x), shift, scale)
+        key, value = self.self_attn.key_value(u)
+        return rotate(self.self_attn.query(u), rope), KeyValue(rotate(key, rope), value)
+
+    def finish(self, x: Tensor, attended: Tensor, modulations: tuple[Tensor, ...], text: KeyValue) -> Tensor:
+        """The rest of the block: tokens [B, S, D] and attention outputs [B, H, S, d] -> tokens [B, S, D]."""
+        _, _, gate, shift, scale, ffn_gate = modulations
+        x = x + gated(self.self_attn.merge(attended), gate)
+        query = self.cross_attn.query(self.norm3(x))
+        x = x + self.cross_attn.merge(F.scaled_dot_product_attention(query, *text))
+        return x + gated(self.ffn(modulate(self._norm(x), shift, scale)), ffn_gate)
+
+
+class DiT(nn.Module):
+    """A stack of blocks with its own text and time embeddings: what the video and the action expert share."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        ffn_dim: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        text_dim: int,
+        freq_dim: int,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.dim, self.head_dim, self.freq_dim, self.eps = dim, head_dim, freq_dim, eps
+        self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps) for _ in range(layers))
+
+    def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps [B, G] -> embedding [B, G, D] and block modulations [B, G, 6, D]."""
+        embedded = self.time_embedding(sinusoid(t, self.freq_dim))
+        return embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim))
+
+    def embed_text(self, context: Tensor) -> list[KeyValue]:
+        """Raw context [B, L, text_dim] -> cross-attention keys and values, one pair per block."""
+        embedded = self.text_embedding(context)
+        return [block.cross_attn.key_value(embedded) for block in self.blocks]

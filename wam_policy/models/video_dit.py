@@ -1,0 +1,56 @@
+"""The video expert: a Wan DiT over latent frames. Source: spec/fastwam.md section 2.3."""
+
+# B batch, C latent channels, F latent frames, h w latent grid, S tokens, D width
+
+from __future__ import annotations
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.layers import DiT, Rope, modulate, video_rope
+
+
+class Head(nn.Module):
+    """Modulated norm and projection from tokens to latent patches."""
+
+    def __init__(self, dim: int, out_dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.head = nn.Linear(dim, out_dim)
+        self.modulation = nn.Parameter(nn.init.trunc_normal_(self.head.weight.new_empty(1, 2, dim), std=dim**-0.5))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Tokens [B, S, D] and time embedding [B, G, D] -> patches [B, S, out]."""
+        shift, scale = (self.modulation.unsqueeze(1) + time.unsqueeze(2)).unbind(2)
+        return self.head(modulate(F.layer_norm(x, x.shape[-1:], eps=self.eps), shift, scale))
+
+
+class VideoDiT(DiT):
+    """Embeds latent frames as tokens and reads tokens back as latent frames."""
+
+    def __init__(self, config: FastWAMConfig) -> None:
+        super().__init__(dim=config.video_dim, ffn_dim=config.video_ffn_dim, **config.shared())
+        self.patch = config.patch_size
+        self.channels = config.latent_channels
+        self.patch_embedding = nn.Conv3d(self.channels, self.dim, self.patch, self.patch)
+        self.head = Head(self.dim, self.channels * self.patch[0] * self.patch[1] * self.patch[2], self.eps)
+
+    def grid(self, latents: Tensor) -> tuple[int, int, int]:
+        """Token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
+        frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
+        return frames, rows, columns
+
+    def rope(self, latents: Tensor) -> Rope:
+        """Rotary tables of the latents' tokens."""
+        return video_rope(self.grid(latents), self.head_dim, latents.device)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row."""
+        return self.patch_embedding(latents).flatten(2).transpose(1, 2)
+
+    def read(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""
+        patches = self.head(x, time).unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
+        b, f, r, c, pf, pr, pc, channels = patches.shape
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, channels, f * pf, r * pr, c * pc)

@@ -1,0 +1,159 @@
+"""Records demonstrations of an env's scripted expert as a LeRobot v3.0 dataset.
+
+The expert's command is the label; what is executed is the command plus noise, so the data also shows how to come back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from rich.progress import Progress
+
+import wam_policy.wrappers  # noqa: F401 - registers the env ids, in every worker too
+from wam_policy.errors import EnvError
+from wam_policy.training.lerobot_writer import LeRobotWriter
+
+MAX_ATTEMPTS = 4  # seeds tried for one wanted demonstration before the expert is called unfit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """Demonstrations of scripted experts, written as a LeRobot v3.0 dataset."""
+
+    out: Path
+    """Folder of the new dataset."""
+    env: str = "wam_policy/MetaWorld-v0"
+    """Gymnasium env id; the env must have `expert_action()` and a `contract`."""
+    tasks: dict[str, int] = field(default_factory=lambda: {"reach-v3": 50})
+    """Demonstrations wanted for each value of the env's `task` argument."""
+    noise: tuple[float, ...] = (0.0, 0.1, 0.3)
+    """Standard deviations of the noise on the executed action, used by turns."""
+    hold: int = 8
+    """Frames recorded after the first success."""
+    seed: int = 1_000_000
+    """First seed; a demonstration's seed is this plus its number. Evaluation uses seeds below a million."""
+    workers: int = 2
+    """Processes, one env each."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One recorded episode."""
+
+    instruction: str
+    images: dict[str, np.ndarray]  # camera -> uint8 [T, H, W, 3]
+    state: np.ndarray  # float32 [T, P]
+    action: np.ndarray  # float32 [T, A]
+
+
+_env: tuple[Any, gym.Env[Any, Any]] | None = None  # the env of this worker process: one renderer a process
+
+
+def _worker_env(env_id: str, task: str) -> gym.Env[Any, Any]:
+    global _env
+    if _env is None or _env[0] != (env_id, task):
+        if _env is not None:
+            _env[1].close()
+        env = gym.make(env_id, task=task, disable_env_checker=True)
+        for name in ("expert_action", "contract"):
+            if not env.has_wrapper_attr(name):
+                raise EnvError(f"{env_id} has no `{name}`: only envs with a scripted expert and a contract can be recorded")
+        _env = ((env_id, task), env)
+    return _env[1]
+
+
+def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int) -> Demonstration | None:
+    """Run the expert for one episode; None if it fails."""
+    env = _worker_env(env_id, task)
+    rng = np.random.default_rng([seed, 7])
+    contract, expert = env.get_wrapper_attr("contract"), env.get_wrapper_attr("expert_action")
+    observation, _ = env.reset(seed=seed)
+    images: dict[str, list[np.ndarray]] = {name: [] for name in contract.cameras}
+    states, actions, left = [], [], None
+    while left is None or left > 0:
+        action = expert()
+        for name, path in contract.cameras.items():
+            images[name].append(_at(observation, path))
+        states.append(_at(observation, contract.state))
+        actions.append(action)
+        executed = np.clip(action + noise * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
+        observation, _, _, truncated, info = env.step(executed)
+        if left is None and info["is_success"]:
+            left = hold
+        elif left is not None:
+            left -= 1
+        if truncated and left is None:
+            return None
+        if truncated:
+            break
+    return Demonstration(
+        env.get_wrapper_attr("instruction"),
+        {name: np.stack(frames) for name, frames in images.items()},
+        np.stack(states).astype(np.float32),
+        np.stack(actions).astype(np.float32),
+    )
+
+
+def _at(observation: Any, path: str) -> np.ndarray:
+    for key in path.split("."):
+        observation = observation[key]
+    return np.asarray(observation)
+
+
+def _wanted(config: RecordConfig) -> list[tuple[str, int, float]]:
+    """The (task, seed, noise) of every demonstration, task by task so that a worker seldom builds a new env."""
+    return [
+        (task, config.seed + number, config.noise[number % len(config.noise)])
+        for task, count in config.tasks.items()
+        for number in range(count)
+    ]
+
+
+def _attempt(env_id: str, item: tuple[str, int, float], hold: int) -> Demonstration:
+    task, seed, noise = item
+    for attempt in range(MAX_ATTEMPTS):
+        demonstration = demonstrate(env_id, task, seed + attempt * 100_000, noise, hold)
+        if demonstration is not None:
+            return demonstration
+    raise EnvError(f"{task}: the expert failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}")
+
+
+def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
+    wanted = _wanted(config)
+    with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(
+            _attempt, [config.env] * len(wanted), wanted, [config.hold] * len(wanted), chunksize=4
+        )
+
+
+def record(config: RecordConfig) -> Path:
+    """Record what the config asks for and return the dataset's folder."""
+    probe = gym.make(config.env, task=next(iter(config.tasks)), disable_env_checker=True)
+    contract, fps = probe.get_wrapper_attr("contract"), int(probe.metadata["render_fps"])
+    observation, _ = probe.reset(seed=0)
+    sizes = {name: _at(observation, path).shape[:2] for name, path in contract.cameras.items()}
+    probe.close()
+    writer = LeRobotWriter(
+        config.out,
+        fps=fps,
+        robot_type=config.env,
+        cameras={f"observation.images.{name}": size for name, size in sizes.items()},
+        vectors={"observation.state": contract.state_names, "action": contract.action.names},
+    )
+    with writer, Progress() as progress:
+        bar = progress.add_task("recording", total=sum(config.tasks.values()))
+        for demo in _demonstrations(config):
+            writer.add_episode(
+                demo.instruction,
+                {f"observation.images.{name}": frames for name, frames in demo.images.items()},
+                {"observation.state": demo.state, "action": demo.action},
+            )
+            progress.advance(bar)
+    return config.out
