@@ -1,5 +1,18 @@
 """Gymnasium wrappers and simulator adapters: numpy in, numpy out, never torch."""
 
+from wam_policy.wrappers.action import VectorWAMAction, WAMAction
+from wam_policy.wrappers.chunk import ExecuteChunk, VectorExecuteChunk
+from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation
 from wam_policy.wrappers.registration import register_envs
+
+__all__ = [
+    "ExecuteChunk",
+    "VectorExecuteChunk",
+    "VectorWAMAction",
+    "VectorWAMObservation",
+    "WAMAction",
+    "WAMObservation",
+    "register_envs",
+]
 
 register_envs()

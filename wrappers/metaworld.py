@@ -77,7 +77,9 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             raise EnvError(f"no Meta-World task {task!r}; there are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}")
         self.task, self.size, self.render_mode = task, size, render_mode
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v3").replace("-", " "))
-        self.draw_pixels = True  # False: `step` repeats the last pictures instead of drawing new ones (see ExecuteChunk)
+        self.draw_pixels = (
+            True  # False: `step` repeats the last pictures instead of drawing new ones (see ExecuteChunk)
+        )
         self._env = ALL_V3_ENVIRONMENTS[task]()
         del self._env.sawyer_observation_space  # cached with the goal hidden; `step` would clip the goal to its zeros
         self._env._partially_observable = False  # the expert needs the goal; the observation below never shows it
@@ -90,7 +92,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         picture = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {
-                "pixels": spaces.Dict({name: picture for name in CAMERAS}),
+                "pixels": spaces.Dict(dict.fromkeys(CAMERAS, picture)),
                 "agent_pos": spaces.Box(-np.inf, np.inf, (4,), np.float32),
             }
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wam_policy.contract import ActionLayout
 from wam_policy.errors import DatasetError
+from wam_policy.training.lerobot_reader import CONTRACT_PATH
 
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -47,6 +50,7 @@ class LeRobotWriter:
         robot_type: str,
         cameras: Mapping[str, tuple[int, int]],
         vectors: Mapping[str, Sequence[str]],
+        action: ActionLayout,
     ) -> None:
         """Begin a dataset.
 
@@ -56,6 +60,7 @@ class LeRobotWriter:
             robot_type: stored in `meta/info.json`.
             cameras: feature key ("observation.images.front") -> (height, width).
             vectors: feature key ("action", "observation.state") -> names of its numbers.
+            action: what the actions mean; kept in `meta/wam_contract.json`.
         """
         self.folder = Path(folder)
         if self.folder.exists():
@@ -64,6 +69,7 @@ class LeRobotWriter:
         shutil.rmtree(self._work, ignore_errors=True)
         self.fps, self.robot_type = fps, robot_type
         self.cameras, self.vectors = dict(cameras), {key: list(names) for key, names in vectors.items()}
+        self.action = action
         self._frames: dict[str, list[Any]] = {key: [] for key in (*self.vectors, *_INDEX_COLUMNS)}
         self._episodes: list[dict[str, Any]] = []
         self._tasks: dict[str, int] = {}
@@ -79,9 +85,7 @@ class LeRobotWriter:
         stream.time_base = Fraction(1, self.fps)
         return container, stream
 
-    def add_episode(
-        self, task: str, images: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]
-    ) -> None:
+    def add_episode(self, task: str, images: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]) -> None:
         """Append one episode.
 
         Args:
@@ -95,7 +99,9 @@ class LeRobotWriter:
         arrays = {**images, **vectors}
         lengths = {key: len(value) for key, value in arrays.items()}
         if set(arrays) != {*self.cameras, *self.vectors} or len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise DatasetError(f"an episode needs {sorted({*self.cameras, *self.vectors})} of one length, got {lengths}")
+            raise DatasetError(
+                f"an episode needs {sorted({*self.cameras, *self.vectors})} of one length, got {lengths}"
+            )
         for key, (height, width) in self.cameras.items():
             if images[key].shape[1:] != (height, width, 3) or images[key].dtype != np.uint8:
                 raise DatasetError(
@@ -155,6 +161,7 @@ class LeRobotWriter:
         _write_table(self._work / EPISODES_PATH, pa.Table.from_pylist(self._episodes))
         _write_table(self._work / "meta/tasks.parquet", _tasks_table(self._tasks))
         (self._work / "meta/stats.json").write_text(json.dumps(self._statistics(), indent=2))
+        (self._work / CONTRACT_PATH).write_text(json.dumps({"action": asdict(self.action)}, indent=2))
         (self._work / "meta/info.json").write_text(json.dumps(self._info(), indent=2))
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._work.rename(self.folder)
@@ -251,7 +258,8 @@ def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
         "column_indexes": [column | {"name": None, "pandas_type": "unicode", "numpy_type": "object"}],
         "columns": [
             column | {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
-            column | {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object"},
+            column
+            | {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object"},
         ],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.0.0",

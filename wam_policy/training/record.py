@@ -64,7 +64,9 @@ def _worker_env(env_id: str, task: str) -> gym.Env[Any, Any]:
         env = gym.make(env_id, task=task, disable_env_checker=True)
         for name in ("expert_action", "contract"):
             if not env.has_wrapper_attr(name):
-                raise EnvError(f"{env_id} has no `{name}`: only envs with a scripted expert and a contract can be recorded")
+                raise EnvError(
+                    f"{env_id} has no `{name}`: only envs with a scripted expert and a contract can be recorded"
+                )
         _env = ((env_id, task), env)
     return _env[1]
 
@@ -128,9 +130,7 @@ def _attempt(env_id: str, item: tuple[str, int, float], hold: int) -> Demonstrat
 def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
     wanted = _wanted(config)
     with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(
-            _attempt, [config.env] * len(wanted), wanted, [config.hold] * len(wanted), chunksize=4
-        )
+        yield from pool.map(_attempt, [config.env] * len(wanted), wanted, [config.hold] * len(wanted), chunksize=4)
 
 
 def record(config: RecordConfig) -> Path:
@@ -146,6 +146,7 @@ def record(config: RecordConfig) -> Path:
         robot_type=config.env,
         cameras={f"observation.images.{name}": size for name, size in sizes.items()},
         vectors={"observation.state": contract.state_names, "action": contract.action.names},
+        action=contract.action,
     )
     with writer, Progress() as progress:
         bar = progress.add_task("recording", total=sum(config.tasks.values()))

@@ -1,0 +1,63 @@
+"""Puts files into a folder so that a kill at any moment leaves the old files, or a folder that says it is incomplete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STAGE = ".incomplete"
+
+
+@contextmanager
+def replace_files(folder: Path, marker: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Stage files, then move them into `folder`, `marker` last.
+
+    While files are being moved `marker` (the file readers look for first) is absent, so a half-replaced folder is never taken
+    for a whole one. Other files in the folder stay.
+
+    Args:
+        folder: where the files will be; made if it doesn't exist.
+        marker: name of the file without which the folder is nothing.
+        stale: glob patterns of files of an older version that go, if they aren't replaced.
+
+    Yields:
+        The staging folder to write into.
+    """
+    stage = folder / STAGE
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        staged = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+        for path in staged:
+            _sync(stage / path)
+        (folder / marker).unlink(missing_ok=True)
+        for pattern in stale:
+            for old in folder.glob(pattern):
+                if old.relative_to(folder) not in staged:
+                    old.unlink()
+        for path in sorted(staged, key=lambda path: path == Path(marker)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(stage / path, folder / path)
+        _sync(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old text or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

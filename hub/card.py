@@ -1,0 +1,54 @@
+"""Writes the README card of a checkpoint from its contract."""
+
+from __future__ import annotations
+
+from wam_policy.config import PolicyConfig
+
+_TITLES = {"fast_wam": "Fast-WAM"}
+
+
+def card(config: PolicyConfig, *, name: str, notes: str = "") -> str:
+    """The text of `README.md`: Hub metadata, how to load, the contract in a table, and `notes` (results, recipe)."""
+    layout, sampling = config.action.layout, config.sampling
+    gripper = layout.gripper
+    rows = {
+        "Model": f"{_TITLES[config.family]}, variant `{config.variant}`",
+        "Cameras": f"{', '.join(config.cameras.names)}; {config.cameras.height}×{config.cameras.width} each, side by side",
+        "State": "none"
+        if config.state is None
+        else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
+        "Action": f"{', '.join(layout.names)} ({config.action.normalization.mode}); {layout.control}",
+        "Gripper": "none"
+        if gripper is None
+        else f"`{layout.names[gripper.index]}`: {gripper.open:g} open, {gripper.closed:g} closed",
+        "Chunk": f"{config.action.horizon} actions, replanned after {config.action.replan}",
+        "Sampling": f"{sampling.steps} steps, action shift {sampling.action_shift:g}, {sampling.noise} noise, seed {sampling.seed}",
+        "Prompt": f"`{config.prompt.template}`, {config.prompt.token_length} tokens",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"""---
+library_name: wam-policy
+pipeline_tag: robotics
+license: apache-2.0
+tags:
+- robotics
+- world-action-model
+- {config.family.replace("_", "-")}
+---
+
+# {name}
+
+```python
+from wam_policy import WAMPolicy
+
+policy = WAMPolicy.from_pretrained("{name}")
+```
+
+| | |
+|---|---|
+{table}
+
+{notes}""".rstrip()
+        + "\n"
+    )

@@ -1,0 +1,60 @@
+"""Loads the frozen parts a checkpoint names: its video codec and its text encoder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from wam_policy.config import Source
+from wam_policy.errors import CheckpointError
+from wam_policy.hub import weights
+from wam_policy.hub.locate import Download, locate
+from wam_policy.models.text import TextEncoder
+from wam_policy.models.vae import VAE, build_vae
+
+VAE_STEM = "diffusion_pytorch_model"  # diffusers' file name
+
+
+def _folder(source: Source, checkpoint: Path, download: Download) -> Path:
+    if source.repo is None:
+        return checkpoint / source.subfolder
+    patterns = [f"{source.subfolder}/*" if source.subfolder else "*"]
+    root = locate(source.repo, replace(download, revision=source.revision, force_download=False), patterns)
+    return root / source.subfolder
+
+
+def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device) -> VAE:
+    """The video codec, from a folder in diffusers' layout, strictly."""
+    folder = _folder(source, checkpoint, download)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no video codec in {folder}: {error}") from error
+    with torch.device("meta"):
+        vae = build_vae(config)
+    weights.load(vae.model, folder, VAE_STEM, dtype=dtype, device=device)
+    fresh = VAE(vae.model)  # its statistics are made from the config, outside the meta device
+    return fresh.to(device).eval().requires_grad_(False)
+
+
+def load_text(
+    source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device
+) -> TextEncoder:
+    """The text encoder and its tokenizer, from a folder in transformers' layout (`text_encoder/`, `tokenizer/`)."""
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    whole = replace(source, subfolder="")
+    root = _folder(whole, checkpoint, download) / source.subfolder
+    try:
+        model, report = UMT5EncoderModel.from_pretrained(
+            root / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no text encoder in {root}: {error}") from error
+    if report["missing_keys"] or report["unexpected_keys"]:
+        raise CheckpointError(f"text encoder in {root} doesn't fit: {report}")
+    return TextEncoder(model.to(device), tokenizer)

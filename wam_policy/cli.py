@@ -1,0 +1,58 @@
+"""`wam`: a table of subcommands, each a dataclass of options and the function that takes it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from typing import Any
+
+from wam_policy.errors import WAMPolicyError
+
+COMMANDS = {  # name -> (options, function, what it does)
+    "demo": ("wam_policy.demo:DemoConfig", "wam_policy.demo:demo", "watch the embedded policy solve its tasks"),
+    "eval": (
+        "wam_policy.evaluation:EvalConfig",
+        "wam_policy.evaluation:evaluate",
+        "measure a checkpoint in a simulator",
+    ),
+    "record": ("wam_policy.training.record:RecordConfig", "wam_policy.training.record:record", "record demonstrations"),
+    "train-codec": (
+        "wam_policy.training.codec:CodecConfig",
+        "wam_policy.training.codec:train_codec",
+        "train a video codec",
+    ),
+    "train": ("wam_policy.training.loop:TrainConfig", "wam_policy.training.loop:train", "train a policy"),
+}
+
+
+def _load(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; errors of this package are printed without a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in COMMANDS:
+        wanted_help = not arguments or arguments[0] in ("-h", "--help")
+        if not wanted_help:
+            print(f"wam: no command {arguments[0]!r}", file=sys.stderr)
+        lines = [f"  {name:12} {text}" for name, (_, _, text) in COMMANDS.items()]
+        print("usage: wam COMMAND [OPTIONS]   (wam COMMAND --help lists the options)\n", *lines, sep="\n")
+        return 0 if wanted_help else 2
+    import tyro
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options, function, text = COMMANDS[arguments[0]]
+    try:
+        config = tyro.cli(_load(options), args=arguments[1:], prog=f"wam {arguments[0]}", description=text)
+        _load(function)(config)
+    except WAMPolicyError as error:
+        print(f"wam: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

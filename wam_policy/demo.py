@@ -1,0 +1,27 @@
+"""The demo: the embedded policy solves its tasks in a real simulator, a few episodes each, with videos."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from wam_policy.evaluation import EvalConfig, evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """A short evaluation of an embedded checkpoint."""
+
+    model: str = "metaworld-fast-wam"
+    """Name of the embedded checkpoint."""
+    episodes: int = 5
+    """Episodes per task."""
+    out: Path = Path("runs/demo")
+    """Folder of the results; what an earlier demo left there is replaced."""
+
+
+def demo(config: DemoConfig) -> None:
+    """Run the demo."""
+    shutil.rmtree(config.out, ignore_errors=True)
+    evaluate(EvalConfig(checkpoint=f"embedded:{config.model}", episodes=config.episodes, out=config.out))

@@ -1,0 +1,72 @@
+"""The frozen video codec: diffusers' `AutoencoderKLWan` behind encode and decode, with the latent statistics applied.
+
+Sources: spec/fastwam.md section 4.1; diffusers `autoencoder_kl_wan.py`.
+"""
+
+# B batch, F pixel frames (1 + ratio·n), f latent frames (1 + n), C latent channels, H W pixels, h w latent grid
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from wam_policy.errors import ObservationError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+
+class VAE(nn.Module):
+    """Pixels in [-1, 1] to standardised latents and back; deterministic (the posterior's mean)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: AutoencoderKLWan) -> None:
+        super().__init__()
+        self.model = model
+        self.spatial_ratio = int(model.config["scale_factor_spatial"])
+        self.temporal_ratio = int(model.config["scale_factor_temporal"])
+        for name in ("mean", "std"):
+            values = torch.tensor(model.config[f"latents_{name}"]).view(1, -1, 1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode clips.
+
+        Args:
+            video: [B, 3, F, H, W] float in [-1, 1], F = 1 + `temporal_ratio`·n.
+
+        Returns:
+            [B, C, f, h, w] standardised latents in the video's dtype.
+
+        Raises:
+            ObservationError: a size the codec can't halve evenly.
+        """
+        frames, height, width = video.shape[2:]
+        if (frames - 1) % self.temporal_ratio or height % self.spatial_ratio or width % self.spatial_ratio:
+            raise ObservationError(
+                f"the codec takes 1 + {self.temporal_ratio}·n frames whose sides are multiples of {self.spatial_ratio}, "
+                f"got {frames} frames of {height}×{width}"
+            )
+        mean = self.model.encode(video).latent_dist.mode()
+        return (mean - self.mean.to(mean.dtype)) * (1 / self.std).to(mean.dtype)
+
+    def encode_first_frame(self, image: Tensor) -> Tensor:
+        """Encode single pictures [B, 3, H, W] as [B, C, 1, h, w]: the first latent frame of any clip they begin."""
+        return self.encode(image.unsqueeze(2))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W], clamped to [-1, 1]."""
+        raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
+        return self.model.decode(raw).sample.clamp(-1, 1)
+
+
+def build_vae(config: dict[str, Any]) -> VAE:
+    """An untrained codec of diffusers' configuration `config`; any width, any number of latent channels."""
+    from diffusers import AutoencoderKLWan
+
+    public = {name: value for name, value in config.items() if not name.startswith("_")}
+    return VAE(AutoencoderKLWan(**public))

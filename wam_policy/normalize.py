@@ -1,0 +1,91 @@
+"""Statistics of states and actions and the two mirror-image transforms they define; numpy only.
+
+Source: spec/fastwam.md section 5.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from wam_policy.errors import ConfigError
+
+LIMIT = 5.0  # normalised values are clamped to ±LIMIT; the inverse is not
+CONSTANT_RANGE = 1e-4  # numbers that vary less than this are shifted, not scaled
+
+Mode = Literal["min_max", "quantile", "z_score", "identity"]
+_NEEDS: dict[str, tuple[str, str] | tuple[()]] = {
+    "min_max": ("min", "max"),
+    "quantile": ("q01", "q99"),
+    "z_score": ("mean", "std"),
+    "identity": (),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normalization:
+    """How one vector is normalised: a mode and the statistics that it needs, a number per entry.
+
+    `min_max` and `quantile` map the two statistics to -1 and 1; `z_score` maps to zero mean and unit deviation.
+    """
+
+    mode: Mode
+    statistics: dict[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        if self.mode not in _NEEDS:
+            raise ConfigError(f"unknown normalisation {self.mode!r}; there are {', '.join(_NEEDS)}")
+        missing = [name for name in _NEEDS[self.mode] if name not in self.statistics]
+        if missing:
+            raise ConfigError(
+                f"normalisation {self.mode!r} needs the statistics {missing}, got {sorted(self.statistics)}"
+            )
+        if len({len(values) for values in self.statistics.values()}) > 1:
+            raise ConfigError("statistics of one vector must all have its length")
+        for name, values in self.statistics.items():
+            if not np.isfinite(values).all():
+                raise ConfigError(f"statistic {name!r} isn't finite: {values}")
+
+    def check(self, what: str, dim: int) -> None:
+        """Refuse statistics that are not `dim` long."""
+        for name, values in self.statistics.items():
+            if len(values) != dim:
+                raise ConfigError(f"{what}: statistic {name!r} has {len(values)} numbers, the vector has {dim}")
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and offset of `x·scale + offset`, float32; both are 1 and 0 for "identity"."""
+        if self.mode == "identity":
+            return np.float32(1), np.float32(0)
+        first, second = (np.asarray(self.statistics[name], np.float32) for name in _NEEDS[self.mode])
+        if self.mode == "z_score":
+            scale = 1 / (second + np.float32(1e-8))
+            return scale, -first * scale
+        constant = second - first < CONSTANT_RANGE
+        scale = np.where(constant, 1, 2 / np.where(constant, 1, second - first)).astype(np.float32)
+        return scale, np.where(constant, -first, -1 - scale * first).astype(np.float32)
+
+    def normalize(self, x: np.ndarray) -> np.ndarray:
+        """Raw [..., D] -> normalised float32 [..., D], clamped to ±5."""
+        scale, offset = self.affine()
+        return np.clip(x.astype(np.float32) * scale + offset, -LIMIT, LIMIT)
+
+    def denormalize(self, x: np.ndarray) -> np.ndarray:
+        """Normalised [..., D] -> raw float32 [..., D]."""
+        scale, offset = self.affine()
+        return (x.astype(np.float32) - offset) / scale
+
+
+def statistics(x: np.ndarray) -> dict[str, tuple[float, ...]]:
+    """All the statistics a mode may need, of rows [N, D]."""
+    x = np.asarray(x, np.float64)
+    values = {
+        "min": x.min(0),
+        "max": x.max(0),
+        "mean": x.mean(0),
+        "std": x.std(0),
+        "q01": np.quantile(x, 0.01, axis=0),
+        "q99": np.quantile(x, 0.99, axis=0),
+    }
+    return {name: tuple(float(np.float32(v)) for v in row) for name, row in values.items()}

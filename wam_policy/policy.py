@@ -1,0 +1,403 @@
+"""WAMPolicy: observations in, chunks of actions out; loading and saving are one call each."""
+
+# B batch, T actions in a chunk, A numbers per action, H W pixels
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wam_policy import flow, images
+from wam_policy import observation as observations
+from wam_policy.action_queue import ActionQueue
+from wam_policy.config import PolicyConfig
+from wam_policy.errors import CheckpointError, ObservationError
+from wam_policy.hub import frozen, weights
+from wam_policy.hub.atomic import replace_files
+from wam_policy.hub.card import card
+from wam_policy.hub.locate import Download, locate
+from wam_policy.models import fast_wam
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.text import Prompts
+from wam_policy.models.vae import VAE
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from wam_policy.contract import ActionLayout
+
+PROMPTS_FILE = "prompts.safetensors"  # prompt -> [n, text_dim]
+STALE = ("model*.safetensors", "model*.safetensors.index.json", PROMPTS_FILE)
+
+
+class WAMPolicy:
+    """A World Action Model as a robot policy.
+
+    Example:
+        >>> from wam_policy import WAMPolicy
+        >>> from wam_policy.checkpoints import embedded
+        >>> policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"))
+        >>> policy.spec.cameras.names
+        ('front', 'wrist')
+    """
+
+    def __init__(self, config: PolicyConfig, model: FastWAM, *, vae: VAE | Callable[[], VAE], prompts: Prompts) -> None:
+        """Put a policy together from its parts; `from_pretrained` is the usual way.
+
+        Args:
+            config: its contract.
+            model: the experts, on their device and in their dtype.
+            vae: the video codec, or what loads it when it is first needed.
+            prompts: the prompt embeddings, with or without a text encoder behind them.
+        """
+        self.config, self.model, self.prompts = config, model.eval(), prompts
+        self._vae = vae
+        self._queue: ActionQueue | None = None
+        self._generator = torch.Generator().manual_seed(config.sampling.seed)
+
+    # -- loading and saving ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> WAMPolicy:
+        """Load a policy from a folder or from the Hugging Face Hub.
+
+        Args:
+            id_or_folder: a local folder, or a Hub id "organisation/name".
+            revision: branch, tag or commit on the Hub.
+            cache_dir: where downloads are kept.
+            force_download: download again what is cached.
+            local_files_only: never touch the network.
+            token: Hub token; True takes the stored one.
+            device: where the policy runs.
+            dtype: what it computes in; the default is its config's.
+
+        Raises:
+            CheckpointError: no such checkpoint, or weights that can't be read or don't fit.
+            ConfigError: a contract that is incomplete, inconsistent or of a newer format.
+        """
+        download = Download(
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        folder = locate(id_or_folder, download)
+        config = read_config(folder)
+        device = torch.device(device)
+        dtype = dtype or getattr(torch, config.dtype)
+        with torch.device("meta"):
+            model = FastWAM(config.model)
+        weights.load(model, folder, dtype=dtype, device=device)
+        text = config.text
+        prompts = Prompts(
+            weights.read(folder, "prompts") if (folder / PROMPTS_FILE).is_file() else {},
+            token_length=config.prompt.token_length,
+            text_dim=config.model.text_dim,
+            encoder=None
+            if text is None
+            else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=device),
+        )
+        return cls(
+            config,
+            model,
+            vae=lambda: frozen.load_vae(config.vae, folder, download, dtype=dtype, device=device),
+            prompts=prompts,
+        )
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, notes: str = "") -> Path:
+        """Write the policy as a checkpoint folder: `config.json`, `model.safetensors`, prompts, codec, card.
+
+        A kill in the middle leaves the old checkpoint, or a folder that `from_pretrained` refuses as incomplete.
+
+        Args:
+            folder: where; made if it doesn't exist, other files in it stay.
+            dtype: what the weights are stored in; the default is what they are.
+            notes: markdown for the end of the card, for example results.
+        """
+        folder = Path(folder)
+
+        def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x.detach().to("cpu", dtype).contiguous() for name, x in tensors.items()}
+
+        with replace_files(folder, "config.json", STALE) as stage:
+            weights.write(stage, stored(self.model.state_dict()))
+            if self.prompts.table:
+                save_file(stored(self.prompts.table), stage / PROMPTS_FILE, metadata={"format": "pt"})
+            if self.config.vae.repo is None:
+                codec = stage / self.config.vae.subfolder
+                self.vae.model.save_config(codec)
+                weights.write(codec, stored(self.vae.model.state_dict()), frozen.VAE_STEM)
+            (stage / "README.md").write_text(card(self.config, name=folder.name, notes=notes))
+            (stage / "config.json").write_text(self.config.to_json())
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload policy",
+        create_pr: bool = False,
+        dtype: torch.dtype | None = None,
+        notes: str = "",
+    ) -> str:
+        """Upload the policy to the Hub as one commit and return the commit's address.
+
+        Args:
+            repo_id: "organisation/name"; made if it doesn't exist.
+            token: Hub token; the default is the stored one.
+            private: whether a new repository is private.
+            revision: branch to commit to.
+            commit_message: first line of the commit.
+            create_pr: open a pull request instead of committing.
+            dtype: what the weights are stored in.
+            notes: markdown for the end of the card.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = self.save_pretrained(Path(parent, *repo_id.split("/")), dtype=dtype, notes=notes)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message,
+                    create_pr=create_pr,
+                )
+            except (HfHubHTTPError, OSError) as error:
+                raise CheckpointError(
+                    f"can't upload to {repo_id!r}: {error}; check the token's write access"
+                ) from error
+        return str(commit.commit_url)
+
+    # -- contract ----------------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> PolicyConfig:
+        """The policy's contract: cameras, state, actions, prompt, sampling."""
+        return self.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy runs."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the policy computes in."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def vae(self) -> VAE:
+        """The video codec, loaded when it is first asked for."""
+        if not isinstance(self._vae, VAE):
+            self._vae = self._vae()
+        return self._vae
+
+    def add_prompt(self, instruction: str, embedding: Tensor | None = None) -> None:
+        """Learn an instruction: from its embedding [n, text_dim], or by the checkpoint's text encoder."""
+        prompt = self.config.prompt.prompt(instruction)
+        if embedding is None:
+            self.prompts.add([prompt])
+        else:
+            self.prompts.put(prompt, embedding)
+
+    @overload
+    def wrap(self, env: gym.Env[Any, Any], **where: Any) -> gym.Env[Any, Any]: ...
+    @overload
+    def wrap(self, env: gym.vector.VectorEnv, **where: Any) -> gym.vector.VectorEnv: ...
+    def wrap(
+        self,
+        env: gym.Env[Any, Any] | gym.vector.VectorEnv,
+        *,
+        cameras: Mapping[str, str] | None = None,
+        state: str | None = None,
+        state_names: tuple[str, ...] | None = None,
+        instruction: str | None = None,
+        action: ActionLayout | None = None,
+    ) -> gym.Env[Any, Any] | gym.vector.VectorEnv:
+        """Wrap an env, single or vector, so that this policy can drive it.
+
+        What the env declares in its `contract` is taken from there; arguments say it for an env that declares nothing.
+
+        Args:
+            env: the env.
+            cameras: camera name -> path in the observation ("pixels.front"), or "render()".
+            state: path of the state vector.
+            state_names: what its numbers are; the policy picks the ones it wants by name.
+            instruction: the sentence to follow; the default is the env's `instruction` attribute.
+            action: what the env's actions mean.
+
+        Raises:
+            EnvError: the env declares nothing and nothing is said, or has no pixels.
+            ActionError: the policy's actions can't be mapped onto the env's.
+        """
+        from wam_policy.wrappers.wrap import wrap
+
+        given = {
+            "cameras": cameras,
+            "state": state,
+            "state_names": state_names,
+            "instruction": instruction,
+            "action": action,
+        }
+        return wrap(
+            env,
+            cameras=self.config.cameras.names,
+            state_names=None if self.config.state is None else self.config.state.names,
+            layout=self.config.action.layout,
+            given={name: value for name, value in given.items() if value is not None},
+        )
+
+    # -- acting ------------------------------------------------------------------------------------------------------
+
+    def predict_chunk(self, observation: Any, noise: np.ndarray | Tensor | None = None) -> np.ndarray:
+        """Predict one chunk of actions for each observation.
+
+        Args:
+            observation: one observation or a batch (see `wam_policy.observation`).
+            noise: initial noise [T, A] or [B, T, A]; the default is what the contract says: fixed by its seed and the
+                same for every sample, or fresh.
+
+        Returns:
+            float32 [T, A], or [B, T, A] for a batch, in the units the policy was trained with.
+
+        Raises:
+            ObservationError: the observation doesn't fit the contract.
+            PromptError: an instruction can't be embedded.
+        """
+        seen = self._check(observation)
+        chunks = self._chunks(seen, noise, fresh=self.config.sampling.noise == "fresh")
+        return chunks if seen.batched else chunks[0]
+
+    def predict(
+        self,
+        observation: Any,
+        state: ActionQueue | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, ActionQueue]:
+        """Predict the next action of each env, with the signature of Stable-Baselines3.
+
+        A chunk is played action by action; a new one is predicted when `replan` actions of it are used up. An episode's first
+        observation drops what is left: it is marked by the observation's own `episode_start` (envs wrapped by `wrap` have it),
+        by the argument, or by calling `reset`.
+
+        Args:
+            observation: one observation or a batch.
+            state: what an earlier call returned, to play several loops with one policy; the default is the policy's own.
+            episode_start: bool [B], true where an episode begins.
+            deterministic: False draws new noise for every chunk.
+
+        Returns:
+            float32 [A] or [B, A], and the queue that was played from.
+        """
+        seen = self._check(observation)
+        queue = state if state is not None else self._queue
+        if queue is None or queue.size != len(seen):
+            queue = ActionQueue(len(seen), self.config.action.replan)
+        if state is None:
+            self._queue = queue
+        queue.reset(seen.episode_start | observations.episode_flags(episode_start, len(seen)))
+        empty = queue.empty()
+        if empty.any():
+            fresh = not deterministic or self.config.sampling.noise == "fresh"
+            queue.push(self._chunks(_pick(seen, empty), None, fresh=fresh), empty)
+        actions = queue.pop()
+        return (actions if seen.batched else actions[0]), queue
+
+    def reset(self, mask: np.ndarray | None = None) -> None:
+        """Begin new episodes: drop what is left of the chunks, of all envs or of those where `mask` [B] is true."""
+        if self._queue is not None:
+            self._queue.reset(mask)
+
+    def _check(self, observation: Any) -> observations.Observation:
+        state = self.config.state
+        return observations.check(observation, self.config.cameras.names, None if state is None else state.names)
+
+    @torch.no_grad()
+    def _chunks(self, seen: observations.Observation, noise: np.ndarray | Tensor | None, *, fresh: bool) -> np.ndarray:
+        """Chunks [B, T, A] of checked observations."""
+        config, device, dtype = self.config, self.device, self.dtype
+        canvas = torch.from_numpy(self.canvas(seen)).to(device, dtype)
+        proprio = None
+        if config.state is not None and seen.state is not None:
+            proprio = torch.from_numpy(config.state.normalization.normalize(seen.state)).to(device, dtype)
+        prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
+        context = self.model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
+        observed = fast_wam.observe(self.model, self.vae.encode_first_frame(canvas), context)
+        timesteps, deltas = flow.schedule(
+            config.sampling.steps, config.sampling.action_shift, dtype=dtype, device=device
+        )
+        start = self._noise(len(seen), noise, fresh).to(device, dtype)
+        chunks = fast_wam.act(self.model, observed, start, timesteps, deltas)
+        return config.action.normalization.denormalize(chunks.float().cpu().numpy())
+
+    def canvas(self, seen: observations.Observation) -> np.ndarray:
+        """The pictures of checked observations as the model sees them: float32 [B, 3, H, W] in [-1, 1]."""
+        cameras = self.config.cameras
+        pictures = [
+            images.fit(seen.images[name], cameras.height, cameras.width, cameras.resize, name) for name in cameras.names
+        ]
+        return images.to_model(images.side_by_side(pictures))
+
+    def _noise(self, size: int, given: np.ndarray | Tensor | None, fresh: bool) -> Tensor:
+        """Initial noise [B, T, A], drawn in float32 on the CPU so that every device starts from the same."""
+        shape = (self.config.action.horizon, self.config.action.layout.dim)
+        if given is not None:
+            noise = torch.as_tensor(given, dtype=torch.float32)
+            if noise.shape not in (shape, (size, *shape)):
+                raise ObservationError(f"noise: expected {list(shape)} or {[size, *shape]}, got {list(noise.shape)}")
+            return noise.expand(size, *shape)
+        if fresh:
+            return torch.randn(size, *shape, generator=self._generator)
+        fixed = torch.Generator().manual_seed(self.config.sampling.seed)
+        return torch.randn(shape, generator=fixed).expand(size, *shape)
+
+
+def _pick(seen: observations.Observation, mask: np.ndarray) -> observations.Observation:
+    """The observations where `mask` [B] is true."""
+    return dataclasses.replace(
+        seen,
+        images={name: picture[mask] for name, picture in seen.images.items()},
+        state=None if seen.state is None else seen.state[mask],
+        instructions=tuple(s for s, wanted in zip(seen.instructions, mask, strict=True) if wanted),
+        episode_start=seen.episode_start[mask],
+    )
+
+
+def read_config(folder: Path) -> PolicyConfig:
+    """The contract of a checkpoint folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no config.json: the download or save is incomplete, or it is no wam-policy checkpoint "
+            f"(`wam convert` makes one of foreign files)"
+        )
+    return PolicyConfig.from_json(path.read_text())

@@ -1,0 +1,90 @@
+"""Fits an env to a policy: what the env declares, or what the caller says for it, against what the policy wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+
+from wam_policy.contract import ActionLayout, EnvContract
+from wam_policy.errors import ConfigError, EnvError
+from wam_policy.wrappers.action import VectorWAMAction, WAMAction
+from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation
+
+
+def contract_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv, given: Mapping[str, Any]) -> EnvContract:
+    """What the env declares, with what the caller says put over it.
+
+    Raises:
+        EnvError: neither side says where the cameras are or what the actions mean.
+    """
+    declared = _declared(env)
+    if declared is not None:
+        return replace(declared, **given)
+    missing = [name for name in ("cameras", "action") if name not in given]
+    if missing:
+        raise EnvError(
+            f"the env declares no `contract`; say {' and '.join(missing)}: "
+            f"policy.wrap(env, cameras={{'front': 'render()'}}, action=ActionLayout(names=…, control=…, gripper=…))"
+        )
+    try:
+        return EnvContract(**given)
+    except ConfigError as error:
+        raise EnvError(f"the env's description is incomplete: {error}") from error
+
+
+def _declared(env: gym.Env[Any, Any] | gym.vector.VectorEnv) -> EnvContract | None:
+    if isinstance(env, gym.Env):
+        return env.get_wrapper_attr("contract") if env.has_wrapper_attr("contract") else None
+    try:
+        contracts = set(map(repr, found := env.unwrapped.get_attr("contract")))  # type: ignore[attr-defined]
+    except AttributeError:
+        return None
+    if len(contracts) != 1:
+        raise EnvError("the sub-envs declare different contracts: use one policy wrapper for each kind of env")
+    return found[0]
+
+
+def wrap(
+    env: gym.Env[Any, Any] | gym.vector.VectorEnv,
+    *,
+    cameras: tuple[str, ...],
+    state_names: tuple[str, ...] | None,
+    layout: ActionLayout,
+    given: Mapping[str, Any],
+) -> gym.Env[Any, Any] | gym.vector.VectorEnv:
+    """Wrap `env` for a policy that wants `cameras`, a state of `state_names` and acts in `layout`.
+
+    Raises:
+        EnvError: cameras or state numbers are missing.
+        ActionError: the actions can't be mapped.
+    """
+    if not isinstance(env, (gym.Env, gym.vector.VectorEnv)):
+        raise EnvError(f"expected a Gymnasium env, single or vector, got {type(env).__name__}")
+    contract = contract_of(env, given)
+    missing = [name for name in cameras if name not in contract.cameras]
+    if missing:
+        raise EnvError(
+            f"the policy needs the cameras {list(cameras)}, the env has {sorted(contract.cameras)}; "
+            f"name them: policy.wrap(env, cameras={{{missing[0]!r}: 'path.in.the.observation'}})"
+        )
+    pick = None
+    if state_names is not None:
+        lacking = [name for name in state_names if name not in contract.state_names]
+        if contract.state is None or lacking:
+            raise EnvError(
+                f"the policy needs the state {list(state_names)}, the env's has {list(contract.state_names)}; "
+                f"say where it is and what its numbers are: policy.wrap(env, state='path', state_names=(…))"
+            )
+        pick = tuple(contract.state_names.index(name) for name in state_names)
+    where: dict[str, Any] = {
+        "cameras": {name: contract.cameras[name] for name in cameras},
+        "state": None if state_names is None else contract.state,
+        "pick": pick,
+        "instruction": contract.instruction,
+    }
+    if isinstance(env, gym.Env):
+        return WAMAction(WAMObservation(env, **where), source=layout, target=contract.action)
+    return VectorWAMAction(VectorWAMObservation(env, **where), source=layout, target=contract.action)
