@@ -1,0 +1,1 @@
+"""Files of checkpoints: found on the Hub or on disk, read and written strictly; never Gymnasium."""

@@ -1,4 +1,4 @@
-"""Puts files into a folder so that a kill at any moment leaves the old files, or a folder that says it is incomplete."""
+"""Puts files into a folder so that a kill at any moment leaves the old ones, or a folder that is plainly incomplete."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ STAGE = ".incomplete"
 def replace_files(folder: Path, marker: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
     """Stage files, then move them into `folder`, `marker` last.
 
-    While files are being moved `marker` (the file readers look for first) is absent, so a half-replaced folder is never taken
-    for a whole one. Other files in the folder stay.
+    While files are being moved `marker` (the file readers look for first) is absent, so a half-replaced folder is never
+    taken for a whole one. Other files in the folder stay.
 
     Args:
         folder: where the files will be; made if it doesn't exist.
@@ -41,7 +41,8 @@ def replace_files(folder: Path, marker: str, stale: tuple[str, ...] = ()) -> Ite
                     old.unlink()
         for path in sorted(staged, key=lambda path: path == Path(marker)):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / path, folder / path)
+            (stage / path).chmod(0o644)  # safetensors makes files that only their owner can read
+            (stage / path).replace(folder / path)
         _sync(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -52,7 +53,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     _sync(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _sync(path: Path) -> None:

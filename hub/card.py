@@ -14,15 +14,13 @@ def card(config: PolicyConfig, *, name: str, notes: str = "") -> str:
     rows = {
         "Model": f"{_TITLES[config.family]}, variant `{config.variant}`",
         "Cameras": f"{', '.join(config.cameras.names)}; {config.cameras.height}×{config.cameras.width} each, side by side",
-        "State": "none"
-        if config.state is None
-        else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
+        "State": "none" if config.state is None else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
         "Action": f"{', '.join(layout.names)} ({config.action.normalization.mode}); {layout.control}",
         "Gripper": "none"
         if gripper is None
         else f"`{layout.names[gripper.index]}`: {gripper.open:g} open, {gripper.closed:g} closed",
         "Chunk": f"{config.action.horizon} actions, replanned after {config.action.replan}",
-        "Sampling": f"{sampling.steps} steps, action shift {sampling.action_shift:g}, {sampling.noise} noise, seed {sampling.seed}",
+        "Sampling": f"{sampling.steps} steps, shift {sampling.action_shift:g}, {sampling.noise} noise (seed {sampling.seed})",
         "Prompt": f"`{config.prompt.template}`, {config.prompt.token_length} tokens",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())

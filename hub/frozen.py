@@ -40,9 +40,7 @@ def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: tor
     return fresh.to(device).eval().requires_grad_(False)
 
 
-def load_text(
-    source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device
-) -> TextEncoder:
+def load_text(source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device) -> TextEncoder:
     """The text encoder and its tokenizer, from a folder in transformers' layout (`text_encoder/`, `tokenizer/`)."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 

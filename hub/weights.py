@@ -17,7 +17,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 def files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of a model: `<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists."""
+    """The files of a model: `<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists."""
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.is_file():
         return [single]

@@ -39,9 +39,7 @@ class ActionQueue:
     def pop(self) -> np.ndarray:
         """The next action of every sub-env, [N, A]; none may be empty."""
         if self._chunks is None or self.empty().any():
-            raise RuntimeError(
-                f"sub-envs {np.flatnonzero(self.empty()).tolist()} have no chunk to play; push one first"
-            )
+            raise RuntimeError(f"sub-envs {np.flatnonzero(self.empty()).tolist()} have no chunk to play; push one first")
         actions = self._chunks[np.arange(self.size), self._played]
         self._played += 1
         return actions

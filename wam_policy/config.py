@@ -192,9 +192,7 @@ class PolicyConfig:
         return from_plain(cls, data)
 
 
-_LITERALS = {
-    name: typing.get_args(typing.get_type_hints(PolicyConfig)[name]) for name in ("family", "variant", "dtype")
-}
+_LITERALS = {name: typing.get_args(typing.get_type_hints(PolicyConfig)[name]) for name in ("family", "variant", "dtype")}
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,4 +1,4 @@
-"""What an environment and a checkpoint each declare about themselves, so that a convention is stated on both sides and applied once."""
+"""What an environment and a checkpoint declare about themselves: a convention is stated on both sides and applied once."""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ def checkpoint_hash(folder: Path) -> str:
 
 def _make(env_id: str, task: str | None, length: int | None) -> gym.Env[Any, Any]:
     """One sub-env, made inside its process; `length` actions are played per step, or single actions."""
-    env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **({} if task is None else {"task": task}))
+    arguments: dict[str, Any] = {} if task is None else {"task": task}
+    env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **arguments)
     return env if length is None else ExecuteChunk(env, length=length)
 
 
@@ -111,16 +112,14 @@ def _success(infos: dict[str, Any], size: int) -> np.ndarray:
     for key in ("is_success", "success"):
         if key in infos:
             return np.asarray(infos[key], bool)
-    raise EnvError(
-        f"the env reports neither `is_success` nor `success` in its info: {sorted(infos)} of {size} sub-envs"
-    )
+    raise EnvError(f"the env reports neither `is_success` nor `success` in its info: {sorted(infos)} of {size} sub-envs")
 
 
 def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[int]) -> Iterator[Episode]:
     """Play one episode per seed, `config.envs` at a time, and yield each as it ends."""
     size, length = min(config.envs, len(seeds)), policy.spec.action.replan
     with closing(_vector(config, task, size, length)) as plain:
-        env = policy.wrap(plain)
+        env: Any = policy.wrap(plain)
         waiting = list(seeds)
         current = [waiting.pop(0) for _ in range(size)]
         steps, rewards = np.zeros(size, int), np.zeros(size)
@@ -153,7 +152,7 @@ def film(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) ->
     policy.reset()
     frames: list[np.ndarray] = []
     with closing(_vector(config, task, 1, None)) as plain:
-        env = policy.wrap(plain)
+        env: Any = policy.wrap(plain)
         observation, _ = env.reset(seed=[config.seed])
         while True:
             frames.append(np.concatenate([observation[IMAGE + name][0] for name in policy.spec.cameras.names], axis=1))

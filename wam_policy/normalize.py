@@ -39,9 +39,7 @@ class Normalization:
             raise ConfigError(f"unknown normalisation {self.mode!r}; there are {', '.join(_NEEDS)}")
         missing = [name for name in _NEEDS[self.mode] if name not in self.statistics]
         if missing:
-            raise ConfigError(
-                f"normalisation {self.mode!r} needs the statistics {missing}, got {sorted(self.statistics)}"
-            )
+            raise ConfigError(f"normalisation {self.mode!r} needs the statistics {missing}, got {sorted(self.statistics)}")
         if len({len(values) for values in self.statistics.values()}) > 1:
             raise ConfigError("statistics of one vector must all have its length")
         for name, values in self.statistics.items():
@@ -57,7 +55,7 @@ class Normalization:
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Scale and offset of `x·scale + offset`, float32; both are 1 and 0 for "identity"."""
         if self.mode == "identity":
-            return np.float32(1), np.float32(0)
+            return np.ones((), np.float32), np.zeros((), np.float32)
         first, second = (np.asarray(self.statistics[name], np.float32) for name in _NEEDS[self.mode])
         if self.mode == "z_score":
             scale = 1 / (second + np.float32(1e-8))

@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
     from wam_policy.contract import ActionLayout
+
+EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
 
 PROMPTS_FILE = "prompts.safetensors"  # prompt -> [n, text_dim]
 STALE = ("model*.safetensors", "model*.safetensors.index.json", PROMPTS_FILE)
@@ -113,9 +115,7 @@ class WAMPolicy:
             weights.read(folder, "prompts") if (folder / PROMPTS_FILE).is_file() else {},
             token_length=config.prompt.token_length,
             text_dim=config.model.text_dim,
-            encoder=None
-            if text is None
-            else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=device),
+            encoder=None if text is None else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=device),
         )
         return cls(
             config,
@@ -191,9 +191,7 @@ class WAMPolicy:
                     create_pr=create_pr,
                 )
             except (HfHubHTTPError, OSError) as error:
-                raise CheckpointError(
-                    f"can't upload to {repo_id!r}: {error}; check the token's write access"
-                ) from error
+                raise CheckpointError(f"can't upload to {repo_id!r}: {error}; check the token's write access") from error
         return str(commit.commit_url)
 
     # -- contract ----------------------------------------------------------------------------------------------------
@@ -228,20 +226,16 @@ class WAMPolicy:
         else:
             self.prompts.put(prompt, embedding)
 
-    @overload
-    def wrap(self, env: gym.Env[Any, Any], **where: Any) -> gym.Env[Any, Any]: ...
-    @overload
-    def wrap(self, env: gym.vector.VectorEnv, **where: Any) -> gym.vector.VectorEnv: ...
     def wrap(
         self,
-        env: gym.Env[Any, Any] | gym.vector.VectorEnv,
+        env: EnvT,
         *,
         cameras: Mapping[str, str] | None = None,
         state: str | None = None,
         state_names: tuple[str, ...] | None = None,
         instruction: str | None = None,
         action: ActionLayout | None = None,
-    ) -> gym.Env[Any, Any] | gym.vector.VectorEnv:
+    ) -> EnvT:
         """Wrap an env, single or vector, so that this policy can drive it.
 
         What the env declares in its `contract` is taken from there; arguments say it for an env that declares nothing.
@@ -267,13 +261,14 @@ class WAMPolicy:
             "instruction": instruction,
             "action": action,
         }
-        return wrap(
+        wrapped = wrap(
             env,
             cameras=self.config.cameras.names,
             state_names=None if self.config.state is None else self.config.state.names,
             layout=self.config.action.layout,
             given={name: value for name, value in given.items() if value is not None},
         )
+        return cast("EnvT", wrapped)
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
@@ -352,9 +347,7 @@ class WAMPolicy:
         prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
         context = self.model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
         observed = fast_wam.observe(self.model, self.vae.encode_first_frame(canvas), context)
-        timesteps, deltas = flow.schedule(
-            config.sampling.steps, config.sampling.action_shift, dtype=dtype, device=device
-        )
+        timesteps, deltas = flow.schedule(config.sampling.steps, config.sampling.action_shift, dtype=dtype, device=device)
         start = self._noise(len(seen), noise, fresh).to(device, dtype)
         chunks = fast_wam.act(self.model, observed, start, timesteps, deltas)
         return config.action.normalization.denormalize(chunks.float().cpu().numpy())

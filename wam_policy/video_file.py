@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,4 +28,4 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], *, fps: int, enlarge: in
             padded = np.pad(large, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")))
         container.mux(stream.encode())
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Maps a policy's actions onto an env's: number by number by what they mean, the gripper by open and closed, clipped to the space."""
+"""Maps a policy's actions onto an env's: numbers by name, the gripper by open and closed, clipped to the space."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ class ActionMap:
                 doesn't hold actions of the target's length.
         """
         if not isinstance(space, spaces.Box) or not space.shape or space.shape[-1] != target.dim:
-            raise ActionError(
-                f"the env's action space {space} can't hold actions of {target.dim} numbers {target.names}"
-            )
+            raise ActionError(f"the env's action space {space} can't hold actions of {target.dim} numbers {target.names}")
         if source.control != target.control:
             raise ActionError(
                 f"the policy commands {source.control!r}, the env takes {target.control!r}: put a controller between them"
@@ -40,14 +38,13 @@ class ActionMap:
         if (source.gripper is None) != (target.gripper is None):
             silent = "policy" if source.gripper is None else "env"
             raise ActionError(
-                f"the {silent} declares no gripper but the other side does; declare which number it is, and its open and closed values"
+                f"the {silent} declares no gripper but the other side does; "
+                f"declare which number it is, and its open and closed values"
             )
         missing = sorted(set(self._rest(target)) - set(self._rest(source)))
         extra = sorted(set(self._rest(source)) - set(self._rest(target)))
         if missing or extra:
-            raise ActionError(
-                f"action numbers don't match: the env also wants {missing}, the policy also gives {extra}"
-            )
+            raise ActionError(f"action numbers don't match: the env also wants {missing}, the policy also gives {extra}")
         self.source, self.target = source, target
         self.low, self.high = space.low, space.high
         self.order = [
@@ -70,9 +67,7 @@ class ActionMap:
         """
         action = np.asarray(action)
         if not action.shape or action.shape[-1] != self.source.dim or not np.isfinite(action).all():
-            raise ActionError(
-                f"expected finite actions [..., {self.source.dim}], got {action.dtype} {list(action.shape)}"
-            )
+            raise ActionError(f"expected finite actions [..., {self.source.dim}], got {action.dtype} {list(action.shape)}")
         mapped = action[..., self.order].astype(np.float64)
         ours, theirs = self.source.gripper, self.target.gripper
         if ours is not None and theirs is not None:

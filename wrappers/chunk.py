@@ -27,8 +27,8 @@ def _chunk_space(space: spaces.Space[Any], length: int) -> spaces.Box:
 class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConstructorArgs):
     """One step plays `length` actions [length, A]; rewards are summed; an episode's end stops the chunk.
 
-    `info["executed_steps"]` tells how many actions were played. Put `RecordEpisodeStatistics` inside to count env steps; outside
-    it counts chunks; the episode's return is the same. An env with a `draw_pixels` switch draws only where a chunk ends.
+    `info["executed_steps"]` tells how many actions were played. Put `RecordEpisodeStatistics` inside to count env steps;
+    outside it counts chunks; the return is the same. An env with a `draw_pixels` switch draws only where a chunk ends.
 
     Example:
         >>> import gymnasium as gym
@@ -69,8 +69,8 @@ class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConst
 class VectorExecuteChunk(VectorWrapper):
     """The same for a vector env, whose sub-envs can only step together.
 
-    The chunk stops for all as soon as one sub-env ends or is reset, so that no action reaches an episode it wasn't meant for; the
-    others are asked for their next chunk early. Where sub-envs can be wrapped one by one, `ExecuteChunk` inside wastes nothing.
+    The chunk stops for all as soon as one sub-env ends or is reset, so that no action reaches an episode it wasn't meant
+    for; the others replan early. Where sub-envs can be wrapped one by one, `ExecuteChunk` inside wastes nothing.
 
     Example:
         >>> import gymnasium as gym
@@ -98,7 +98,7 @@ class VectorExecuteChunk(VectorWrapper):
         """Reset the sub-envs, or those of `options["reset_mask"]`."""
         mask = (options or {}).get("reset_mask")
         self._ended &= False if mask is None else ~np.asarray(mask)
-        return self.env.reset(seed=seed, options=options)
+        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium: one seed only
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Play the chunks [N, length, A] until they, or an episode, end."""

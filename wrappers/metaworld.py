@@ -42,9 +42,9 @@ _MODEL_CAMERA = {"front": "corner2", "wrist": "gripperPOV"}  # the camera of Met
 class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
     """One Meta-World v3 task, seen by its cameras.
 
-    Observation: `pixels.front` and `pixels.wrist`, uint8 [size, size, 3]; `agent_pos`, float32 [4]: hand x, y, z in metres
-    and gripper opening in [0, 1]. Action: float32 [4] in [-1, 1]: hand displacement and gripper effort (-1 opens, +1 closes).
-    The reward is Meta-World's; an episode ends with success; `info["is_success"]` tells.
+    Observation: `pixels.front` and `pixels.wrist`, uint8 [size, size, 3]; `agent_pos`, float32 [4]: hand x, y, z in
+    metres and gripper opening in [0, 1]. Action: float32 [4] in [-1, 1]: hand displacement and gripper effort (-1 opens,
+    +1 closes). The reward is Meta-World's; an episode ends with success; `info["is_success"]` tells.
 
     One process can hold one rendering env only: a second OpenGL context draws garbage. Use `AsyncVectorEnv` for more.
     """
@@ -77,9 +77,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             raise EnvError(f"no Meta-World task {task!r}; there are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}")
         self.task, self.size, self.render_mode = task, size, render_mode
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v3").replace("-", " "))
-        self.draw_pixels = (
-            True  # False: `step` repeats the last pictures instead of drawing new ones (see ExecuteChunk)
-        )
+        self.draw_pixels = True  # False: `step` repeats the last pictures instead of drawing new ones (see ExecuteChunk)
         self._env = ALL_V3_ENVIRONMENTS[task]()
         del self._env.sawyer_observation_space  # cached with the goal hidden; `step` would clip the goal to its zeros
         self._env._partially_observable = False  # the expert needs the goal; the observation below never shows it
@@ -142,9 +140,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             self._draw()
         return {"pixels": dict(self._pixels), "agent_pos": self._full[:4].astype(np.float32)}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode whose positions `seed` fixes; without one, they go on from the last seed."""
         super().reset(seed=seed)
         self._env.np_random = self.np_random

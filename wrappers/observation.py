@@ -1,4 +1,4 @@
-"""Turns any env's observation into the flat dict a policy reads: named cameras, float state, instruction, episode start."""
+"""Turns any env's observation into the flat dict a policy reads: cameras, state, instruction, episode start."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def _render_space(env: gym.Env[Any, Any]) -> spaces.Box:
     env.reset()
     picture = env.render()
     if not isinstance(picture, np.ndarray):
-        raise EnvError(
-            f"env.render() gives {type(picture).__name__}, not a picture: make the env with render_mode='rgb_array'"
-        )
+        raise EnvError(f"env.render() gives {type(picture).__name__}, not a picture: make the env with render_mode='rgb_array'")
     return spaces.Box(0, 255, picture.shape, picture.dtype.type)
 
 
@@ -57,8 +55,8 @@ def _pick(state: Any, pick: tuple[int, ...] | None) -> np.ndarray:
 class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Gives observations a policy can read.
 
-    The new observation is a flat dict: `images.<camera>` uint8 [H, W, 3], `state` float32 [P] (if asked for), `instruction`
-    str, and `episode_start`, 1 at an episode's first observation.
+    The new observation is a flat dict: `images.<camera>` uint8 [H, W, 3], `state` float32 [P] (if asked for),
+    `instruction` str, and `episode_start`, 1 at an episode's first observation.
 
     Example:
         >>> import gymnasium as gym
@@ -93,9 +91,7 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         Raises:
             EnvError: a path leads nowhere, or to something else than pictures or a vector.
         """
-        gym.utils.RecordConstructorArgs.__init__(
-            self, cameras=dict(cameras), state=state, pick=pick, instruction=instruction
-        )
+        gym.utils.RecordConstructorArgs.__init__(self, cameras=dict(cameras), state=state, pick=pick, instruction=instruction)
         gym.Wrapper.__init__(self, env)
         self.cameras, self.state, self.pick, self._given = dict(cameras), state, pick, instruction
         inner = env.observation_space
@@ -126,9 +122,7 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
             new[STATE] = _pick(at(observation, self.state), self.pick)
         return new | {INSTRUCTION: self._instruction, EPISODE_START: np.int64(start)}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reset the env; the instruction is read anew."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._instruction = self._sentence()
@@ -213,7 +207,7 @@ class VectorWAMObservation(VectorWrapper):
         """Reset the sub-envs, or those of `options["reset_mask"]`."""
         mask = (options or {}).get("reset_mask")
         start = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
-        observations, infos = self.env.reset(seed=seed, options=options)
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium: one only
         self._ended &= ~start
         return self._convert(observations, start), infos
 

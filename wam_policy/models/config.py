@@ -42,9 +42,7 @@ class FastWAMConfig:
         sizes = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("patch_size", "eps")}
         wrong = {name: size for name, size in sizes.items() if size is not None and size < 1}
         if wrong or min(self.patch_size) < 1 or not self.eps > 0:
-            raise ConfigError(
-                f"model sizes must be positive, got {wrong or {'patch_size': self.patch_size, 'eps': self.eps}}"
-            )
+            raise ConfigError(f"model sizes must be positive, got {wrong or {'patch_size': self.patch_size, 'eps': self.eps}}")
         if self.head_dim % 2 or self.freq_dim % 2:
             raise ConfigError(f"`head_dim` and `freq_dim` must be even, got {self.head_dim} and {self.freq_dim}")
         if self.patch_size[0] != 1:

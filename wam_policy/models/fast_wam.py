@@ -126,9 +126,7 @@ class FastWAM(nn.Module):
             Video velocity [B, C, F, h, w] (None if not read) and action velocity [B, T, A].
         """
         frames, rows, columns = grid = self.video.grid(latents)
-        t_frames = torch.cat(
-            (torch.zeros_like(t_video).unsqueeze(1), t_video.unsqueeze(1).expand(-1, frames - 1)), dim=1
-        )
+        t_frames = torch.cat((torch.zeros_like(t_video).unsqueeze(1), t_video.unsqueeze(1).expand(-1, frames - 1)), dim=1)
         video, embedding = self.video_stream(latents, t_frames, self.video.embed_text(context))
         actions = self.action_stream(action, t_action, self.action.embed_text(context))
         mask = fast_mask(frames, rows * columns, action.shape[1], latents.device)

@@ -8,7 +8,8 @@ Source: spec/fastwam.md sections 2.1 to 2.5. Parameter names are the reference c
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -179,7 +180,8 @@ class DiT(nn.Module):
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps) for _ in range(layers))
+        blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps) for _ in range(layers))
+        self.blocks = cast("Sequence[Block]", blocks)  # a module list, seen as what it holds
 
     def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [B, G] -> embedding [B, G, D] and block modulations [B, G, 6, D]."""

@@ -119,9 +119,7 @@ def untrained_encoder(prompts: Sequence[str], text_dim: int, seed: int) -> TextE
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     heads = max(1, text_dim // 16)
-    config = UMT5Config(
-        vocab_size=len(vocabulary), d_model=text_dim, d_kv=16, d_ff=2 * text_dim, num_layers=2, num_heads=heads
-    )
+    config = UMT5Config(vocab_size=len(vocabulary), d_model=text_dim, d_kv=16, d_ff=2 * text_dim, num_layers=2, num_heads=heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = UMT5EncoderModel(config)

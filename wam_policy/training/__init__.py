@@ -1,0 +1,1 @@
+"""Recording, datasets and training."""

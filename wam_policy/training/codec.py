@@ -95,13 +95,10 @@ def codec_loss(vae: VAE, video: Tensor, weight: Tensor, kl_weight: float) -> tup
 
 
 @torch.no_grad()
-def latent_statistics(
-    vae: VAE, canvas: np.ndarray, rows: np.ndarray, batch_size: int
-) -> tuple[list[float], list[float]]:
+def latent_statistics(vae: VAE, canvas: np.ndarray, rows: np.ndarray, batch_size: int) -> tuple[list[float], list[float]]:
     """Mean and deviation of each raw latent channel over the clips at `rows`."""
     latents = [
-        vae.model.encode(clips(canvas, part)).latent_dist.mode()
-        for part in np.array_split(rows, len(rows) // batch_size)
+        vae.model.encode(clips(canvas, part)).latent_dist.mode() for part in np.array_split(rows, len(rows) // batch_size)
     ]
     values = torch.cat(latents).transpose(0, 1).flatten(1)
     return values.mean(1).tolist(), values.std(1).tolist()
@@ -135,9 +132,7 @@ def train_codec(config: CodecConfig, architecture: dict[str, Any] = TINY) -> Pat
             optimizer.step()
             schedule.step()
             if step % 20 == 0 or step == config.steps - 1:
-                curve.append(
-                    {"step": step, "l1": error.item(), "loss": loss.item(), "s": round(time.monotonic() - began)}
-                )
+                curve.append({"step": step, "l1": error.item(), "loss": loss.item(), "s": round(time.monotonic() - began)})
                 progress.update(bar, completed=step + 1, description=f"codec l1 {curve[-1]['l1']:.3f}")
                 logger.info("%s", curve[-1])
     rows = windows.frame_rows[rng.integers(len(windows.start), size=512)]

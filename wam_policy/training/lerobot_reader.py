@@ -55,9 +55,7 @@ class LeRobotDataset:
         self._table = self._read("data", ["index", "episode_index", *self.names])
         self.length = self._table.num_rows
         if self.length != self.info["total_frames"]:
-            raise DatasetError(
-                f"{self.folder}: info.json promises {self.info['total_frames']} frames, found {self.length}"
-            )
+            raise DatasetError(f"{self.folder}: info.json promises {self.info['total_frames']} frames, found {self.length}")
         self.episodes = self._episodes()
 
     def _read(self, under: str, columns: list[str] | None = None) -> pa.Table:
@@ -72,9 +70,7 @@ class LeRobotDataset:
             videos = {}
             for key in self.cameras:
                 place = {name: row[f"videos/{key}/{name}_index"] for name in ("chunk", "file")}
-                name = self.info["video_path"].format(
-                    video_key=key, chunk_index=place["chunk"], file_index=place["file"]
-                )
+                name = self.info["video_path"].format(video_key=key, chunk_index=place["chunk"], file_index=place["file"])
                 videos[key] = (self.folder / name, float(row[f"videos/{key}/from_timestamp"]))
             start, stop = row["dataset_from_index"], row["dataset_to_index"]
             episodes.append(Episode(row["episode_index"], row["tasks"][0], start, stop, videos))

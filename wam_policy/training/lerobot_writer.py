@@ -99,9 +99,7 @@ class LeRobotWriter:
         arrays = {**images, **vectors}
         lengths = {key: len(value) for key, value in arrays.items()}
         if set(arrays) != {*self.cameras, *self.vectors} or len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise DatasetError(
-                f"an episode needs {sorted({*self.cameras, *self.vectors})} of one length, got {lengths}"
-            )
+            raise DatasetError(f"an episode needs {sorted({*self.cameras, *self.vectors})} of one length, got {lengths}")
         for key, (height, width) in self.cameras.items():
             if images[key].shape[1:] != (height, width, 3) or images[key].dtype != np.uint8:
                 raise DatasetError(
@@ -218,9 +216,7 @@ class LeRobotWriter:
     def __enter__(self) -> LeRobotWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
             return
@@ -258,8 +254,7 @@ def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
         "column_indexes": [column | {"name": None, "pandas_type": "unicode", "numpy_type": "object"}],
         "columns": [
             column | {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
-            column
-            | {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object"},
+            column | {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object"},
         ],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.0.0",

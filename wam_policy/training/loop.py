@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,9 +134,7 @@ def policy_config(config: TrainConfig, dataset: LeRobotDataset, vae: VAE) -> Pol
     sizes = dataclasses.asdict(config.sizes)
     height, width, _ = dataset.info["features"][f"observation.images.{config.cameras[0]}"]["shape"]
     return PolicyConfig(
-        model=FastWAMConfig(
-            action_dim=layout.dim, proprio_dim=state.shape[1], latent_channels=vae.mean.numel(), **sizes
-        ),
+        model=FastWAMConfig(action_dim=layout.dim, proprio_dim=state.shape[1], latent_channels=vae.mean.numel(), **sizes),
         cameras=CameraConfig(names=config.cameras, height=height, width=width),
         video=VideoConfig(frames=config.frames, stride=config.stride),
         state=StateConfig(
@@ -144,9 +143,7 @@ def policy_config(config: TrainConfig, dataset: LeRobotDataset, vae: VAE) -> Pol
         ),
         action=ActionConfig(
             layout=layout,
-            normalization=normalize.Normalization(
-                mode="min_max", statistics=normalize.statistics(dataset.vector("action"))
-            ),
+            normalization=normalize.Normalization(mode="min_max", statistics=normalize.statistics(dataset.vector("action"))),
             horizon=(config.frames - 1) * config.stride,
             replan=config.replan,
         ),
@@ -185,9 +182,7 @@ def encode_windows(vae: VAE, dataset: LeRobotDataset, windows: Windows, config: 
     return latents
 
 
-def examples(
-    config: TrainConfig, contract: PolicyConfig, dataset: LeRobotDataset, vae: VAE, prompts: Prompts
-) -> Examples:
+def examples(config: TrainConfig, contract: PolicyConfig, dataset: LeRobotDataset, vae: VAE, prompts: Prompts) -> Examples:
     """Encode and normalise the whole dataset."""
     windows = cut(
         dataset.episodes,
@@ -247,7 +242,7 @@ def train(config: TrainConfig) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     policy = WAMPolicy(contract, ema, vae=vae, prompts=prompts)
     sums, began = np.zeros(2), time.monotonic()
-    order = iter(())
+    order: Iterator[Tensor] = iter(())
     with Progress() as progress, (config.out / "curve.jsonl").open("w") as curve:
         bar = progress.add_task("training", total=config.steps)
         for step in range(1, config.steps + 1):

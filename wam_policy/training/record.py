@@ -64,9 +64,7 @@ def _worker_env(env_id: str, task: str) -> gym.Env[Any, Any]:
         env = gym.make(env_id, task=task, disable_env_checker=True)
         for name in ("expert_action", "contract"):
             if not env.has_wrapper_attr(name):
-                raise EnvError(
-                    f"{env_id} has no `{name}`: only envs with a scripted expert and a contract can be recorded"
-                )
+                raise EnvError(f"{env_id} has no `{name}`: only envs with a scripted expert and a contract can be recorded")
         _env = ((env_id, task), env)
     return _env[1]
 

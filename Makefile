@@ -1,0 +1,73 @@
+# Two commands do everything on a fresh Debian machine with Python 3.11: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export MUJOCO_GL ?= osmesa
+export HF_HUB_OFFLINE ?= 0
+
+.PHONY: demo test slow style check reference checkpoint twin evaluate clean
+
+demo: $(VENV)/.ready  ## the embedded policy solves Meta-World tasks: table and videos in runs/demo/
+	$(BIN)/wam demo
+
+test: $(VENV)/.ready  ## the default tests
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.ready  ## the slow tests: wheel, simulators, kills
+	$(BIN)/python -m pytest -m slow
+
+style: $(VENV)/.ready  ## lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: style  ## style and types
+	$(BIN)/mypy
+
+reference: $(VENV)/.ready  ## every recorded tensor of the reference implementations
+	$(BIN)/python tests/reference.py tests/golden/*.safetensors
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: apt-get install python3" >&2; exit 1; }
+	@sh scripts/system-packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[metaworld,train,dev]'
+	touch $@
+
+# -- the embedded checkpoint, from nothing (under 90 minutes on 2 cores) --------------------------------------------
+
+RUN := runs/checkpoint
+DATA := $(RUN)/data
+NAME := metaworld-fast-wam
+
+checkpoint: $(RUN)/fast/checkpoint/config.json  ## remake the embedded checkpoint: record, train the codec, train
+	rm -rf wam_policy/checkpoints/$(NAME)
+	cp -r $(RUN)/fast/checkpoint wam_policy/checkpoints/$(NAME)
+	cp $(RUN)/codec-1/curve.jsonl wam_policy/checkpoints/$(NAME)/curve-codec-1.jsonl
+	cp $(RUN)/codec-2/curve.jsonl wam_policy/checkpoints/$(NAME)/curve-codec-2.jsonl
+	cp $(RUN)/fast/curve.jsonl wam_policy/checkpoints/$(NAME)/curve.jsonl
+
+twin: $(RUN)/no-video/checkpoint/config.json  ## the same policy without video co-training
+
+$(DATA)/meta/info.json: | $(VENV)/.ready
+	$(BIN)/wam record --out $(DATA) \
+	  --tasks reach-v3 260 button-press-topdown-v3 60 drawer-open-v3 60 window-open-v3 60
+
+$(RUN)/codec-2/config.json: $(DATA)/meta/info.json
+	$(BIN)/wam train-codec --dataset $(DATA) --out $(RUN)/codec-1 --steps 600 --detail 4 --seed 0
+	$(BIN)/wam train-codec --dataset $(DATA) --out $(RUN)/codec-2 --init $(RUN)/codec-1 --steps 600 --detail 30 --seed 1
+
+TRAIN := $(BIN)/wam train --dataset $(DATA) --codec $(RUN)/codec-2 --cache $(RUN)/latents.safetensors
+
+$(RUN)/fast/checkpoint/config.json: $(RUN)/codec-2/config.json
+	$(TRAIN) --out $(RUN)/fast
+
+$(RUN)/no-video/checkpoint/config.json: $(RUN)/codec-2/config.json
+	$(TRAIN) --out $(RUN)/no-video --loss.lambda-video 0
+
+evaluate: $(VENV)/.ready  ## the README's table: 50 episodes per task on seeds never trained on
+	$(BIN)/wam eval --out runs/eval
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

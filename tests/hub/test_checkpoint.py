@@ -1,0 +1,225 @@
+"""Checkpoint folders: what is saved comes back, and what doesn't fit is refused by name."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_config, make_observation, make_policy, same
+from safetensors.torch import load_file, save_file
+
+from wam_policy import PolicyConfig, WAMPolicy
+from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
+from wam_policy.hub import weights
+
+
+@pytest.fixture
+def folder(policy, tmp_path):
+    return policy.save_pretrained(tmp_path / "checkpoint")
+
+
+def change_config(folder, change):
+    data = json.loads((folder / "config.json").read_text())
+    change(data)
+    (folder / "config.json").write_text(json.dumps(data))
+
+
+def change_weights(folder, change, name="model.safetensors"):
+    tensors = load_file(folder / name)
+    change(tensors)
+    save_file(tensors, folder / name)
+
+
+def test_a_saved_policy_acts_the_same(policy, folder):
+    loaded = WAMPolicy.from_pretrained(folder)
+    assert loaded.config == policy.config
+    assert same(loaded, policy)
+
+
+def test_the_folder_holds_config_weights_prompts_codec_and_card(folder):
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "prompts.safetensors",
+        "README.md",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    card = (folder / "README.md").read_text()
+    assert "library_name: wam-policy" in card and "front, wrist" in card and "1 open, -1 closed" in card
+
+
+def test_files_can_be_read_by_everybody(folder):
+    assert all(p.stat().st_mode & 0o044 == 0o044 for p in folder.rglob("*") if p.is_file())
+
+
+def test_weights_stored_in_bf16_are_computed_in_the_config_s_dtype_or_the_caller_s(policy, tmp_path):
+    folder = policy.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    assert {x.dtype for x in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    assert WAMPolicy.from_pretrained(folder).dtype == torch.float32
+    loaded = WAMPolicy.from_pretrained(folder, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16 and loaded.predict_chunk(make_observation()).dtype == np.float32
+
+
+def test_shards_and_one_file_hold_the_same(policy, folder, tmp_path):
+    one = weights.read(folder)
+    (tmp_path / "shards").mkdir()
+    weights.write(tmp_path / "shards", one, shard_bytes=20_000)
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
+    many = weights.read(tmp_path / "shards")
+    assert one.keys() == many.keys() and all(torch.equal(one[name], many[name]) for name in one)
+    next((tmp_path / "shards").glob("model-*.safetensors")).unlink()
+    with pytest.raises(WeightsError, match="lacks the shards"):
+        weights.read(tmp_path / "shards")
+
+
+def test_a_folder_without_config_is_refused(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        WAMPolicy.from_pretrained(folder)
+
+
+def test_a_folder_without_weights_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match="the download is incomplete"):
+        WAMPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "pickle"])
+def test_damaged_weights_are_refused(folder, damage):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    if damage == "pickle":
+        torch.save({"x": torch.zeros(1)}, path)
+    else:
+        path.write_bytes({"truncated": whole[:-100], "garbage": b"x" * len(whole), "empty": b""}[damage])
+    with pytest.raises(WeightsError, match=r"can't be read as safetensors.*force_download") as caught:
+        WAMPolicy.from_pretrained(folder)
+    assert isinstance(caught.value, (WAMPolicyError, OSError))
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(folder):
+    def change(tensors):
+        del tensors["action.head.bias"]
+        tensors["action.extra"] = torch.zeros(1)
+        tensors["proprio_encoder.bias"] = torch.zeros(3)
+
+    change_weights(folder, change)
+    match = r"missing: action\.head\.bias; unexpected: action\.extra; misshapen: proprio_encoder\.bias is \[3\], expected \[8\]"
+    with pytest.raises(WeightsError, match=match):
+        WAMPolicy.from_pretrained(folder)
+
+
+def test_a_codec_that_does_not_fit_is_refused_when_it_is_needed(folder):
+    change_weights(folder, lambda tensors: tensors.popitem(), "vae/diffusion_pytorch_model.safetensors")
+    with pytest.raises(WeightsError, match="missing"):
+        WAMPolicy.from_pretrained(folder).predict_chunk(make_observation())
+
+
+def test_a_newer_format_is_refused_with_the_cure(folder):
+    change_config(folder, lambda data: data.update(format_version=99))
+    with pytest.raises(ConfigError, match="pip install -U wam-policy") as caught:
+        WAMPolicy.from_pretrained(folder)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_foreign_config_is_refused_with_the_cure(folder):
+    (folder / "config.json").write_text('{"type": "fastwam"}')
+    with pytest.raises(ConfigError, match="wam convert"):
+        WAMPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d.pop("vae"), r"missing \['vae'\]"),
+        (lambda d: d.update(colour="red"), r"unknown \['colour'\]"),
+        (lambda d: d["action"].update(horizon="long"), r"'action\.horizon': expected int, got 'long'"),
+        (lambda d: d["action"].update(horizon=True), r"'action\.horizon': expected int"),
+        (lambda d: d["action"].update(replan=9), "between 1 and the horizon 4"),
+        (lambda d: d.update(variant="slow"), "variant"),
+        (lambda d: d["model"].update(action_dim=7), "action layout has 3 names"),
+        (lambda d: d["model"].update(proprio_dim=None), "state has 2 numbers"),
+        (lambda d: d["video"].update(frames=9), "span 8 steps"),
+        (lambda d: d["prompt"].update(template="do it"), "hold {task} once"),
+        (lambda d: d["action"]["layout"]["gripper"].update(closed=1.0), "must differ"),
+        (lambda d: d["state"]["normalization"].update(mode="magic"), "magic"),
+        (lambda d: d["state"]["normalization"]["statistics"].pop("max"), r"needs the statistics \['max'\]"),
+        (lambda d: d["cameras"].update(names=["front", "front"]), "distinct"),
+    ],
+)
+def test_a_config_that_can_t_be_right_is_refused_by_entry(folder, change, match):
+    change_config(folder, change)
+    with pytest.raises(ConfigError, match=match):
+        WAMPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_refused(folder, number):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"action_shift": 5.0', f'"action_shift": {number}'))
+    with pytest.raises(ConfigError, match="finite"):
+        WAMPolicy.from_pretrained(folder)
+
+
+def test_a_config_survives_json():
+    config = make_config()
+    assert PolicyConfig.from_json(config.to_json()) == config
+
+
+def test_saving_again_leaves_other_files_and_removes_stale_shards(policy, folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"old")
+    policy.save_pretrained(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "model-00001-of-00002.safetensors").exists()
+    WAMPolicy.from_pretrained(folder)
+
+
+def test_a_failing_save_leaves_the_old_checkpoint(policy, folder, monkeypatch):
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    monkeypatch.setattr("wam_policy.policy.card", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_policy().save_pretrained(folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+SAVER = """
+import sys; sys.path.insert(0, {tests!r})
+from tiny import make_policy
+import torch
+policy = make_policy()
+for parameter in policy.model.parameters():
+    torch.nn.init.constant_(parameter, 0.5)
+print("ready", flush=True)
+while True:
+    policy.save_pretrained({folder!r})
+"""
+
+
+@pytest.mark.parametrize("after", [0.0, 0.013, 0.05, 0.11])
+def test_a_killed_save_leaves_a_whole_checkpoint_or_none(policy, folder, after):
+    """Killed at any moment: the old weights, the new ones, or a folder that is refused as incomplete."""
+    tests = os.path.dirname(os.path.dirname(__file__))
+    script = SAVER.format(tests=tests, folder=str(folder))
+    saver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert saver.stdout.readline() == b"ready\n"
+    time.sleep(after)
+    saver.send_signal(signal.SIGKILL)
+    saver.wait()
+    try:
+        found = WAMPolicy.from_pretrained(folder).model.state_dict()["action.head.weight"]
+    except CheckpointError as error:
+        assert "no config.json" in str(error)
+    else:
+        old = policy.model.state_dict()["action.head.weight"]
+        assert torch.equal(found, old) or torch.equal(found, torch.full_like(old, 0.5))
+    policy.save_pretrained(folder)
+    WAMPolicy.from_pretrained(folder)
+    assert not (folder / ".incomplete").exists()

@@ -1,0 +1,185 @@
+"""What the architecture promises beyond the recorded tensors (spec/fastwam.md, conformance checklist)."""
+
+import pytest
+import torch
+from tiny import make_config
+from torch import Tensor
+
+from wam_policy import flow
+from wam_policy.errors import ConfigError, ObservationError
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.fast_wam import Batch, FastWAM, LossConfig, act, draw, latent_padding, observe, training_losses
+from wam_policy.models.layers import action_rope, rotate, sinusoid, video_rope
+from wam_policy.models.mot import fast_mask
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return FastWAM(make_config().model)
+
+
+def make_batch(model: FastWAM, size: int = 3, frames: int = 3, horizon: int = 4, seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    config = model.config
+    return Batch(
+        latents=torch.randn(size, config.latent_channels, frames, 2, 4, generator=g),
+        context=torch.randn(size, 5, config.text_dim, generator=g),
+        action=torch.randn(size, horizon, config.action_dim, generator=g),
+        proprio=torch.randn(size, config.proprio_dim, generator=g),
+        action_is_pad=torch.rand(size, horizon, generator=g) < 0.3,
+        latent_is_pad=torch.rand(size, frames - 1, generator=g) < 0.3,
+    )
+
+
+def velocities(model: FastWAM, batch: Batch, action: Tensor | None = None, latents: Tensor | None = None):
+    t = torch.tensor([700.0] * len(batch.action))
+    with torch.no_grad():
+        return model(
+            batch.latents if latents is None else latents,
+            t,
+            batch.action if action is None else action,
+            t / 2,
+            model.context(batch.context, batch.proprio),
+        )
+
+
+def test_the_cached_action_step_equals_the_joint_forward(model):
+    batch = make_batch(model)
+    t = torch.tensor([700.0] * 3)
+    with torch.no_grad():
+        context = model.context(batch.context, batch.proprio)
+        observed = observe(model, batch.latents[:, :, :1], context)
+        cached = act(model, observed, batch.action, t[:1] / 2, torch.ones(1)) - batch.action
+    assert torch.allclose(cached, velocities(model, batch)[1], atol=1e-5)
+
+
+def test_video_never_sees_actions_and_actions_never_see_later_frames(model):
+    batch = make_batch(model)
+    video, action = velocities(model, batch)
+    assert torch.equal(velocities(model, batch, action=batch.action + 1)[0], video)
+    later = batch.latents.clone()
+    later[:, :, 1:] += 1
+    changed_video, changed_action = velocities(model, batch, latents=later)
+    assert torch.allclose(changed_action, action, atol=1e-6)
+    assert not torch.allclose(changed_video, video)
+
+
+def test_without_video_co_training_action_loss_and_gradients_are_those_of_the_whole_batch(model):
+    batch = make_batch(model)
+    draws = draw(batch, torch.Generator().manual_seed(1))
+
+    def gradients(config: LossConfig, backward: str):
+        model.zero_grad()
+        losses = training_losses(model, batch, draws, config)
+        getattr(losses, backward).backward()
+        return losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+    whole, expected = gradients(LossConfig(), "action")
+    short, found = gradients(LossConfig(lambda_video=0), "total")
+    assert torch.allclose(short.action, whole.action, atol=1e-6) and short.video == 0 and short.velocity_video is None
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+
+
+def test_padded_steps_and_frames_leave_the_loss(model):
+    batch = make_batch(model)
+    draws = draw(batch, torch.Generator().manual_seed(1))
+    clean = training_losses(model, batch, draws, LossConfig())
+    padded = draws._replace(noise_action=draws.noise_action)
+    assert clean.action > 0
+    batch = batch._replace(action_is_pad=torch.ones_like(batch.action_is_pad), latent_is_pad=torch.ones_like(batch.latent_is_pad))
+    empty = training_losses(model, batch, padded, LossConfig())
+    assert empty.action == 0 and empty.video == 0
+
+
+def test_a_latent_frame_is_padded_only_if_all_its_pixel_frames_are():
+    image_is_pad = torch.tensor([[False, False, True, True, True, True, True, True, True]])
+    assert latent_padding(image_is_pad).tolist() == [[False, True]]
+
+
+def test_the_loss_ignores_the_observed_frame(model):
+    batch = make_batch(model)
+    draws = draw(batch, torch.Generator().manual_seed(1))
+    other = draws._replace(noise_video=draws.noise_video.clone())
+    other.noise_video[:, :, 0] += 1
+    first, second = (training_losses(model, batch, d, LossConfig()).total for d in (draws, other))
+    assert torch.equal(first, second)
+
+
+def test_a_model_without_proprio_takes_none_and_one_with_it_needs_it(model):
+    bare = FastWAM(FastWAMConfig(**{**_plain(model.config), "proprio_dim": None}))
+    prompt = torch.zeros(1, 5, 8)
+    assert bare.context(prompt, None).shape == (1, 5, 8)
+    with pytest.raises(ObservationError, match="pass None"):
+        bare.context(prompt, torch.zeros(1, 2))
+    with pytest.raises(ObservationError, match="needs its 2 numbers"):
+        model.context(prompt, None)
+
+
+def _plain(config):
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("change", [{"layers": 0}, {"head_dim": 7}, {"patch_size": (2, 2, 2)}, {"eps": 0.0}])
+def test_sizes_that_can_t_be_are_refused(change, model):
+    with pytest.raises(ConfigError):
+        FastWAMConfig(**{**_plain(model.config), **change})
+
+
+def test_draws_come_from_their_generator(model):
+    batch = make_batch(model)
+    first, second = (draw(batch, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_full_size_has_the_released_model_s_parameters():
+    with torch.device("meta"):
+        model = FastWAM(FastWAMConfig(action_dim=7, proprio_dim=8))
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert count == {"video": 4_999_787_712, "action": 1_020_886_023, "proprio_encoder": 36_864}
+    assert len(model.state_dict()) == 1651
+
+
+def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
+    """FakeTensorMode raises on `.item()` and on tensors of two devices, so passing means the path is CUDA-clean."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.device("meta"):
+        skeleton = FastWAM(FastWAMConfig(action_dim=7, proprio_dim=8)).bfloat16()
+    with FakeTensorMode(), torch.device("cuda"):
+        model = skeleton.to_empty(device="cuda")
+        latents = torch.empty(2, 48, 1, 14, 28, dtype=torch.bfloat16)
+        context = model.context(torch.empty(2, 128, 4096, dtype=torch.bfloat16), torch.empty(2, 8))
+        with torch.no_grad():
+            observed = observe(model, latents, context)
+            schedule = flow.schedule(10, 5.0, dtype=torch.bfloat16, device="cuda")
+            actions = act(model, observed, torch.empty(2, 32, 7, dtype=torch.bfloat16), *schedule)
+    assert actions.shape == (2, 32, 7) and actions.device.type == "cuda"
+    action_rope.cache_clear(), video_rope.cache_clear()
+
+
+def test_sinusoids_begin_with_cosines():
+    assert sinusoid(torch.zeros(1), 8).tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
+
+
+def test_position_zero_is_not_rotated_and_rotation_keeps_lengths():
+    x = torch.randn(1, 2, 24, 12)
+    rope = video_rope((2, 3, 4), 12, CPU)
+    turned = rotate(x, rope)
+    assert torch.allclose(turned[:, :, 0], x[:, :, 0])
+    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
+    assert not torch.allclose(turned[:, :, 1:], x[:, :, 1:])
+
+
+def test_the_video_table_splits_128_channels_as_the_reference_does():
+    rope = video_rope((2, 1, 1), 128, CPU)
+    assert (rope.sin[1] != 0).sum() == 22  # 22 pairs turn with the frame, 21 with the row, 21 with the column
+    assert (video_rope((1, 2, 1), 128, CPU).sin[1] != 0).sum() == 21
+
+
+def test_the_mask_lets_the_first_frame_see_itself_only():
+    mask = fast_mask(frames=2, tokens_per_frame=1, horizon=2)
+    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]

@@ -1,0 +1,32 @@
+"""The package equals the reference implementations on the recorded tensors, by the same script users run."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+HERE = Path(__file__).parent
+spec = importlib.util.spec_from_file_location("reference", HERE / "reference.py")
+reference = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(reference)
+
+
+@pytest.mark.parametrize("name", ["fastwam_dev"])
+def test_every_recorded_tensor_is_within_tolerance(name, capsys):
+    assert reference.main([str(HERE / "golden" / f"{name}.safetensors")]) == 0, capsys.readouterr().out
+
+
+def test_a_wrong_tensor_is_reported_and_fails(tmp_path, capsys):
+    tensors = load_file(HERE / "golden/fastwam_dev.safetensors")
+    tensors["fastwam/infer/action"][0, 0, 0] += 1e-3
+    save_file(tensors, tmp_path / "wrong.safetensors")
+    shutil.copy(HERE / "golden/fastwam_dev.json", tmp_path / "wrong.json")
+    assert reference.main([str(tmp_path / "wrong.safetensors")]) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if "OVER" in line][0].endswith("fastwam/infer/action")
+
+
+def test_a_file_with_nothing_to_compare_fails(tmp_path):
+    save_file({"in/x": load_file(HERE / "golden/fastwam_dev.safetensors")["in/action"]}, tmp_path / "empty.safetensors")
+    assert reference.main([str(tmp_path / "empty.safetensors")]) == 1

@@ -1,0 +1,163 @@
+"""A policy that fits in a second, and an env that it can drive."""
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from wam_policy.config import (
+    ActionConfig,
+    CameraConfig,
+    PolicyConfig,
+    PromptConfig,
+    SamplingConfig,
+    Source,
+    StateConfig,
+    VideoConfig,
+)
+from wam_policy.contract import ActionLayout, EnvContract, Gripper
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.text import Prompts
+from wam_policy.models.vae import build_vae
+from wam_policy.normalize import Normalization
+from wam_policy.policy import WAMPolicy
+
+TASK = "touch the cube"
+
+TINY_VAE = {
+    "base_dim": 4,
+    "z_dim": 4,
+    "dim_mult": [1, 1, 1],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 8,
+    "scale_factor_temporal": 4,
+    "latents_mean": [0.0, 0.1, -0.1, 0.2],
+    "latents_std": [1.0, 0.5, 2.0, 1.0],
+}
+
+LAYOUT = ActionLayout(
+    names=("delta_x", "delta_y", "gripper"),
+    control="end_effector_delta",
+    gripper=Gripper(index=2, open=1.0, closed=-1.0),
+)
+
+
+def unit_range(dim: int, half: float = 1.0) -> Normalization:
+    return Normalization(mode="min_max", statistics={"min": (-half,) * dim, "max": (half,) * dim})
+
+
+def make_config(**changes) -> PolicyConfig:
+    return PolicyConfig(
+        **{
+            "model": FastWAMConfig(
+                action_dim=3,
+                proprio_dim=2,
+                latent_channels=4,
+                video_dim=16,
+                video_ffn_dim=24,
+                action_expert_dim=12,
+                action_expert_ffn_dim=20,
+                layers=2,
+                heads=2,
+                head_dim=12,
+                text_dim=8,
+                freq_dim=8,
+            ),
+            "cameras": CameraConfig(names=("front", "wrist"), height=16, width=16),
+            "video": VideoConfig(frames=5, stride=1),
+            "state": StateConfig(names=("x", "y"), normalization=unit_range(2, 2.0)),
+            "action": ActionConfig(layout=LAYOUT, normalization=unit_range(3), horizon=4, replan=3),
+            "prompt": PromptConfig(template="do: {task}", token_length=5),
+            "sampling": SamplingConfig(steps=3, video_shift=5.0, action_shift=5.0),
+            "vae": Source(subfolder="vae"),
+            "text": None,
+            **changes,
+        }
+    )
+
+
+def make_policy(**changes) -> WAMPolicy:
+    """A policy with seeded random weights; `changes` go into its config."""
+    torch.manual_seed(0)
+    config = make_config(**changes)
+    table = {config.prompt.prompt(task): torch.randn(3, 8) for task in (TASK, "leave the cube")}
+    return WAMPolicy(
+        config,
+        FastWAM(config.model),
+        vae=build_vae(TINY_VAE).eval(),
+        prompts=Prompts(table, token_length=config.prompt.token_length, text_dim=8),
+    )
+
+
+def make_observation(size: int | None = None, seed: int = 0, task: str = TASK) -> dict:
+    """One observation the tiny policy can read, or a batch of `size`."""
+    rng = np.random.default_rng(seed)
+    shape = () if size is None else (size,)
+    return {
+        "images.front": rng.integers(0, 256, (*shape, 16, 16, 3), np.uint8),
+        "images.wrist": rng.integers(0, 256, (*shape, 16, 16, 3), np.uint8),
+        "state": rng.uniform(-1, 1, (*shape, 2)).astype(np.float32),
+        "instruction": task if size is None else (task,) * size,
+    }
+
+
+def same(a: WAMPolicy, b: WAMPolicy) -> bool:
+    """Equal weights to the bit, and equal chunks up to what memory alignment does to a sum."""
+    ours, theirs = a.model.state_dict(), b.model.state_dict()
+    chunks = [policy.predict_chunk(make_observation()) for policy in (a, b)]
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours) and np.allclose(*chunks, atol=1e-5)
+
+
+class ToyEnv(gym.Env):
+    """Pictures of noise, a position that actions move, an episode of `length` steps; everything in nested dicts."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, length: int = 5, instruction: str = TASK, render_mode: str | None = "rgb_array", width: int = 16):
+        self.length, self.instruction, self.render_mode, self.width = length, instruction, render_mode, width
+        picture = spaces.Box(0, 255, (16, width, 3), np.uint8)
+        self.observation_space = spaces.Dict(
+            {
+                "pixels": spaces.Dict({"front": picture, "hand.cam": picture}),
+                "robot": spaces.Tuple((spaces.Box(-np.inf, np.inf, (3,), np.float64), spaces.Discrete(2))),
+            }
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self.contract = EnvContract(
+            cameras={"front": "pixels.front", "wrist": "pixels.hand.cam"},
+            state="robot.0",
+            state_names=("time", "y", "x"),
+            action=ActionLayout(
+                names=("gripper", "delta_x", "delta_y"),
+                control="end_effector_delta",
+                gripper=Gripper(index=0, open=-1.0, closed=1.0),
+            ),
+        )
+        self.actions: list[np.ndarray] = []
+
+    def _observation(self):
+        pictures = {name: self.np_random.integers(0, 256, (16, self.width, 3), np.uint8) for name in ("front", "hand.cam")}
+        return {"pixels": pictures, "robot": (np.array([self.time, self.y, self.x]), 0)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.actions = 0, []
+        self.x, self.y = self.np_random.uniform(-1, 1, 2)
+        return self._observation(), {"is_success": False}
+
+    def step(self, action):
+        self.time += 1
+        self.actions.append(np.asarray(action))
+        self.x, self.y = self.x + 0.1 * action[1], self.y + 0.1 * action[2]
+        ended = self.time >= self.length
+        return self._observation(), 1.0, ended, False, {"is_success": ended}
+
+    def render(self):
+        return np.full((16, self.width, 3), 7, np.uint8)
+
