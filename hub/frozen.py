@@ -16,6 +16,7 @@ from wam_policy.models.text import TextEncoder
 from wam_policy.models.vae import VAE, build_vae
 
 VAE_STEM = "diffusion_pytorch_model"  # diffusers' file name
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # diffusers' folder names
 
 
 def _folder(source: Source, checkpoint: Path, download: Download) -> Path:
@@ -48,9 +49,9 @@ def load_text(source: Source, checkpoint: Path, download: Download, *, dtype: to
     root = _folder(whole, checkpoint, download) / source.subfolder
     try:
         model, report = UMT5EncoderModel.from_pretrained(
-            root / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            root / TEXT_ENCODER, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(root / TOKENIZER, local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"no text encoder in {root}: {error}") from error
     if report["missing_keys"] or report["unexpected_keys"]:

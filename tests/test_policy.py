@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny import TASK, ToyEnv, make_observation, make_policy
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TASK, ToyEnv, make_observation, make_policy
 
 from wam_policy.config import SamplingConfig
 from wam_policy.errors import ObservationError, PromptError
@@ -41,9 +41,9 @@ def test_a_batch_equals_its_single_calls_with_one_noise_each(policy):
 
 def test_the_same_seed_gives_the_same_chunk_and_another_seed_another():
     def chunk(seed):
-        return make_policy(
-            sampling=SamplingConfig(steps=3, video_shift=5.0, action_shift=5.0, seed=seed)
-        ).predict_chunk(make_observation())
+        return make_policy(sampling=SamplingConfig(steps=3, video_shift=5.0, action_shift=5.0, seed=seed)).predict_chunk(
+            make_observation()
+        )
 
     assert (chunk(1) == chunk(1)).all() and not np.allclose(chunk(1), chunk(2))
 
@@ -124,7 +124,7 @@ def test_every_episode_of_a_vector_env_begins_with_its_own_chunk_in_every_autore
 
 
 def test_an_unknown_prompt_names_the_known_ones_and_the_cure(policy):
-    with pytest.raises(PromptError, match="touch the cube.*add_prompt"):
+    with pytest.raises(PromptError, match=r"touch the cube.*add_prompt"):
         policy.predict_chunk(make_observation(task="sing"))
     policy.add_prompt("sing", torch.randn(4, 8))
     assert policy.predict_chunk(make_observation(task="sing")).shape == (4, 3)

@@ -24,7 +24,8 @@ def test_a_wrong_tensor_is_reported_and_fails(tmp_path, capsys):
     save_file(tensors, tmp_path / "wrong.safetensors")
     shutil.copy(HERE / "golden/fastwam_dev.json", tmp_path / "wrong.json")
     assert reference.main([str(tmp_path / "wrong.safetensors")]) == 1
-    assert [line for line in capsys.readouterr().out.splitlines() if "OVER" in line][0].endswith("fastwam/infer/action")
+    over = [line for line in capsys.readouterr().out.splitlines() if "OVER" in line]
+    assert len(over) == 1 and over[0].endswith("fastwam/infer/action")
 
 
 def test_a_file_with_nothing_to_compare_fails(tmp_path):

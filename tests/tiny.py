@@ -111,7 +111,9 @@ def same(a: WAMPolicy, b: WAMPolicy) -> bool:
     """Equal weights to the bit, and equal chunks up to what memory alignment does to a sum."""
     ours, theirs = a.model.state_dict(), b.model.state_dict()
     chunks = [policy.predict_chunk(make_observation()) for policy in (a, b)]
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours) and np.allclose(*chunks, atol=1e-5)
+    return (
+        ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours) and np.allclose(*chunks, atol=1e-5)
+    )
 
 
 class ToyEnv(gym.Env):
@@ -161,3 +163,25 @@ class ToyEnv(gym.Env):
     def render(self):
         return np.full((16, self.width, 3), 7, np.uint8)
 
+
+class ToyTask(ToyEnv):
+    """The toy env with a task to choose, an expert that succeeds and a success that depends on the seed."""
+
+    def __init__(self, task: str = "touch", render_mode: str | None = "rgb_array"):
+        super().__init__(length=6 if task == "touch" else 9, instruction=f"{task} the cube", render_mode=render_mode)
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        self.lucky = seed is None or seed % 4 != 3
+        return observation, info
+
+    def step(self, action):
+        observation, reward, ended, truncated, _ = super().step(action)
+        return observation, reward, ended, truncated, {"is_success": ended and self.lucky}
+
+    def expert_action(self):
+        return np.array([1.0, -self.x, -self.y], np.float32).clip(-1, 1)
+
+
+gym.register("Toy-v0", entry_point=ToyTask, max_episode_steps=20)
+gym.register("ToyPlain-v0", entry_point=lambda task, **_: ToyEnv())

@@ -20,14 +20,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-import wam_policy.wrappers  # noqa: F401 - registers the env ids
 from wam_policy.checkpoints import embedded
 from wam_policy.errors import EnvError, WAMPolicyError
 from wam_policy.hub.atomic import write_text
@@ -35,7 +33,8 @@ from wam_policy.hub.locate import Download, locate
 from wam_policy.observation import IMAGE
 from wam_policy.policy import WAMPolicy
 from wam_policy.video_file import write_mp4
-from wam_policy.wrappers.chunk import EXECUTED, ExecuteChunk
+from wam_policy.wrappers.chunk import EXECUTED
+from wam_policy.wrappers.make import make_env
 
 logger = logging.getLogger(__name__)
 
@@ -96,15 +95,8 @@ def checkpoint_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _make(env_id: str, task: str | None, length: int | None) -> gym.Env[Any, Any]:
-    """One sub-env, made inside its process; `length` actions are played per step, or single actions."""
-    arguments: dict[str, Any] = {} if task is None else {"task": task}
-    env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **arguments)
-    return env if length is None else ExecuteChunk(env, length=length)
-
-
 def _vector(config: EvalConfig, task: str | None, size: int, length: int | None) -> AsyncVectorEnv:
-    make = functools.partial(_make, config.env, task, length)
+    make = functools.partial(make_env, config.env, task, length)
     return AsyncVectorEnv([make] * size, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
 
 

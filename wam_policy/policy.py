@@ -147,6 +147,11 @@ class WAMPolicy:
                 codec = stage / self.config.vae.subfolder
                 self.vae.model.save_config(codec)
                 weights.write(codec, stored(self.vae.model.state_dict()), frozen.VAE_STEM)
+            text = self.config.text
+            if text is not None and text.repo is None:
+                encoder = self.prompts.encoder
+                encoder.model.save_pretrained(stage / text.subfolder / frozen.TEXT_ENCODER)
+                encoder.tokenizer.save_pretrained(stage / text.subfolder / frozen.TOKENIZER)
             (stage / "README.md").write_text(card(self.config, name=folder.name, notes=notes))
             (stage / "config.json").write_text(self.config.to_json())
         return folder

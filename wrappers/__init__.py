@@ -2,6 +2,7 @@
 
 from wam_policy.wrappers.action import VectorWAMAction, WAMAction
 from wam_policy.wrappers.chunk import ExecuteChunk, VectorExecuteChunk
+from wam_policy.wrappers.make import make_env
 from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation
 from wam_policy.wrappers.registration import register_envs
 
@@ -12,6 +13,7 @@ __all__ = [
     "VectorWAMObservation",
     "WAMAction",
     "WAMObservation",
+    "make_env",
     "register_envs",
 ]
 

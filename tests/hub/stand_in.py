@@ -53,11 +53,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if revision not in ("main", SHA):
                 return self.reply(404, b"{}", X_Error_Code="RevisionNotFound")
             if api and len(parts) > 4 and parts[4] == "tree":
-                tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()]
+                tree = [
+                    {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()
+                ]
                 return self.reply_json(tree)
             if api:
                 siblings = [{"rfilename": name} for name in files]
-                return self.reply_json({"id": repo, "modelId": repo, "sha": SHA, "private": False, "siblings": siblings, "tags": []})
+                return self.reply_json(
+                    {"id": repo, "modelId": repo, "sha": SHA, "private": False, "siblings": siblings, "tags": []}
+                )
             body = files.get("/".join(parts[4:]))
             if body is None:
                 return self.reply(404, b"{}", X_Error_Code="EntryNotFound")
@@ -84,7 +88,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     hub.repos[repo][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            self.reply_json({"success": True, "commitOid": SHA, "commitUrl": f"{hub.url}/{repo}/commit/{SHA}", "hookOutput": ""})
+            self.reply_json(
+                {"success": True, "commitOid": SHA, "commitUrl": f"{hub.url}/{repo}/commit/{SHA}", "hookOutput": ""}
+            )
 
     return Handler
 

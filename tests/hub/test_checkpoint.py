@@ -1,17 +1,17 @@
 """Checkpoint folders: what is saved comes back, and what doesn't fit is refused by name."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import make_config, make_observation, make_policy, same
 from safetensors.torch import load_file, save_file
+from tiny import make_config, make_observation, make_policy, same
 
 from wam_policy import PolicyConfig, WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
@@ -206,7 +206,7 @@ while True:
 @pytest.mark.parametrize("after", [0.0, 0.013, 0.05, 0.11])
 def test_a_killed_save_leaves_a_whole_checkpoint_or_none(policy, folder, after):
     """Killed at any moment: the old weights, the new ones, or a folder that is refused as incomplete."""
-    tests = os.path.dirname(os.path.dirname(__file__))
+    tests = str(Path(__file__).parent.parent)
     script = SAVER.format(tests=tests, folder=str(folder))
     saver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert saver.stdout.readline() == b"ready\n"

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import same
 from stand_in import serve
+from tiny import same
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import CheckpointError, WAMPolicyError
@@ -74,7 +74,11 @@ def test_force_download_asks_again(hub, policy, tmp_path):
 def test_the_environment_variable_switches_the_network_off(hub, policy, tmp_path, online):
     publish(hub, policy, tmp_path)
     script = f"from wam_policy import WAMPolicy; WAMPolicy.from_pretrained({REPO!r})"
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": str(int(not online))}
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": str(int(not online)),
+    }
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     if online:
         assert result.returncode == 0, result.stderr

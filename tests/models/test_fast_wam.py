@@ -90,7 +90,9 @@ def test_padded_steps_and_frames_leave_the_loss(model):
     clean = training_losses(model, batch, draws, LossConfig())
     padded = draws._replace(noise_action=draws.noise_action)
     assert clean.action > 0
-    batch = batch._replace(action_is_pad=torch.ones_like(batch.action_is_pad), latent_is_pad=torch.ones_like(batch.latent_is_pad))
+    batch = batch._replace(
+        action_is_pad=torch.ones_like(batch.action_is_pad), latent_is_pad=torch.ones_like(batch.latent_is_pad)
+    )
     empty = training_losses(model, batch, padded, LossConfig())
     assert empty.action == 0 and empty.video == 0
 

@@ -3,13 +3,13 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from tiny import LAYOUT, TASK, ToyEnv
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import LAYOUT, TASK, ToyEnv
 
 from wam_policy.contract import ActionLayout, Gripper
 from wam_policy.errors import ActionError, EnvError
@@ -127,9 +127,7 @@ def test_numbers_go_where_their_names_are_and_the_gripper_keeps_its_meaning(toy)
     assert np.allclose(env.action(np.array([0.1, 0.2, -1.0])), [1.0, 0.1, 0.2])
 
 
-@given(
-    st.floats(-3, 3), st.tuples(st.floats(-1, 1), st.floats(-1, 1)).filter(lambda x: abs(x[0] - x[1]) > 0.1), st.booleans()
-)
+@given(st.floats(-3, 3), st.tuples(st.floats(-1, 1), st.floats(-1, 1)).filter(lambda x: abs(x[0] - x[1]) > 0.1), st.booleans())
 def test_open_stays_open_and_closed_stays_closed(half, ends, binary):
     source = ActionLayout(names=("g",), control="c", gripper=Gripper(index=0, open=ends[0], closed=ends[1]))
     target = ActionLayout(names=("claw",), control="c", gripper=Gripper(index=0, open=0.0, closed=1.0, binary=binary))
@@ -253,9 +251,7 @@ def test_chunks_of_another_shape_are_refused(toy):
 def test_wrapped_envs_can_be_made_again_from_their_spec():
     gym.register("test/Toy-v0", entry_point=ToyEnv)
     try:
-        env = WAMAction(
-            WAMObservation(gym.make("test/Toy-v0"), **WHERE), source=LAYOUT, target=ToyEnv().contract.action
-        )
+        env = WAMAction(WAMObservation(gym.make("test/Toy-v0"), **WHERE), source=LAYOUT, target=ToyEnv().contract.action)
         again = gym.make(env.spec)
         assert again.reset(seed=1)[0].keys() == env.reset(seed=1)[0].keys()
         chunked = gym.make(ExecuteChunk(gym.make("test/Toy-v0"), length=3).spec)

@@ -68,6 +68,19 @@ class Prompts:
                 f"embedding of {prompt!r}: expected [1 … {self.token_length}, {self.text_dim}], got {list(embedding.shape)}"
             )
 
+    @property
+    def encoder(self) -> TextEncoder:
+        """The text encoder, loaded when it is first asked for.
+
+        Raises:
+            PromptError: there is none.
+        """
+        if self._encoder is None:
+            if self._load is None:
+                raise PromptError("this policy has no text encoder, only its table of prompts")
+            self._encoder = self._load()
+        return self._encoder
+
     def add(self, prompts: Iterable[str]) -> None:
         """Encode prompts into the table; those it holds are left as they are.
 
@@ -83,9 +96,7 @@ class Prompts:
                     f"{'; '.join(map(repr, sorted(self.table)))}. Add one with "
                     f"`policy.add_prompt(prompt, embedding)`, or name an encoder in `text` of config.json"
                 )
-            if self._encoder is None:
-                self._encoder = self._load()
-            self.put(prompt, self._encoder.encode(prompt, self.token_length))
+            self.put(prompt, self.encoder.encode(prompt, self.token_length))
 
     def put(self, prompt: str, embedding: Tensor) -> None:
         """Put an embedding [n, D] into the table."""

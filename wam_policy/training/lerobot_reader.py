@@ -109,11 +109,16 @@ class LeRobotDataset:
             raise DatasetError(f"{self.folder}: {key} isn't finite in episode {episode}, row {bad[0]}")
         return values
 
-    def frames(self, key: str) -> np.ndarray:
-        """All pictures of one camera, uint8 [frames, H, W, 3], decoded into memory."""
+    def picture_size(self, key: str) -> tuple[int, int]:
+        """Height and width of one camera's pictures."""
         if key not in self.cameras:
             raise DatasetError(f"{self.folder} has no camera {key!r}; it has {self.cameras}")
         height, width, _ = self.info["features"][key]["shape"]
+        return height, width
+
+    def frames(self, key: str) -> np.ndarray:
+        """All pictures of one camera, uint8 [frames, H, W, 3], decoded into memory."""
+        height, width = self.picture_size(key)
         frames = np.empty((self.length, height, width, 3), np.uint8)
         files: dict[Path, np.ndarray] = {}
         for episode in self.episodes:

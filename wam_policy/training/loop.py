@@ -132,7 +132,7 @@ def policy_config(config: TrainConfig, dataset: LeRobotDataset, vae: VAE) -> Pol
     """The contract of the policy this run makes."""
     layout, state = dataset.action_layout(), dataset.vector("observation.state")
     sizes = dataclasses.asdict(config.sizes)
-    height, width, _ = dataset.info["features"][f"observation.images.{config.cameras[0]}"]["shape"]
+    height, width = dataset.picture_size(f"observation.images.{config.cameras[0]}")
     return PolicyConfig(
         model=FastWAMConfig(action_dim=layout.dim, proprio_dim=state.shape[1], latent_channels=vae.mean.numel(), **sizes),
         cameras=CameraConfig(names=config.cameras, height=height, width=width),

@@ -16,9 +16,10 @@ import gymnasium as gym
 import numpy as np
 from rich.progress import Progress
 
-import wam_policy.wrappers  # noqa: F401 - registers the env ids, in every worker too
 from wam_policy.errors import EnvError
 from wam_policy.training.lerobot_writer import LeRobotWriter
+from wam_policy.wrappers.make import make_env
+from wam_policy.wrappers.paths import at
 
 MAX_ATTEMPTS = 4  # seeds tried for one wanted demonstration before the expert is called unfit
 
@@ -36,7 +37,7 @@ class RecordConfig:
     noise: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Standard deviations of the noise on the executed action, used by turns."""
     hold: int = 8
-    """Frames recorded after the first success."""
+    """Frames recorded after the first success, for envs that can be stepped on."""
     seed: int = 1_000_000
     """First seed; a demonstration's seed is this plus its number. Evaluation uses seeds below a million."""
     workers: int = 2
@@ -61,11 +62,7 @@ def _worker_env(env_id: str, task: str) -> gym.Env[Any, Any]:
     if _env is None or _env[0] != (env_id, task):
         if _env is not None:
             _env[1].close()
-        env = gym.make(env_id, task=task, disable_env_checker=True)
-        for name in ("expert_action", "contract"):
-            if not env.has_wrapper_attr(name):
-                raise EnvError(f"{env_id} has no `{name}`: only envs with a scripted expert and a contract can be recorded")
-        _env = ((env_id, task), env)
+        _env = ((env_id, task), make_env(env_id, task))
     return _env[1]
 
 
@@ -80,8 +77,8 @@ def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int) -> D
     while left is None or left > 0:
         action = expert()
         for name, path in contract.cameras.items():
-            images[name].append(_at(observation, path))
-        states.append(_at(observation, contract.state))
+            images[name].append(at(observation, path))
+        states.append(at(observation, contract.state))
         actions.append(action)
         executed = np.clip(action + noise * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
         observation, _, _, truncated, info = env.step(executed)
@@ -99,12 +96,6 @@ def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int) -> D
         np.stack(states).astype(np.float32),
         np.stack(actions).astype(np.float32),
     )
-
-
-def _at(observation: Any, path: str) -> np.ndarray:
-    for key in path.split("."):
-        observation = observation[key]
-    return np.asarray(observation)
 
 
 def _wanted(config: RecordConfig) -> list[tuple[str, int, float]]:
@@ -133,10 +124,13 @@ def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
 
 def record(config: RecordConfig) -> Path:
     """Record what the config asks for and return the dataset's folder."""
-    probe = gym.make(config.env, task=next(iter(config.tasks)), disable_env_checker=True)
+    probe = make_env(config.env, next(iter(config.tasks)))
+    for name in ("expert_action", "contract", "instruction"):
+        if not probe.has_wrapper_attr(name):
+            raise EnvError(f"{config.env} has no `{name}`: only envs with a scripted expert and a contract can be recorded")
     contract, fps = probe.get_wrapper_attr("contract"), int(probe.metadata["render_fps"])
     observation, _ = probe.reset(seed=0)
-    sizes = {name: _at(observation, path).shape[:2] for name, path in contract.cameras.items()}
+    sizes = {name: np.asarray(at(observation, path)).shape[:2] for name, path in contract.cameras.items()}
     probe.close()
     writer = LeRobotWriter(
         config.out,

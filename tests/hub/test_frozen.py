@@ -1,0 +1,69 @@
+"""The frozen parts: loaded when they are needed, from the checkpoint or from the repository it names."""
+
+import shutil
+
+import pytest
+import torch
+from tiny import make_observation, make_policy, same
+
+from wam_policy import WAMPolicy
+from wam_policy.config import Source
+from wam_policy.errors import CheckpointError
+from wam_policy.hub import frozen
+from wam_policy.models.text import Prompts, untrained_encoder
+
+WORDS = ["do: touch the cube", "do: lift the cube"]
+
+
+@pytest.fixture
+def speaking(tmp_path):
+    """The folder of a policy that brings its text encoder and an empty table of prompts."""
+    policy = make_policy(text=Source(subfolder="text"))
+    length = policy.config.prompt.token_length
+    policy.prompts = Prompts({}, token_length=length, text_dim=8, encoder=lambda: untrained_encoder(WORDS, 8, seed=0))
+    return policy.save_pretrained(tmp_path / "speaking")
+
+
+def test_a_checkpoint_can_bring_its_text_encoder(speaking):
+    policy = WAMPolicy.from_pretrained(speaking)
+    chunks = [policy.predict_chunk(make_observation(task=task)) for task in ("touch the cube", "lift the cube")]
+    assert not torch.allclose(*map(torch.from_numpy, chunks))
+    expected = untrained_encoder(WORDS, 8, seed=0).encode(WORDS[0], 5)
+    assert torch.allclose(policy.prompts.table[WORDS[0]], expected, atol=1e-6)
+
+
+def test_known_prompts_never_load_the_encoder(speaking):
+    policy = WAMPolicy.from_pretrained(speaking)
+    policy.add_prompt("touch the cube")
+    policy.save_pretrained(speaking)
+    shutil.rmtree(speaking / "text" / frozen.TOKENIZER)
+    policy = WAMPolicy.from_pretrained(speaking)
+    policy.predict_chunk(make_observation())
+    with pytest.raises(CheckpointError, match="no text encoder in"):
+        policy.predict_chunk(make_observation(task="lift the cube"))
+
+
+def test_the_codec_is_loaded_when_it_is_first_needed(policy, tmp_path):
+    folder = policy.save_pretrained(tmp_path / "checkpoint")
+    shutil.move(folder / "vae", tmp_path / "elsewhere")
+    loaded = WAMPolicy.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match="no video codec in"):
+        loaded.predict_chunk(make_observation())
+    shutil.move(tmp_path / "elsewhere", folder / "vae")
+    assert same(loaded, policy)
+
+
+def test_the_codec_can_live_in_another_repository(tmp_path, monkeypatch):
+    policy = make_policy(vae=Source(repo="lab/codec", subfolder="vae", revision="v1"))
+    own = make_policy().save_pretrained(tmp_path / "codec")
+    asked = []
+
+    def locate(name, download, patterns):
+        asked.append((name, download.revision, patterns))
+        return own
+
+    monkeypatch.setattr(frozen, "locate", locate)
+    folder = policy.save_pretrained(tmp_path / "checkpoint")
+    assert not (folder / "vae").exists()
+    assert same(WAMPolicy.from_pretrained(folder), policy)
+    assert asked == [("lab/codec", "v1", ["vae/*"])]

@@ -1,0 +1,111 @@
+"""Evaluation on the toy env: what is counted, what is written, and that a killed run goes on where it was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_policy
+
+from wam_policy.errors import CheckpointError, WAMPolicyError
+from wam_policy.evaluation import EvalConfig, evaluate, wilson_interval
+
+
+@pytest.fixture
+def config(tmp_path):
+    folder = make_policy().save_pretrained(tmp_path / "checkpoint")
+    return EvalConfig(
+        checkpoint=str(folder),
+        env="tiny:Toy-v0",
+        tasks=("touch", "leave"),
+        episodes=5,
+        envs=2,
+        out=tmp_path / "out",
+        video=False,
+    )
+
+
+def rows(config):
+    return [json.loads(line) for line in (config.out / "episodes.jsonl").read_text().splitlines()]
+
+
+def test_every_episode_is_counted_once_with_its_seed(config):
+    summary = evaluate(config)
+    assert {(row["task"], row["seed"]) for row in rows(config)} == {(t, s) for t in config.tasks for s in range(5)}
+    assert len(rows(config)) == 10
+    assert all(row["success"] == (row["seed"] != 3) for row in rows(config))
+    assert {row["steps"] for row in rows(config) if row["task"] == "touch"} == {6}
+    assert all(row["reward"] == row["steps"] for row in rows(config))
+    assert summary["mean_success"] == pytest.approx(0.8)
+    assert summary["tasks"]["touch"]["episodes"] == 5 and summary["seeds"] == [0, 4]
+    assert summary["latency_ms"]["median"] > 0 and len(summary["checkpoint_sha256"]) == 64
+    assert json.loads((config.out / "summary.json").read_text()) == summary
+
+
+def test_a_finished_evaluation_grows_by_more_episodes_and_repeats_none(config):
+    evaluate(replace(config, tasks=("touch",), episodes=2))
+    first = rows(config)
+    evaluate(replace(config, tasks=("touch",), episodes=3))
+    assert rows(config)[:2] == first and len(rows(config)) == 3
+
+
+def test_a_killed_evaluation_goes_on_and_loses_nothing(config):
+    config = replace(config, tasks=("touch",), episodes=40)
+    command = [sys.executable, "-m", "wam_policy.cli", "eval", "--checkpoint", config.checkpoint, "--env", config.env]
+    command += ["--tasks", "touch", "--episodes", "40", "--out", str(config.out), "--no-video"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = config.out / "episodes.jsonl"
+    while running.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    assert 3 <= len(before) < 40
+    with path.open("a") as file:
+        file.write('{"task": "touch", "se')  # a line that was being written
+    evaluate(config)
+    assert path.read_text().splitlines(keepends=True)[: len(before)] == before
+    assert sorted(row["seed"] for row in rows(config)) == list(range(40))
+
+
+def test_results_of_another_checkpoint_are_not_mixed_in(config, tmp_path):
+    evaluate(replace(config, tasks=("touch",), episodes=1))
+    other = make_policy(dtype="bfloat16").save_pretrained(tmp_path / "other")
+    with pytest.raises(WAMPolicyError, match="results of another checkpoint"):
+        evaluate(replace(config, checkpoint=str(other)))
+
+
+def test_a_video_shows_the_cameras_of_a_whole_episode(config):
+    import av
+
+    evaluate(replace(config, tasks=("touch",), episodes=1, video=True))
+    with av.open(str(config.out / "touch.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 6 and frames[0].shape == (256, 512, 3)
+
+
+def test_an_unknown_embedded_checkpoint_lists_those_there_are(config):
+    with pytest.raises(CheckpointError, match="metaworld-fast-wam"):
+        evaluate(replace(config, checkpoint="embedded:nothing"))
+
+
+@given(st.integers(1, 500), st.integers(0, 500))
+def test_the_interval_holds_the_rate_and_narrows_with_more_episodes(episodes, wins):
+    wins = min(wins, episodes)
+    low, high = wilson_interval(wins, episodes)
+    assert 0 <= low <= wins / episodes <= high <= 1
+    wider = wilson_interval(wins, episodes)
+    narrower = wilson_interval(4 * wins, 4 * episodes)
+    assert narrower[1] - narrower[0] < wider[1] - wider[0]
+
+
+def test_the_interval_is_wilson_s():
+    assert wilson_interval(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)

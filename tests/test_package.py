@@ -1,0 +1,94 @@
+"""The package as users get it: light to import, complete in a wheel, honest on the command line."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command, **arguments):
+    return subprocess.run(command, capture_output=True, text=True, check=False, **arguments)
+
+
+def test_importing_costs_nothing():
+    script = "import sys, time; t = time.perf_counter(); import wam_policy; print(time.perf_counter() - t, *sys.modules)"
+    seconds, *modules = run(sys.executable, "-c", script).stdout.split()
+    assert float(seconds) < 0.3
+    assert not {"torch", "gymnasium", "numpy", "transformers", "diffusers"} & set(modules)
+
+
+def test_wrappers_never_import_torch():
+    modules = "wam_policy.wrappers.make, wam_policy.wrappers.wrap, wam_policy.wrappers.metaworld"
+    script = f"import sys, {modules}; print('torch' in sys.modules)"
+    assert run(sys.executable, "-c", script).stdout.strip() == "False"
+
+
+def test_the_hub_never_imports_gymnasium():
+    script = "import sys, wam_policy.hub.frozen, wam_policy.hub.card, wam_policy.hub.formats; print('gymnasium' in sys.modules)"
+    assert run(sys.executable, "-c", script).stdout.strip() == "False"
+
+
+def test_env_ids_are_known_whatever_is_imported_first():
+    for first, second in (("wam_policy.wrappers", "gymnasium"), ("gymnasium", "wam_policy")):
+        script = f"import {first}, {second}, gymnasium; print('wam_policy/MetaWorld-v0' in gymnasium.registry)"
+        assert run(sys.executable, "-c", script).stdout.strip() == "True"
+
+
+def test_every_folder_with_code_is_a_listed_package():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {"wam_policy", "wam_policy.wrappers", "wam_policy.hub"}
+    for path in (ROOT / "wam_policy").rglob("__init__.py"):
+        if not any(part in ("wrappers", "hub") for part in path.relative_to(ROOT / "wam_policy").parts):
+            folders.add(".".join(path.parent.relative_to(ROOT).parts))
+    assert listed == folders
+
+
+def test_the_command_line_lists_its_commands_and_refuses_others():
+    wam = (sys.executable, "-m", "wam_policy.cli")
+    assert "eval" in run(*wam, "--help").stdout
+    result = run(*wam, "fly")
+    assert result.returncode == 2 and "no command 'fly'" in result.stderr
+
+
+def test_the_command_line_prints_our_errors_without_a_traceback(tmp_path):
+    result = run(sys.executable, "-m", "wam_policy.cli", "eval", "--checkpoint", "./nowhere", "--out", str(tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("wam: no folder './nowhere'") and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_installed_elsewhere_has_every_package_and_the_embedded_checkpoint(tmp_path):
+    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT))
+    assert built.returncode == 0, built.stderr
+    wheel = next(tmp_path.glob("*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    code = [p for folder in ("wam_policy", "wrappers", "hub") for p in (ROOT / folder).rglob("*.py")]
+    expected = {str(p.relative_to(ROOT)) for p in code if not p.is_relative_to(ROOT / "wam_policy/wrappers")}
+    expected = {n if n.startswith("wam_policy") else f"wam_policy/{n}" for n in expected}
+    assert expected <= set(names) and "wam_policy/py.typed" in names
+    venv = tmp_path / "venv"
+    assert run(sys.executable, "-m", "venv", str(venv)).returncode == 0
+    python = venv / "bin/python"
+    installed = run(str(python), "-m", "pip", "install", "--no-deps", str(wheel))
+    assert installed.returncode == 0, installed.stderr
+    site = next(venv.glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(
+        next(p for p in sys.path if p.endswith("site-packages"))
+    )  # ours, without its .pth files
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    script = f"""
+import {", ".join(packages)}
+from wam_policy import WAMPolicy
+from wam_policy.checkpoints import embedded
+policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"))
+policy.vae
+print(wam_policy.__file__)
+"""
+    result = run(str(python), "-c", script, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert str(site) in result.stdout

@@ -1,0 +1,142 @@
+"""What is written as a LeRobot dataset is read back equal, and broken datasets are refused by place."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny import LAYOUT
+
+from wam_policy.errors import DatasetError
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.lerobot_writer import LeRobotWriter
+from wam_policy.training.windows import cut, padded_actions
+
+CAMERA = "observation.images.front"
+
+
+def make_writer(folder):
+    return LeRobotWriter(
+        folder,
+        fps=10,
+        robot_type="toy",
+        cameras={CAMERA: (16, 32)},
+        vectors={"observation.state": ("x", "y"), "action": LAYOUT.names},
+        action=LAYOUT,
+    )
+
+
+def make_episode(length, seed=0):
+    rng = np.random.default_rng(seed)
+    smooth = np.linspace(0, 255, 16 * 32 * 3).reshape(16, 32, 3)
+    images = np.stack([np.roll(smooth, int(rng.integers(32)), axis=1) for _ in range(length)]).astype(np.uint8)
+    vectors = {"observation.state": rng.normal(size=(length, 2)), "action": rng.uniform(-1, 1, (length, 3))}
+    return {CAMERA: images}, vectors
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with make_writer(tmp_path / "data") as writer:
+        for i, (task, length) in enumerate([("touch", 7), ("leave", 4), ("touch", 9)]):
+            writer.add_episode(task, *make_episode(length, i))
+    return tmp_path / "data"
+
+
+def test_episodes_come_back_frame_for_frame(folder):
+    dataset = LeRobotDataset(folder)
+    assert [(e.task, e.stop - e.start) for e in dataset.episodes] == [("touch", 7), ("leave", 4), ("touch", 9)]
+    frames, state, action = dataset.frames(CAMERA), dataset.vector("observation.state"), dataset.vector("action")
+    for i, episode in enumerate(dataset.episodes):
+        images, vectors = make_episode(episode.stop - episode.start, i)
+        assert np.abs(frames[episode.start : episode.stop].astype(int) - images[CAMERA]).max() <= 2  # RGB -> YUV rounding
+        assert np.array_equal(state[episode.start : episode.stop], vectors["observation.state"].astype(np.float32))
+        assert np.array_equal(action[episode.start : episode.stop], vectors["action"].astype(np.float32))
+    assert dataset.action_layout() == LAYOUT
+
+
+def test_the_files_are_lerobot_s_v3_layout(folder):
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0" and info["total_frames"] == 20 and info["total_tasks"] == 2
+    assert info["features"][CAMERA]["dtype"] == "video" and info["features"]["action"]["names"] == list(LAYOUT.names)
+    tasks = pq.read_table(folder / "meta/tasks.parquet")
+    assert tasks.to_pydict() == {"task_index": [0, 1], "__index_level_0__": ["touch", "leave"]}
+    assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["__index_level_0__"]
+    data = pq.read_table(folder / "data/chunk-000/file-000.parquet").to_pydict()
+    assert data["frame_index"][:8] == [0, 1, 2, 3, 4, 5, 6, 0] and data["index"] == list(range(20))
+    assert data["timestamp"][1] == pytest.approx(0.1)
+    statistics = json.loads((folder / "meta/stats.json").read_text())
+    assert np.shape(statistics[CAMERA]["mean"]) == (3, 1, 1) and statistics["action"]["count"] == [20]
+
+
+def test_a_dataset_begun_and_not_finished_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="crash"), make_writer(tmp_path / "data") as writer:
+        writer.add_episode("touch", *make_episode(3))
+        raise RuntimeError("crash")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_never_overwritten(folder):
+    with pytest.raises(DatasetError, match="exists"):
+        make_writer(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda images, vectors: vectors.pop("action"), "needs"),
+        (lambda images, vectors: vectors.update(action=np.zeros((2, 3))), "of one length"),
+        (lambda images, vectors: vectors.update(action=np.full((3, 3), np.nan)), "finite"),
+        (lambda images, vectors: images.update({CAMERA: np.zeros((3, 16, 16, 3), np.uint8)}), "expected uint8"),
+    ],
+)
+def test_bad_episodes_are_refused(tmp_path, change, match):
+    images, vectors = make_episode(3)
+    change(images, vectors)
+    with pytest.raises(DatasetError, match=match), make_writer(tmp_path / "data") as writer:
+        writer.add_episode("touch", images, vectors)
+
+
+def change_info(folder, **changes):
+    path = folder / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_broken_datasets_are_refused(folder, tmp_path):
+    with pytest.raises(DatasetError, match=r"no meta/info\.json"):
+        LeRobotDataset(tmp_path)
+    dataset = LeRobotDataset(folder)
+    with pytest.raises(DatasetError, match="no feature 'effort'"):
+        dataset.vector("effort")
+    with pytest.raises(DatasetError, match="no camera 'top'"):
+        dataset.frames("top")
+    (folder / "meta/wam_contract.json").unlink()
+    with pytest.raises(DatasetError, match="doesn't say what its actions mean"):
+        dataset.action_layout()
+    next(folder.glob("videos/*/*/*.mp4")).write_bytes(b"no video")
+    with pytest.raises(DatasetError, match="can't decode"):
+        dataset.frames(CAMERA)
+    change_info(folder, total_frames=21)
+    with pytest.raises(DatasetError, match="promises 21 frames, found 20"):
+        LeRobotDataset(folder)
+    change_info(folder, codebase_version="v2.1")
+    with pytest.raises(DatasetError, match=r"knows v3\.0"):
+        LeRobotDataset(folder)
+
+
+def test_windows_repeat_the_last_row_past_the_end_and_mark_it(folder):
+    dataset = LeRobotDataset(folder)
+    windows = cut(dataset.episodes, horizon=4, frames=3, frame_stride=2, every=2)
+    assert windows.start.tolist() == [0, 2, 4, 6, 7, 9, 11, 13, 15, 17, 19]
+    i = windows.start.tolist().index(4)
+    assert windows.action_rows[i].tolist() == [4, 5, 6, 6] and windows.action_is_pad[i].tolist() == [False] * 3 + [True]
+    assert windows.frame_rows[i].tolist() == [4, 6, 6] and windows.frame_is_pad[i].tolist() == [False, False, True]
+
+
+def test_past_the_end_displacements_are_zero_and_the_gripper_keeps_its_value(folder):
+    dataset = LeRobotDataset(folder)
+    actions = dataset.vector("action")
+    windows = cut(dataset.episodes, horizon=3, frames=1, frame_stride=1)
+    last = windows.start.tolist().index(6)
+    chunk = padded_actions(actions, windows, LAYOUT)[last]
+    assert np.array_equal(chunk[0], actions[6])
+    assert (chunk[1:, :2] == 0).all() and (chunk[1:, 2] == actions[6, 2]).all()

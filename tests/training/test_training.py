@@ -1,0 +1,104 @@
+"""From an expert's demonstrations to a policy that loads: the whole way, on the toy env, in seconds."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY_VAE
+
+from wam_policy import WAMPolicy
+from wam_policy.errors import DatasetError, EnvError
+from wam_policy.training.codec import CodecConfig, train_codec, warm_cosine
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.loop import SizeConfig, TrainConfig, train
+from wam_policy.training.record import RecordConfig, record
+
+ENV = "tiny:Toy-v0"
+SIZES = SizeConfig(
+    video_dim=16,
+    video_ffn_dim=16,
+    action_expert_dim=16,
+    action_expert_ffn_dim=16,
+    layers=1,
+    heads=1,
+    head_dim=12,
+    text_dim=16,
+    freq_dim=8,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("training") / "data"
+    return record(RecordConfig(out=out, env=ENV, tasks={"touch": 3, "leave": 2}, workers=1, hold=0, seed=0))
+
+
+@pytest.fixture(scope="module")
+def codec(data):
+    config = CodecConfig(dataset=data, out=data.parent / "codec", steps=3, batch_size=2, threads=1)
+    return train_codec(config, {k: v for k, v in TINY_VAE.items() if not k.startswith("latents")})
+
+
+def make_config(data, codec, out, **changes):
+    arguments = {
+        "dataset": data,
+        "codec": codec,
+        "out": out,
+        "sizes": SIZES,
+        "stride": 1,
+        "every": 1,
+        "replan": 2,
+        "steps": 12,
+        "batch_size": 4,
+        "warmup": 2,
+        "threads": 1,
+    }
+    return TrainConfig(**(arguments | changes))
+
+
+def test_demonstrations_are_recorded_with_their_instructions_and_retried_until_they_succeed(data):
+    dataset = LeRobotDataset(data)
+    assert [e.task for e in dataset.episodes] == ["touch the cube"] * 3 + ["leave the cube"] * 2
+    assert [e.stop - e.start for e in dataset.episodes] == [6, 6, 6, 9, 9]
+    assert set(dataset.cameras) == {"observation.images.front", "observation.images.wrist"}
+    assert (dataset.vector("action")[:, 0] == 1).all()  # the expert's command, not the noisy one that was executed
+
+
+def test_an_env_without_an_expert_can_t_be_recorded(tmp_path):
+    with pytest.raises(EnvError, match="has no `expert_action`"):
+        record(RecordConfig(out=tmp_path / "data", env="tiny:ToyPlain-v0", tasks={"x": 1}, workers=1))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_codec_s_config_holds_the_statistics_of_its_latents(codec):
+    config = json.loads((codec / "config.json").read_text())
+    assert len(config["latents_mean"]) == 4 and min(config["latents_std"]) > 0
+    assert len((codec / "curve.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_trained_policy_loads_and_knows_its_tasks(data, codec, tmp_path):
+    folder = train(make_config(data, codec, tmp_path / "run"))
+    policy = WAMPolicy.from_pretrained(folder)
+    assert set(policy.prompts.table) == {"touch the cube", "leave the cube"}
+    assert policy.spec.action.layout == LeRobotDataset(data).action_layout()
+    rows = [json.loads(line) for line in (tmp_path / "run/curve.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 12 and np.isfinite([rows[-1]["video"], rows[-1]["action"]]).all()
+
+
+def test_the_same_seed_trains_the_same_weights_with_and_without_the_cache(data, codec, tmp_path):
+    first = WAMPolicy.from_pretrained(train(make_config(data, codec, tmp_path / "a", cache=tmp_path / "cache.safetensors")))
+    second = WAMPolicy.from_pretrained(train(make_config(data, codec, tmp_path / "b", cache=tmp_path / "cache.safetensors")))
+    a, b = first.model.state_dict(), second.model.state_dict()
+    assert all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
+
+
+def test_a_missing_camera_is_named(data, codec, tmp_path):
+    with pytest.raises(DatasetError, match=r"no camera 'observation\.images\.top'"):
+        train(make_config(data, codec, tmp_path / "run", cameras=("top",)))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_hundredth():
+    rates = [warm_cosine(step, 100, 10) for step in range(101)]
+    assert rates[0] == 0.1 and max(rates) == 1 and rates[-1] == pytest.approx(0.01)
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
