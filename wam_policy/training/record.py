@@ -1,6 +1,7 @@
 """Records demonstrations of an env's scripted expert as a LeRobot v3.0 dataset.
 
-The expert's command is the label; what is executed is the command plus noise, so the data also shows how to come back.
+The expert's command is the label; what is executed is the command plus noise, or now and then a shove: some steps of one
+random displacement. So the data shows how to come back, and where the arm is does not give away where the goal is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class RecordConfig:
     """Demonstrations wanted for each value of the env's `task` argument."""
     noise: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Standard deviations of the noise on the executed action, used by turns."""
+    shoves: float = 0.0
+    """Chance per step that a shove begins; at an episode's start it is a half, if this isn't zero."""
     hold: int = 8
     """Frames recorded after the first success, for envs that can be stepped on."""
     seed: int = 1_000_000
@@ -66,11 +69,37 @@ def _worker_env(env_id: str, task: str) -> gym.Env[Any, Any]:
     return _env[1]
 
 
-def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int) -> Demonstration | None:
+class Shoves:
+    """Random displacements that replace the expert's for a few steps; the gripper stays the expert's."""
+
+    def __init__(self, rate: float, rng: np.random.Generator) -> None:
+        self.rate, self.rng = rate, rng
+        self.left = int(rng.integers(5, 25)) if rate and rng.random() < 0.5 else 0
+        self.push = rng.uniform(-1, 1, 3)
+
+    def __call__(self, action: np.ndarray, gripper: int | None) -> np.ndarray:
+        """The action to execute instead of `action` [A]; the displacement is its first three numbers."""
+        if not self.left and self.rng.random() < self.rate:
+            self.left, self.push = int(self.rng.integers(4, 12)), self.rng.uniform(-1, 1, 3)
+        if not self.left:
+            return action
+        self.left -= 1
+        shoved = action.copy()
+        shoved[:3] = self.push
+        if gripper is not None:
+            shoved[gripper] = action[gripper]
+        return shoved
+
+
+def demonstrate(
+    env_id: str, task: str, seed: int, noise: float, hold: int, shove_rate: float = 0.0
+) -> Demonstration | None:
     """Run the expert for one episode; None if it fails."""
     env = _worker_env(env_id, task)
     rng = np.random.default_rng([seed, 7])
     contract, expert = env.get_wrapper_attr("contract"), env.get_wrapper_attr("expert_action")
+    shoves = Shoves(shove_rate, rng)
+    gripper = None if contract.action.gripper is None else contract.action.gripper.index
     observation, _ = env.reset(seed=seed)
     images: dict[str, list[np.ndarray]] = {name: [] for name in contract.cameras}
     states, actions, left = [], [], None
@@ -80,8 +109,8 @@ def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int) -> D
             images[name].append(at(observation, path))
         states.append(at(observation, contract.state))
         actions.append(action)
-        executed = np.clip(action + noise * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
-        observation, _, _, truncated, info = env.step(executed)
+        executed = shoves(action, gripper) + noise * rng.standard_normal(action.shape)
+        observation, _, _, truncated, info = env.step(np.clip(executed, -1, 1).astype(np.float32))
         if left is None and info["is_success"]:
             left = hold
         elif left is not None:
@@ -107,10 +136,10 @@ def _wanted(config: RecordConfig) -> list[tuple[str, int, float]]:
     ]
 
 
-def _attempt(env_id: str, item: tuple[str, int, float], hold: int) -> Demonstration:
+def _attempt(config: RecordConfig, item: tuple[str, int, float]) -> Demonstration:
     task, seed, noise = item
     for attempt in range(MAX_ATTEMPTS):
-        demonstration = demonstrate(env_id, task, seed + attempt * 100_000, noise, hold)
+        demonstration = demonstrate(config.env, task, seed + attempt * 100_000, noise, config.hold, config.shoves)
         if demonstration is not None:
             return demonstration
     raise EnvError(f"{task}: the expert failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}")
@@ -119,7 +148,7 @@ def _attempt(env_id: str, item: tuple[str, int, float], hold: int) -> Demonstrat
 def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
     wanted = _wanted(config)
     with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_attempt, [config.env] * len(wanted), wanted, [config.hold] * len(wanted), chunksize=4)
+        yield from pool.map(_attempt, [config] * len(wanted), wanted, chunksize=4)
 
 
 def record(config: RecordConfig) -> Path:
