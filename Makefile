@@ -36,34 +36,39 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # -- the embedded checkpoint, from nothing (under 90 minutes on 2 cores) --------------------------------------------
+# The codec learns from plain demonstrations, the policy from ones with shoves: see README, "The embedded checkpoint".
 
 RUN := runs/checkpoint
-DATA := $(RUN)/data
 NAME := metaworld-fast-wam
+SHIPPED := wam_policy/checkpoints/$(NAME)
 
 checkpoint: $(RUN)/fast/checkpoint/config.json  ## remake the embedded checkpoint: record, train the codec, train
-	rm -rf wam_policy/checkpoints/$(NAME)
-	cp -r $(RUN)/fast/checkpoint wam_policy/checkpoints/$(NAME)
-	cp $(RUN)/codec-1/curve.jsonl wam_policy/checkpoints/$(NAME)/curve-codec-1.jsonl
-	cp $(RUN)/codec-2/curve.jsonl wam_policy/checkpoints/$(NAME)/curve-codec-2.jsonl
-	cp $(RUN)/fast/curve.jsonl wam_policy/checkpoints/$(NAME)/curve.jsonl
+	rm -rf $(SHIPPED)
+	cp -r $(RUN)/fast/checkpoint $(SHIPPED)
+	mkdir $(SHIPPED)/curves
+	for part in codec-1 codec-2 fast; do cp $(RUN)/$$part/curve.jsonl $(SHIPPED)/curves/$$part.jsonl; done
 
 twin: $(RUN)/no-video/checkpoint/config.json  ## the same policy without video co-training
+	$(BIN)/wam eval --checkpoint $(RUN)/no-video/checkpoint --out runs/eval-no-video
 
-$(DATA)/meta/info.json: | $(VENV)/.ready
-	$(BIN)/wam record --out $(DATA) \
+$(RUN)/plain/meta/info.json: | $(VENV)/.ready
+	$(BIN)/wam record --out $(RUN)/plain --seed 1000000 \
 	  --tasks reach-v3 260 button-press-topdown-v3 60 drawer-open-v3 60 window-open-v3 60
 
-$(RUN)/codec-2/config.json: $(DATA)/meta/info.json
-	$(BIN)/wam train-codec --dataset $(DATA) --out $(RUN)/codec-1 --steps 600 --detail 4 --seed 0
-	$(BIN)/wam train-codec --dataset $(DATA) --out $(RUN)/codec-2 --init $(RUN)/codec-1 --steps 600 --detail 30 --seed 1
+$(RUN)/shoved/meta/info.json: | $(VENV)/.ready
+	$(BIN)/wam record --out $(RUN)/shoved --seed 2000000 --shoves 0.03 \
+	  --tasks reach-v3 220 button-press-topdown-v3 45 drawer-open-v3 45 window-open-v3 45
 
-TRAIN := $(BIN)/wam train --dataset $(DATA) --codec $(RUN)/codec-2 --cache $(RUN)/latents.safetensors
+$(RUN)/codec-2/config.json: $(RUN)/plain/meta/info.json
+	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-1 --steps 600 --detail 4 --seed 0
+	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-2 --steps 600 --detail 30 --seed 1 --init $(RUN)/codec-1
 
-$(RUN)/fast/checkpoint/config.json: $(RUN)/codec-2/config.json
+TRAIN := $(BIN)/wam train --dataset $(RUN)/shoved --codec $(RUN)/codec-2 --cache $(RUN)/latents.safetensors --replan 4
+
+$(RUN)/fast/checkpoint/config.json: $(RUN)/codec-2/config.json $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/fast
 
-$(RUN)/no-video/checkpoint/config.json: $(RUN)/codec-2/config.json
+$(RUN)/no-video/checkpoint/config.json: $(RUN)/codec-2/config.json $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/no-video --loss.lambda-video 0
 
 evaluate: $(VENV)/.ready  ## the README's table: 50 episodes per task on seeds never trained on

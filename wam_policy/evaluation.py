@@ -83,7 +83,7 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     z, rate = 1.959963984540054, successes / episodes
     centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
     half = z / (1 + z * z / episodes) * np.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return max(0.0, min(rate, float(centre - half))), min(1.0, max(rate, float(centre + half)))
 
 
 def checkpoint_hash(folder: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ class RecordConfig:
 
     out: Path
     """Folder of the new dataset."""
+    tasks: dict[str, int]
+    """Demonstrations wanted for each value of the env's `task` argument: name, number, name, number, …"""
     env: str = "wam_policy/MetaWorld-v0"
     """Gymnasium env id; the env must have `expert_action()` and a `contract`."""
-    tasks: dict[str, int] = field(default_factory=lambda: {"reach-v3": 50})
-    """Demonstrations wanted for each value of the env's `task` argument."""
     noise: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Standard deviations of the noise on the executed action, used by turns."""
     shoves: float = 0.0
@@ -91,9 +91,7 @@ class Shoves:
         return shoved
 
 
-def demonstrate(
-    env_id: str, task: str, seed: int, noise: float, hold: int, shove_rate: float = 0.0
-) -> Demonstration | None:
+def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int, shove_rate: float = 0.0) -> Demonstration | None:
     """Run the expert for one episode; None if it fails."""
     env = _worker_env(env_id, task)
     rng = np.random.default_rng([seed, 7])
