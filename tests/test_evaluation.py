@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tiny import make_policy
 
 from wam_policy.errors import CheckpointError, WAMPolicyError
-from wam_policy.evaluation import EvalConfig, evaluate, wilson_interval
+from wam_policy.evaluation import EvalConfig, evaluate
+from wam_policy.results import wilson_interval
 
 
 @pytest.fixture

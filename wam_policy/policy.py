@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from wam_policy import flow, images
@@ -20,9 +19,7 @@ from wam_policy import observation as observations
 from wam_policy.action_queue import ActionQueue
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import CheckpointError, ObservationError
-from wam_policy.hub import frozen, weights
-from wam_policy.hub.atomic import replace_files
-from wam_policy.hub.card import card
+from wam_policy.hub import checkpoint
 from wam_policy.hub.locate import Download, locate
 from wam_policy.models import fast_wam
 from wam_policy.models.fast_wam import FastWAM
@@ -35,9 +32,6 @@ if TYPE_CHECKING:
     from wam_policy.contract import ActionLayout
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
-
-PROMPTS_FILE = "prompts.safetensors"  # prompt -> [n, text_dim]
-STALE = ("model*.safetensors", "model*.safetensors.index.json", PROMPTS_FILE)
 
 
 class WAMPolicy:
@@ -103,26 +97,8 @@ class WAMPolicy:
             local_files_only=local_files_only,
             token=token,
         )
-        folder = locate(id_or_folder, download)
-        config = read_config(folder)
-        device = torch.device(device)
-        dtype = dtype or getattr(torch, config.dtype)
-        with torch.device("meta"):
-            model = FastWAM(config.model)
-        weights.load(model, folder, dtype=dtype, device=device)
-        text = config.text
-        prompts = Prompts(
-            weights.read(folder, "prompts") if (folder / PROMPTS_FILE).is_file() else {},
-            token_length=config.prompt.token_length,
-            text_dim=config.model.text_dim,
-            encoder=None if text is None else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=device),
-        )
-        return cls(
-            config,
-            model,
-            vae=lambda: frozen.load_vae(config.vae, folder, download, dtype=dtype, device=device),
-            prompts=prompts,
-        )
+        parts = checkpoint.read(locate(id_or_folder, download), download, device=torch.device(device), dtype=dtype)
+        return cls(parts.config, parts.model, vae=parts.vae, prompts=parts.prompts)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, notes: str = "") -> Path:
         """Write the policy as a checkpoint folder: `config.json`, `model.safetensors`, prompts, codec, card.
@@ -135,26 +111,12 @@ class WAMPolicy:
             notes: markdown for the end of the card, for example results.
         """
         folder = Path(folder)
-
-        def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: x.detach().to("cpu", dtype).contiguous() for name, x in tensors.items()}
-
-        with replace_files(folder, "config.json", STALE) as stage:
-            weights.write(stage, stored(self.model.state_dict()))
-            if self.prompts.table:
-                save_file(stored(self.prompts.table), stage / PROMPTS_FILE, metadata={"format": "pt"})
-            if self.config.vae.repo is None:
-                codec = stage / self.config.vae.subfolder
-                self.vae.model.save_config(codec)
-                weights.write(codec, stored(self.vae.model.state_dict()), frozen.VAE_STEM)
-            text = self.config.text
-            if text is not None and text.repo is None:
-                encoder = self.prompts.encoder
-                encoder.model.save_pretrained(stage / text.subfolder / frozen.TEXT_ENCODER)
-                encoder.tokenizer.save_pretrained(stage / text.subfolder / frozen.TOKENIZER)
-            (stage / "README.md").write_text(card(self.config, name=folder.name, notes=notes))
-            (stage / "config.json").write_text(self.config.to_json())
+        self._write(folder, dtype, folder.name, notes)
         return folder
+
+    def _write(self, folder: Path, dtype: torch.dtype | None, name: str, notes: str) -> None:
+        parts = checkpoint.Parts(self.config, self.model, lambda: self.vae, self.prompts)
+        checkpoint.write(folder, parts, dtype=dtype, name=name, notes=notes)
 
     def push_to_hub(
         self,
@@ -184,8 +146,8 @@ class WAMPolicy:
         from huggingface_hub.errors import HfHubHTTPError
 
         api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as parent:
-            folder = self.save_pretrained(Path(parent, *repo_id.split("/")), dtype=dtype, notes=notes)
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(Path(folder), dtype, repo_id, notes)
             try:
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 commit = api.upload_folder(
@@ -388,14 +350,3 @@ def _pick(seen: observations.Observation, mask: np.ndarray) -> observations.Obse
         instructions=tuple(s for s, wanted in zip(seen.instructions, mask, strict=True) if wanted),
         episode_start=seen.episode_start[mask],
     )
-
-
-def read_config(folder: Path) -> PolicyConfig:
-    """The contract of a checkpoint folder."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no config.json: the download or save is incomplete, or it is no wam-policy checkpoint "
-            f"(`wam convert` makes one of foreign files)"
-        )
-    return PolicyConfig.from_json(path.read_text())

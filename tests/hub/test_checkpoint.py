@@ -184,7 +184,7 @@ def test_saving_again_leaves_other_files_and_removes_stale_shards(policy, folder
 
 def test_a_failing_save_leaves_the_old_checkpoint(policy, folder, monkeypatch):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    monkeypatch.setattr("wam_policy.policy.card", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("wam_policy.hub.checkpoint.card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_policy().save_pretrained(folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before

@@ -1,0 +1,144 @@
+"""Results of an evaluation: episodes appended as they end, their summary, and what they were made with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from wam_policy.errors import WAMPolicyError
+from wam_policy.hub.atomic import write_text
+
+EPISODES = "episodes.jsonl"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode, a line of `episodes.jsonl`."""
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    reward: float
+    latency_ms: list[float]  # of every chunk predicted in it (a batched call counts whole)
+
+
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """95 % interval of a success rate (Wilson's score interval)."""
+    if episodes == 0:
+        return 0.0, 1.0
+    z, rate = 1.959963984540054, successes / episodes
+    centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
+    half = z / (1 + z * z / episodes) * np.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes**2))
+    return max(0.0, min(rate, float(centre - half))), min(1.0, max(rate, float(centre + half)))
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """SHA-256 over the files that make a checkpoint act: configs and weights, by name."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.rglob("*.json"), *folder.rglob("*.safetensors")]):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package runs from; None where it is installed."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False)
+        return result.stdout.strip()
+
+    return git("rev-parse", "HEAD") or None if git("ls-files", here.name) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("wam-policy", "torch", "diffusers", "gymnasium", "numpy", "metaworld", "mujoco"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
+    """Make the results folder, or take up an earlier evaluation of the same settings: its finished episodes.
+
+    Raises:
+        WAMPolicyError: the folder holds results of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run, text = folder / "run.json", json.dumps(settings, indent=2)
+    if run.is_file() and run.read_text() != text:
+        raise WAMPolicyError(f"{folder} holds results of another {', '.join(settings)}; choose another folder or remove it")
+    write_text(run, text)
+    path = folder / EPISODES
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) != len(lines):  # killed while a line was written
+        write_text(path, "".join(whole))
+    return [Episode(**json.loads(line)) for line in whole]
+
+
+def append(folder: Path, episode: Episode) -> None:
+    """Add a finished episode to the file; on disk when this returns."""
+    with (folder / EPISODES).open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(episode)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def summarize(episodes: list[Episode], tasks: list[str]) -> dict[str, Any]:
+    """Success per task with its 95 % interval, its mean over tasks, and latency."""
+    rows = {}
+    for task in tasks:
+        mine = [e for e in episodes if e.task == task]
+        wins = sum(e.success for e in mine)
+        rows[task] = {
+            "success": wins / max(1, len(mine)),
+            "episodes": len(mine),
+            "interval": list(wilson_interval(wins, len(mine))),
+            "mean_steps": float(np.mean([e.steps for e in mine])) if mine else None,
+            "mean_steps_of_successes": float(np.mean([e.steps for e in mine if e.success])) if wins else None,
+        }
+    latency = [ms for e in episodes for ms in e.latency_ms]
+    return {
+        "mean_success": float(np.mean([row["success"] for row in rows.values()])),
+        "tasks": rows,
+        "latency_ms": {"median": float(np.median(latency)), "p95": float(np.quantile(latency, 0.95))},
+    }
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """A summary for the terminal."""
+    latency = summary["latency_ms"]
+    rows = Table(caption=f"latency of a chunk: median {latency['median']:.0f} ms, p95 {latency['p95']:.0f} ms")
+    for column in ("task", "success", "95 % interval", "episodes", "steps to success"):
+        rows.add_column(column, justify="left" if column == "task" else "right")
+    for task, row in summary["tasks"].items():
+        low, high = row["interval"]
+        steps = row["mean_steps_of_successes"]
+        rows.add_row(
+            task,
+            f"{row['success']:.0%}",
+            f"{low:.0%} … {high:.0%}",
+            str(row["episodes"]),
+            "-" if steps is None else f"{steps:.0f}",
+        )
+    rows.add_row("mean", f"{summary['mean_success']:.1%}", "", "", "", style="bold")
+    return rows
