@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export MUJOCO_GL ?= osmesa
-export HF_HUB_OFFLINE ?= 0
 
 .PHONY: demo test slow style check reference checkpoint twin evaluate clean
 
@@ -29,7 +28,7 @@ reference: $(VENV)/.ready  ## every recorded tensor of the reference implementat
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: apt-get install python3" >&2; exit 1; }
-	@sh scripts/system-packages
+	@PYTHON=$(PYTHON) sh scripts/system-packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[metaworld,train,dev]'
@@ -42,13 +41,13 @@ RUN := runs/checkpoint
 NAME := metaworld-fast-wam
 SHIPPED := wam_policy/checkpoints/$(NAME)
 
-checkpoint: $(RUN)/fast/checkpoint/config.json  ## remake the embedded checkpoint: record, train the codec, train
+checkpoint: $(RUN)/fast/.done  ## remake the embedded checkpoint: record, train the codec, train
 	rm -rf $(SHIPPED)
 	cp -r $(RUN)/fast/checkpoint $(SHIPPED)
 	mkdir $(SHIPPED)/curves
 	for part in codec-1 codec-2 fast; do cp $(RUN)/$$part/curve.jsonl $(SHIPPED)/curves/$$part.jsonl; done
 
-twin: $(RUN)/no-video/checkpoint/config.json  ## the same policy without video co-training
+twin: $(RUN)/no-video/.done  ## the same policy without video co-training
 	$(BIN)/wam eval --checkpoint $(RUN)/no-video/checkpoint --out runs/eval-no-video
 
 $(RUN)/plain/meta/info.json: | $(VENV)/.ready
@@ -59,20 +58,23 @@ $(RUN)/shoved/meta/info.json: | $(VENV)/.ready
 	$(BIN)/wam record --out $(RUN)/shoved --seed 2000000 --shoves 0.03 \
 	  --tasks reach-v3 220 button-press-topdown-v3 45 drawer-open-v3 45 window-open-v3 45
 
-$(RUN)/codec-2/config.json: $(RUN)/plain/meta/info.json
+$(RUN)/codec-2/.done: $(RUN)/plain/meta/info.json
 	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-1 --steps 600 --detail 4 --seed 0
 	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-2 --steps 600 --detail 30 --seed 1 --init $(RUN)/codec-1
+	touch $@
 
 TRAIN := $(BIN)/wam train --dataset $(RUN)/shoved --codec $(RUN)/codec-2 --cache $(RUN)/latents.safetensors --replan 4
 
-$(RUN)/fast/checkpoint/config.json: $(RUN)/codec-2/config.json $(RUN)/shoved/meta/info.json
+$(RUN)/fast/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/fast
+	touch $@
 
-$(RUN)/no-video/checkpoint/config.json: $(RUN)/codec-2/config.json $(RUN)/shoved/meta/info.json
+$(RUN)/no-video/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/no-video --loss.lambda-video 0
+	touch $@
 
 evaluate: $(VENV)/.ready  ## the README's table: 50 episodes per task on seeds never trained on
 	$(BIN)/wam eval --out runs/eval
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

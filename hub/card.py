@@ -7,7 +7,7 @@ from wam_policy.config import PolicyConfig
 _TITLES = {"fast_wam": "Fast-WAM"}
 
 
-def card(config: PolicyConfig, *, name: str, notes: str = "") -> str:
+def card(config: PolicyConfig, *, load_by: str, notes: str = "") -> str:
     """The text of `README.md`: Hub metadata, how to load, the contract in a table, and `notes` (results, recipe)."""
     layout, sampling = config.action.layout, config.sampling
     gripper = layout.gripper
@@ -35,12 +35,12 @@ tags:
 - {config.family.replace("_", "-")}
 ---
 
-# {name}
+# {load_by.split("/")[-1]}
 
 ```python
 from wam_policy import WAMPolicy
 
-policy = WAMPolicy.from_pretrained("{name}")
+policy = WAMPolicy.from_pretrained("{load_by}")
 ```
 
 | | |

@@ -22,7 +22,11 @@ from wam_policy.models.vae import VAE
 
 CONFIG = "config.json"
 PROMPTS = "prompts"  # prompt -> [n, text_dim]
-STALE = ("model*.safetensors", "model*.safetensors.index.json", f"{PROMPTS}.safetensors")
+STALE = tuple(
+    f"{stem}*{suffix}"
+    for stem in ("model", PROMPTS, f"*/{frozen.VAE_STEM}")
+    for suffix in (".safetensors", ".safetensors.index.json")
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ def read_config(folder: Path) -> PolicyConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {CONFIG}: the download or save is incomplete, or it is no wam-policy checkpoint "
-            f"(`wam convert` makes one of foreign files)"
+            f"{folder} has no {CONFIG}: the download or save is incomplete (do it again), or it is no wam-policy checkpoint"
         )
-    return PolicyConfig.from_json(path.read_text())
+    try:
+        return PolicyConfig.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} isn't text: {error}") from error
 
 
 def read(folder: Path, download: Download, *, device: torch.device, dtype: torch.dtype | None) -> Parts:
@@ -68,14 +74,14 @@ def read(folder: Path, download: Download, *, device: torch.device, dtype: torch
     return Parts(config, model, lambda: frozen.load_vae(config.vae, folder, download, dtype=dtype, device=device), prompts)
 
 
-def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, name: str, notes: str) -> None:
+def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, load_by: str, notes: str) -> None:
     """Write a checkpoint folder: config, weights, prompts, card, and the frozen parts that live in no other repository.
 
     Args:
         folder: where; other files in it stay.
         parts: what to write.
         dtype: what tensors are stored in; None: what they are.
-        name: title of the card, the id or folder to load it by.
+        load_by: the id or folder that the card says to load.
         notes: markdown for the card's end.
     """
 
@@ -95,5 +101,5 @@ def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, name: str, n
             text = stage / config.text.subfolder
             prompts.encoder.model.save_pretrained(text / frozen.TEXT_ENCODER)
             prompts.encoder.tokenizer.save_pretrained(text / frozen.TOKENIZER)
-        (stage / "README.md").write_text(card(config, name=name, notes=notes))
+        (stage / "README.md").write_text(card(config, load_by=load_by, notes=notes))
         (stage / CONFIG).write_text(config.to_json())

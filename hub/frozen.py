@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
+from safetensors import SafetensorError
 
 from wam_policy.config import Source
 from wam_policy.errors import CheckpointError
 from wam_policy.hub import weights
-from wam_policy.hub.locate import Download, locate
+from wam_policy.hub.locate import PATTERNS, Download, locate
 from wam_policy.models.text import TextEncoder
 from wam_policy.models.vae import VAE, build_vae
 
@@ -19,23 +20,24 @@ VAE_STEM = "diffusion_pytorch_model"  # diffusers' file name
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # diffusers' folder names
 
 
-def _folder(source: Source, checkpoint: Path, download: Download) -> Path:
+def _folder(source: Source, checkpoint: Path, download: Download, parts: tuple[str, ...] = ("",)) -> Path:
+    """The local folder of a frozen part, of which only the folders `parts` are needed."""
     if source.repo is None:
         return checkpoint / source.subfolder
-    patterns = [f"{source.subfolder}/*" if source.subfolder else "*"]
-    root = locate(source.repo, replace(download, revision=source.revision, force_download=False), patterns)
-    return root / source.subfolder
+    folders = [str(PurePosixPath(source.subfolder, part)) for part in parts]
+    patterns = [pattern if folder == "." else f"{folder}/{pattern}" for folder in folders for pattern in PATTERNS]
+    return locate(source.repo, replace(download, revision=source.revision), patterns) / source.subfolder
 
 
 def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device) -> VAE:
     """The video codec, from a folder in diffusers' layout, strictly."""
     folder = _folder(source, checkpoint, download)
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            vae = build_vae(config)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"no video codec in {folder}: {error}") from error
-    with torch.device("meta"):
-        vae = build_vae(config)
     weights.load(vae.model, folder, VAE_STEM, dtype=dtype, device=device)
     fresh = VAE(vae.model)  # its statistics are made from the config, outside the meta device
     return fresh.to(device).eval().requires_grad_(False)
@@ -45,14 +47,13 @@ def load_text(source: Source, checkpoint: Path, download: Download, *, dtype: to
     """The text encoder and its tokenizer, from a folder in transformers' layout (`text_encoder/`, `tokenizer/`)."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    whole = replace(source, subfolder="")
-    root = _folder(whole, checkpoint, download) / source.subfolder
+    root = _folder(source, checkpoint, download, (TEXT_ENCODER, TOKENIZER))
     try:
         model, report = UMT5EncoderModel.from_pretrained(
             root / TEXT_ENCODER, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(root / TOKENIZER, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"no text encoder in {root}: {error}") from error
     if report["missing_keys"] or report["unexpected_keys"]:
         raise CheckpointError(f"text encoder in {root} doesn't fit: {report}")

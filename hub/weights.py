@@ -54,7 +54,7 @@ def read(folder: Path, stem: str = "model") -> dict[str, Tensor]:
                 raise
             raise WeightsError(
                 f"{path} can't be read as safetensors ({error}): it is truncated, corrupted or of another format; "
-                f"download it again with `force_download=True`, or convert it with `wam convert`"
+                f"download it again with `force_download=True`"
             ) from error
     return tensors
 

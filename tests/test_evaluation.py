@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_policy
 
-from wam_policy.errors import CheckpointError, WAMPolicyError
+from wam_policy.demo import DemoConfig, demo
+from wam_policy.errors import CheckpointError, ConfigError, ResultsError
 from wam_policy.evaluation import EvalConfig, evaluate
 from wam_policy.results import wilson_interval
 
@@ -80,7 +81,7 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(config):
 def test_results_of_another_checkpoint_are_not_mixed_in(config, tmp_path):
     evaluate(replace(config, tasks=("touch",), episodes=1))
     other = make_policy(dtype="bfloat16").save_pretrained(tmp_path / "other")
-    with pytest.raises(WAMPolicyError, match="results of another checkpoint"):
+    with pytest.raises(ResultsError, match="results of another checkpoint"):
         evaluate(replace(config, checkpoint=str(other)))
 
 
@@ -91,6 +92,24 @@ def test_a_video_shows_the_cameras_of_a_whole_episode(config):
     with av.open(str(config.out / "touch.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == 6 and frames[0].shape == (256, 512, 3)
+
+
+def test_an_env_without_a_task_argument_is_evaluated_once(config):
+    summary = evaluate(replace(config, env="tiny:ToyBare-v0", tasks=(), episodes=1, envs=1))
+    assert summary["tasks"]["tiny:ToyBare-v0"]["success"] == 1
+
+
+def test_the_demo_never_removes_a_folder_that_is_not_a_demo(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ResultsError, match="choose another"):
+        demo(DemoConfig(out=tmp_path))
+    assert (tmp_path / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("change", [{"episodes": 0}, {"envs": 0}])
+def test_nothing_to_evaluate_is_refused(config, change):
+    with pytest.raises(ConfigError, match="must be positive"):
+        replace(config, **change)
 
 
 def test_an_unknown_embedded_checkpoint_lists_those_there_are(config):

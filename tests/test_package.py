@@ -1,5 +1,6 @@
 """The package as users get it: light to import, complete in a wheel, honest on the command line."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -7,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from wam_policy import WAMPolicy
+from wam_policy.checkpoints import embedded
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,8 +38,9 @@ def test_the_hub_never_imports_gymnasium():
 
 
 def test_env_ids_are_known_whatever_is_imported_first():
-    for first, second in (("wam_policy.wrappers", "gymnasium"), ("gymnasium", "wam_policy")):
-        script = f"import {first}, {second}, gymnasium; print('wam_policy/MetaWorld-v0' in gymnasium.registry)"
+    for first, second in (("wam_policy.wrappers", "gymnasium"), ("gymnasium", "wam_policy"), ("wam_policy", "gymnasium")):
+        script = f"import {first}; from wam_policy import WAMPolicy; import {second}, gymnasium as g; "
+        script += "print('wam_policy/MetaWorld-v0' in g.registry)"
         assert run(sys.executable, "-c", script).stdout.strip() == "True"
 
 
@@ -61,16 +66,31 @@ def test_the_command_line_prints_our_errors_without_a_traceback(tmp_path):
     assert result.stderr.strip().startswith("wam: no folder './nowhere'") and "Traceback" not in result.stderr
 
 
+def test_the_embedded_checkpoint_is_small_and_loads():
+    folder = embedded("metaworld-fast-wam")
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 16 * 2**20
+    policy = WAMPolicy.from_pretrained(folder)
+    assert policy.spec.cameras.names == ("front", "wrist") and len(policy.prompts.table) == 4
+
+
+def test_the_readme_has_no_gaps():
+    assert "@@" not in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_wheel_installed_elsewhere_has_every_package_and_the_embedded_checkpoint(tmp_path):
-    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT))
+    source = tmp_path / "source"  # a copy: setuptools leaves its build folder behind
+    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info"))
+    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source))
     assert built.returncode == 0, built.stderr
     wheel = next(tmp_path.glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     code = [p for folder in ("wam_policy", "wrappers", "hub") for p in (ROOT / folder).rglob("*.py")]
-    expected = {str(p.relative_to(ROOT)) for p in code if not p.is_relative_to(ROOT / "wam_policy/wrappers")}
-    expected = {n if n.startswith("wam_policy") else f"wam_policy/{n}" for n in expected}
+    paths = {str(p.relative_to(ROOT)) for p in code}
+    expected = {name if name.startswith("wam_policy") else f"wam_policy/{name}" for name in paths}
     assert expected <= set(names) and "wam_policy/py.typed" in names
+    shipped = [p for p in (ROOT / "wam_policy/checkpoints").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert {str(p.relative_to(ROOT)) for p in shipped} <= set(names)
     venv = tmp_path / "venv"
     assert run(sys.executable, "-m", "venv", str(venv)).returncode == 0
     python = venv / "bin/python"

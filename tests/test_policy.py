@@ -97,6 +97,12 @@ def test_two_loops_can_share_a_policy_by_passing_their_state(policy):
     assert np.allclose(action, chunk[1], atol=1e-5)
 
 
+def test_a_state_of_another_number_of_envs_is_refused(policy):
+    _, state = policy.predict(make_observation(2))
+    with pytest.raises(ObservationError, match="belongs to 2 envs, the observation has 3"):
+        policy.predict(make_observation(3), state=state)
+
+
 def test_predict_that_is_not_deterministic_draws_new_noise(policy):
     start = np.array([True])
     a, b = (policy.predict(make_observation(), episode_start=start, deterministic=False)[0] for _ in range(2))

@@ -1,6 +1,7 @@
 """The package equals the reference implementations on the recorded tensors, by the same script users run."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,18 @@ def test_a_wrong_tensor_is_reported_and_fails(tmp_path, capsys):
     assert reference.main([str(tmp_path / "wrong.safetensors")]) == 1
     over = [line for line in capsys.readouterr().out.splitlines() if "OVER" in line]
     assert len(over) == 1 and over[0].endswith("fastwam/infer/action")
+
+
+def test_a_model_without_proprio_and_with_other_steps_is_compared_too(tmp_path, capsys):
+    """The recorded values are another model's, so it must fail: on the numbers, row by row, not on the format."""
+    tensors = load_file(HERE / "golden/fastwam_dev.safetensors")
+    bare = {name: x for name, x in tensors.items() if "proprio" not in name}
+    save_file(bare, tmp_path / "bare.safetensors")
+    info = json.loads((HERE / "golden/fastwam_dev.json").read_text()) | {"proprio_dim": None, "steps": 4}
+    (tmp_path / "bare.json").write_text(json.dumps(info))
+    assert reference.main([str(tmp_path / "bare.safetensors")]) == 1
+    out = capsys.readouterr().out
+    assert "OVER" in out and "nan" not in out and "of 24 tensors" in out
 
 
 def test_a_file_with_nothing_to_compare_fails(tmp_path):

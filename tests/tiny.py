@@ -185,3 +185,4 @@ class ToyTask(ToyEnv):
 
 gym.register("Toy-v0", entry_point=ToyTask, max_episode_steps=20)
 gym.register("ToyPlain-v0", entry_point=lambda task, **_: ToyEnv())
+gym.register("ToyBare-v0", entry_point=ToyEnv)

@@ -25,14 +25,17 @@ __all__ = ["PolicyConfig", "WAMPolicy", "WAMPolicyError", "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    value = getattr(import_module(_PUBLIC[name]), name)
+    if name == "WAMPolicy":
+        import_module("wam_policy.wrappers")  # registers the env ids
+    return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if "gymnasium" in sys.modules:  # otherwise `wam_policy.wrappers` registers the env ids when it is imported
+if "gymnasium" in sys.modules:  # otherwise `WAMPolicy` or `wam_policy.wrappers` registers the env ids
     from wam_policy.wrappers.registration import register_envs
 
     register_envs()

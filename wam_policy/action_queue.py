@@ -23,7 +23,7 @@ class ActionQueue:
 
     def reset(self, mask: np.ndarray | None = None) -> None:
         """Drop what is left to play, of all sub-envs or of those where `mask` [N] is true."""
-        self._played[... if mask is None else mask] = self.replan
+        self._played[... if mask is None else np.asarray(mask, bool)] = self.replan
 
     def empty(self) -> np.ndarray:
         """Which sub-envs need a chunk before they can act, bool [N]."""

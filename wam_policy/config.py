@@ -9,9 +9,10 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from wam_policy.contract import ActionLayout
+from wam_policy.contract import ActionLayout, check_names
 from wam_policy.errors import ConfigError
 from wam_policy.images import Resize
 from wam_policy.models.config import FastWAMConfig
@@ -32,8 +33,7 @@ class CameraConfig:
     resize: Resize = "exact"  # what happens to pictures of another size
 
     def __post_init__(self) -> None:
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise ConfigError(f"cameras must be distinct names, got {list(self.names)}")
+        check_names("camera names", self.names)
         if self.height < 1 or self.width < 1:
             raise ConfigError(f"camera size must be positive, got {self.height}×{self.width}")
         if self.resize not in typing.get_args(Resize):
@@ -48,8 +48,8 @@ class VideoConfig:
     stride: int  # env steps from one to the next
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.stride < 1:
-            raise ConfigError(f"`frames` and `stride` must be positive, got {self.frames} and {self.stride}")
+        if self.frames < 1 or self.stride < 1 or self.frames % 4 != 1:
+            raise ConfigError(f"frames must be 1 + 4·n and `stride` positive, got {self.frames} and {self.stride}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,7 @@ class StateConfig:
     normalization: Normalization
 
     def __post_init__(self) -> None:
+        check_names("state names", self.names)
         self.normalization.check("state", len(self.names))
 
 
@@ -120,6 +121,13 @@ class Source:
     repo: str | None = None  # Hub id; None: this checkpoint itself
     subfolder: str = ""
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.subfolder)
+        if path.is_absolute() or ".." in path.parts or "\\" in self.subfolder:
+            raise ConfigError(f"`subfolder` must stay inside its repository, got {self.subfolder!r}")
+        if self.repo is None and not self.subfolder:
+            raise ConfigError("a part of this checkpoint itself needs a `subfolder` of its own")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +190,7 @@ class PolicyConfig:
         version = data.get("format_version")
         if version is None:
             raise ConfigError(
-                "config.json has no `format_version`: it isn't a wam-policy checkpoint; convert it with `wam convert`"
+                "config.json has no `format_version`: it isn't a wam-policy checkpoint, perhaps one of another project"
             )
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ConfigError(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from wam_policy.errors import ConfigError
 
 
-def _check_names(what: str, names: tuple[str, ...]) -> None:
+def check_names(what: str, names: tuple[str, ...]) -> None:
+    """Refuse names that are empty or not distinct."""
     if not names or len(set(names)) != len(names) or not all(names):
         raise ConfigError(f"`{what}` must be distinct, non-empty names, got {list(names)}")
 
@@ -36,7 +37,7 @@ class ActionLayout:
     gripper: Gripper | None  # None says that there is no gripper
 
     def __post_init__(self) -> None:
-        _check_names("action names", self.names)
+        check_names("action names", self.names)
         if not self.control:
             raise ConfigError("`control` must say what the action commands, for example 'end_effector_delta'")
         if self.gripper is not None and not 0 <= self.gripper.index < len(self.names):
@@ -63,6 +64,6 @@ class EnvContract:
     instruction: str | None = None  # the sentence itself; None: the env's `instruction` attribute
 
     def __post_init__(self) -> None:
-        _check_names("camera names", tuple(self.cameras))
+        check_names("camera names", tuple(self.cameras))
         if self.state is not None:
-            _check_names("state names", self.state_names)
+            check_names("state names", self.state_names)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from wam_policy.errors import ResultsError
 from wam_policy.evaluation import EvalConfig, evaluate
 
 
@@ -23,5 +24,7 @@ class DemoConfig:
 
 def demo(config: DemoConfig) -> None:
     """Run the demo."""
+    if config.out.exists() and not (config.out / "run.json").is_file():
+        raise ResultsError(f"{config.out} exists and holds no demo; choose another --out")
     shutil.rmtree(config.out, ignore_errors=True)
     evaluate(EvalConfig(checkpoint=f"embedded:{config.model}", episodes=config.episodes, out=config.out))

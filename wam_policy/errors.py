@@ -37,6 +37,10 @@ class DatasetError(WAMPolicyError, ValueError):
     """A dataset that is broken or is not what the run expects."""
 
 
+class ResultsError(WAMPolicyError, FileExistsError):
+    """A folder that already holds results of something else."""
+
+
 class MissingExtraError(WAMPolicyError, ImportError):
     """An optional dependency that isn't installed."""
 

@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from wam_policy import results
 from wam_policy.checkpoints import embedded
-from wam_policy.errors import EnvError
+from wam_policy.errors import ConfigError, EnvError
 from wam_policy.hub.atomic import write_text
 from wam_policy.hub.locate import Download, locate
 from wam_policy.observation import IMAGE
@@ -55,6 +55,10 @@ class EvalConfig:
     """Write one mp4 per task."""
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.envs < 1:
+            raise ConfigError(f"`episodes` and `envs` must be positive, got {self.episodes} and {self.envs}")
+
 
 def _vector(config: EvalConfig, task: str | None, size: int, length: int | None) -> AsyncVectorEnv:
     make = functools.partial(make_env, config.env, task, length)
@@ -85,7 +89,8 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
             milliseconds = round(1000 * (time.perf_counter() - began), 2)
             observation, reward, terminated, truncated, infos = env.step(chunks[:, :length])
             steps, rewards = steps + infos[EXECUTED], rewards + reward
-            success, ended = _success(infos), terminated | truncated
+            ended = terminated | truncated
+            success = _success(infos) if ended.any() else ended
             for i in range(size):
                 latencies[i].append(milliseconds)
                 if ended[i] and not idle[i]:
@@ -139,10 +144,6 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
                 episodes.append(episode)
                 wins = sum(e.success for e in episodes if e.task == task)
                 progress.update(bar, advance=1, description=f"{task} {wins} succeeded")
-        for task in tasks if config.video else []:
-            path = config.out / f"{task.replace('/', '_')}.mp4"
-            if not path.exists():
-                film(policy, config, task if config.tasks else None, path)
     wanted = [e for e in episodes if e.seed in seeds]
     summary = results.summarize(wanted, tasks) | {
         "checkpoint": config.checkpoint,
@@ -156,6 +157,10 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
         "commit": results.commit(),
     }
     write_text(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for task in tasks if config.video else []:
+        path = config.out / f"{task.replace('/', '_')}.mp4"
+        if not path.exists():
+            film(policy, config, task if config.tasks else None, path)
     console.print(results.table(summary))
     console.print(f"results, episodes and videos: {config.out}/")
     return summary

@@ -56,8 +56,3 @@ def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
 def to_model(canvas: np.ndarray) -> np.ndarray:
     """Pixels uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
     return np.moveaxis((canvas.astype(np.float32) / 255 - 0.5) / 0.5, -1, -3)
-
-
-def to_pixels(frames: np.ndarray) -> np.ndarray:
-    """Model frames float [..., 3, H, W] in [-1, 1] -> uint8 [..., H, W, 3], the layout of `env.render()`."""
-    return np.moveaxis((np.clip(frames, -1, 1) + 1) * 127.5, -3, -1).astype(np.uint8)

@@ -111,12 +111,12 @@ class WAMPolicy:
             notes: markdown for the end of the card, for example results.
         """
         folder = Path(folder)
-        self._write(folder, dtype, folder.name, notes)
+        self._write(folder, dtype, f"path/to/{folder.name}", notes)
         return folder
 
-    def _write(self, folder: Path, dtype: torch.dtype | None, name: str, notes: str) -> None:
+    def _write(self, folder: Path, dtype: torch.dtype | None, load_by: str, notes: str) -> None:
         parts = checkpoint.Parts(self.config, self.model, lambda: self.vae, self.prompts)
-        checkpoint.write(folder, parts, dtype=dtype, name=name, notes=notes)
+        checkpoint.write(folder, parts, dtype=dtype, load_by=load_by, notes=notes)
 
     def push_to_hub(
         self,
@@ -153,11 +153,12 @@ class WAMPolicy:
                 commit = api.upload_folder(
                     repo_id=repo_id,
                     folder_path=folder,
+                    delete_patterns=list(checkpoint.STALE),
                     revision=revision,
                     commit_message=commit_message,
                     create_pr=create_pr,
                 )
-            except (HfHubHTTPError, OSError) as error:
+            except (HfHubHTTPError, OSError, ValueError) as error:
                 raise CheckpointError(f"can't upload to {repo_id!r}: {error}; check the token's write access") from error
         return str(commit.commit_url)
 
@@ -281,6 +282,8 @@ class WAMPolicy:
             float32 [A] or [B, A], and the queue that was played from.
         """
         seen = self._check(observation)
+        if state is not None and state.size != len(seen):
+            raise ObservationError(f"`state` belongs to {state.size} envs, the observation has {len(seen)}")
         queue = state if state is not None else self._queue
         if queue is None or queue.size != len(seen):
             queue = ActionQueue(len(seen), self.config.action.replan)
@@ -336,7 +339,7 @@ class WAMPolicy:
                 raise ObservationError(f"noise: expected {list(shape)} or {[size, *shape]}, got {list(noise.shape)}")
             return noise.expand(size, *shape)
         if fresh:
-            return torch.randn(size, *shape, generator=self._generator)
+            return torch.stack([torch.randn(shape, generator=self._generator) for _ in range(size)])
         fixed = torch.Generator().manual_seed(self.config.sampling.seed)
         return torch.randn(shape, generator=fixed).expand(size, *shape)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from wam_policy.errors import WAMPolicyError
+from wam_policy.errors import ResultsError
 from wam_policy.hub.atomic import write_text
 
 EPISODES = "episodes.jsonl"
@@ -59,7 +59,10 @@ def commit() -> str | None:
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False)
+        try:
+            result = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False)
+        except OSError:  # no git on this machine
+            return ""
         return result.stdout.strip()
 
     return git("rev-parse", "HEAD") or None if git("ls-files", here.name) else None
@@ -80,12 +83,12 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
     """Make the results folder, or take up an earlier evaluation of the same settings: its finished episodes.
 
     Raises:
-        WAMPolicyError: the folder holds results of other settings.
+        ResultsError: the folder holds results of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run, text = folder / "run.json", json.dumps(settings, indent=2)
     if run.is_file() and run.read_text() != text:
-        raise WAMPolicyError(f"{folder} holds results of another {', '.join(settings)}; choose another folder or remove it")
+        raise ResultsError(f"{folder} holds results of another {', '.join(settings)}; choose another folder or remove it")
     write_text(run, text)
     path = folder / EPISODES
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []

@@ -63,6 +63,8 @@ class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConst
             total, executed = total + float(reward), executed + 1
             if terminated or truncated:
                 break
+        if self._lazy:
+            self.env.set_wrapper_attr("draw_pixels", True)
         return observation, total, terminated, truncated, {**info, EXECUTED: executed}
 
 

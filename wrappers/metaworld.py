@@ -56,6 +56,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         task: str = "reach-v3",
         *,
         size: int = 64,
+        max_steps: int = 300,
         shadows: bool = False,
         render_mode: str | None = "rgb_array",
     ) -> None:
@@ -64,6 +65,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         Args:
             task: a name of Meta-World v3, for example "drawer-open-v3".
             size: height and width of both pictures, in pixels.
+            max_steps: an episode is truncated after so many; Meta-World allows 500.
             shadows: draw shadows and antialias as Meta-World does, several times slower. The pictures differ.
             render_mode: "rgb_array" or None; `render()` returns the front picture.
         """
@@ -75,7 +77,10 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             raise MissingExtraError("metaworld", "metaworld") from error
         if task not in ALL_V3_ENVIRONMENTS:
             raise EnvError(f"no Meta-World task {task!r}; there are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}")
+        if not 1 <= max_steps <= 500:
+            raise EnvError(f"`max_steps` must lie between 1 and 500, got {max_steps}")
         self.task, self.size, self.render_mode = task, size, render_mode
+        self.max_steps, self._steps = max_steps, 0
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v3").replace("-", " "))
         self.draw_pixels = True  # False: `step` repeats the last pictures instead of drawing new ones (see ExecuteChunk)
         self._env = ALL_V3_ENVIRONMENTS[task]()
@@ -145,22 +150,21 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         super().reset(seed=seed)
         self._env.np_random = self.np_random
         self._full, _ = self._env.reset()
+        self._steps = 0
         return self._observation(draw=True), {"is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move the hand by one action; success ends the episode."""
-        self._full, reward, _, truncated, info = self._env.step(np.asarray(action, np.float32))
-        success = bool(info["success"])
-        return (
-            self._observation(draw=self.draw_pixels or success or bool(truncated)),
-            float(reward),
-            success,
-            bool(truncated),
-            {"is_success": success},
-        )
+        self._full, reward, _, _, info = self._env.step(np.asarray(action, np.float32))
+        self._steps += 1
+        success, truncated = bool(info["success"]), self._steps >= self.max_steps
+        observation = self._observation(draw=self.draw_pixels or success or truncated)
+        return observation, float(reward), success, truncated, {"is_success": success}
 
     def render(self) -> np.ndarray:
         """The front picture, uint8 [size, size, 3]."""
+        if not self._pixels:
+            raise EnvError("there is nothing to draw before the first `reset()`")
         return self._pixels["front"]
 
     def expert_action(self) -> np.ndarray:

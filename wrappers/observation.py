@@ -52,6 +52,15 @@ def _pick(state: Any, pick: tuple[int, ...] | None) -> np.ndarray:
     return values if pick is None else values[..., list(pick)]
 
 
+def sub_env_attributes(env: VectorEnv, name: str) -> tuple[Any, ...] | None:
+    """An attribute of every sub-env; None where one lacks it, or where the vector env can't tell."""
+    inner: Any = env.unwrapped
+    if not hasattr(inner, "call"):
+        return None
+    # Asking an AsyncVectorEnv for an attribute that isn't there kills its workers, so ask whether it is there first.
+    return tuple(inner.get_attr(name)) if all(inner.call("has_wrapper_attr", name)) else None
+
+
 class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Gives observations a policy can read.
 
@@ -184,10 +193,10 @@ class VectorWAMObservation(VectorWrapper):
     def _sentences(self) -> tuple[str, ...]:
         if self._given is not None:
             return (self._given,) * self.num_envs
-        try:
-            return tuple(str(sentence) for sentence in self.env.unwrapped.get_attr("instruction"))  # type: ignore[attr-defined]
-        except AttributeError as error:
-            raise EnvError("the sub-envs have no `instruction`; say it: `policy.wrap(env, instruction='…')`") from error
+        sentences = sub_env_attributes(self.env, "instruction")
+        if sentences is None:
+            raise EnvError("the sub-envs have no `instruction`; say it: `policy.wrap(env, instruction='…')`")
+        return tuple(str(sentence) for sentence in sentences)
 
     def _convert(self, observations: Any, start: np.ndarray) -> dict[str, Any]:
         if start.any():
@@ -220,4 +229,18 @@ class VectorWAMObservation(VectorWrapper):
             start = ended
         elif self._mode == AutoresetMode.NEXT_STEP:
             start, self._ended = self._ended, ended
+        if "final_obs" in infos:
+            infos = infos | {"final_obs": self._convert_final(infos["final_obs"], ended)}
         return self._convert(observations, start), rewards, terminations, truncations, infos
+
+    def _convert_final(self, finals: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        """The last observations of ended sub-envs (SAME_STEP), as the policy reads them; pictures of `render()` are gone."""
+        converted = np.full(self.num_envs, None, object)
+        for i in np.flatnonzero(ended):
+            new: dict[str, Any] = {
+                IMAGE + name: np.asarray(at(finals[i], path)) for name, path in self.cameras.items() if path != RENDER
+            }
+            if self.state is not None:
+                new[STATE] = _pick(at(finals[i], self.state), self.pick)
+            converted[i] = new | {INSTRUCTION: self._instructions[i], EPISODE_START: np.int64(0)}
+        return converted

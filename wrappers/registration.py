@@ -9,5 +9,4 @@ def register_envs() -> None:
         register(
             id="wam_policy/MetaWorld-v0",
             entry_point="wam_policy.wrappers.metaworld:MetaWorldEnv",
-            max_episode_steps=300,
         )

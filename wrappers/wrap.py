@@ -11,7 +11,8 @@ import gymnasium as gym
 from wam_policy.contract import ActionLayout, EnvContract
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.wrappers.action import VectorWAMAction, WAMAction
-from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation
+from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation, sub_env_attributes
+from wam_policy.wrappers.paths import at
 
 
 def contract_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv, given: Mapping[str, Any]) -> EnvContract:
@@ -21,6 +22,8 @@ def contract_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv, given: Mapping[st
         EnvError: neither side says where the cameras are or what the actions mean.
     """
     declared = _declared(env)
+    if "state" in given and "state_names" not in given:
+        raise EnvError("`state` says where the numbers are; say what they are too: policy.wrap(env, state=…, state_names=(…))")
     if declared is not None:
         return replace(declared, **given)
     missing = [name for name in ("cameras", "action") if name not in given]
@@ -38,11 +41,10 @@ def contract_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv, given: Mapping[st
 def _declared(env: gym.Env[Any, Any] | gym.vector.VectorEnv) -> EnvContract | None:
     if isinstance(env, gym.Env):
         return env.get_wrapper_attr("contract") if env.has_wrapper_attr("contract") else None
-    try:
-        contracts = set(map(repr, found := env.unwrapped.get_attr("contract")))  # type: ignore[attr-defined]
-    except AttributeError:
+    found = sub_env_attributes(env, "contract")
+    if found is None:
         return None
-    if len(contracts) != 1:
+    if len(set(map(repr, found))) != 1:
         raise EnvError("the sub-envs declare different contracts: use one policy wrapper for each kind of env")
     return found[0]
 
@@ -77,6 +79,13 @@ def wrap(
             raise EnvError(
                 f"the policy needs the state {list(state_names)}, the env's has {list(contract.state_names)}; "
                 f"say where it is and what its numbers are: policy.wrap(env, state='path', state_names=(…))"
+            )
+        single = env.observation_space if isinstance(env, gym.Env) else env.single_observation_space
+        shape = at(single, contract.state).shape
+        if shape != (len(contract.state_names),):
+            raise EnvError(
+                f"the state at {contract.state!r} has shape {shape}, but {len(contract.state_names)} names: "
+                f"{list(contract.state_names)}; name every number"
             )
         pick = tuple(contract.state_names.index(name) for name in state_names)
     where: dict[str, Any] = {

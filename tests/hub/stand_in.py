@@ -18,6 +18,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
+        self.tokens: set[str] = set()
         self.url = ""
 
 
@@ -43,6 +44,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
+            hub.tokens.add(self.headers.get("authorization", ""))
             parts = path.strip("/").split("/")
             api = parts[:2] == ["api", "models"]
             repo = "/".join(parts[2:4] if api else parts[:2])
@@ -86,6 +88,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.reply_json({"files": files})
             for line in filter(None, body.split(b"\n")):
                 entry = json.loads(line)
+                if entry["key"] == "deletedFile":
+                    del hub.repos[repo][entry["value"]["path"]]
                 if entry["key"] == "file":
                     hub.repos[repo][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             self.reply_json(

@@ -62,6 +62,18 @@ def test_what_is_cached_loads_without_the_network_and_the_rest_says_so(hub, poli
         WAMPolicy.from_pretrained("lab/other", cache_dir=tmp_path / "cache", local_files_only=True)
 
 
+def test_the_token_reaches_the_hub(hub, policy, tmp_path):
+    publish(hub, policy, tmp_path)
+    WAMPolicy.from_pretrained(REPO, cache_dir=tmp_path / "cache", token="hf_secret")
+    assert "Bearer hf_secret" in hub.tokens
+
+
+def test_pushing_removes_what_an_older_version_left(hub, policy):
+    hub.repos[REPO] = {"model-00001-of-00002.safetensors": b"old", "notes.md": b"mine"}
+    policy.push_to_hub(REPO, token="hf_test")
+    assert "model-00001-of-00002.safetensors" not in hub.repos[REPO] and hub.repos[REPO]["notes.md"] == b"mine"
+
+
 def test_force_download_asks_again(hub, policy, tmp_path):
     publish(hub, policy, tmp_path)
     WAMPolicy.from_pretrained(REPO, cache_dir=tmp_path / "cache")
@@ -82,6 +94,15 @@ def test_the_environment_variable_switches_the_network_off(hub, policy, tmp_path
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     if online:
         assert result.returncode == 0, result.stderr
+        hub.requests.clear()
+        again = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert again.returncode == 0 and hub.requests == [], again.stderr
     else:
         assert hub.requests == [] and "unset HF_HUB_OFFLINE" in result.stderr
 
@@ -98,7 +119,7 @@ def test_unknown_repositories_and_revisions_are_named(hub, policy, tmp_path):
 def test_a_missing_folder_is_not_looked_for_on_the_hub(hub, name):
     with pytest.raises(CheckpointError, match="give an existing folder or a Hub id") as caught:
         WAMPolicy.from_pretrained(name)
-    assert hub.requests == [] and isinstance(caught.value, (WAMPolicyError, OSError))
+    assert hub.requests == [] and isinstance(caught.value, WAMPolicyError) and isinstance(caught.value, OSError)
 
 
 def test_an_unreachable_hub_says_so(monkeypatch, tmp_path):

@@ -84,17 +84,28 @@ def test_without_video_co_training_action_loss_and_gradients_are_those_of_the_wh
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
 
 
-def test_padded_steps_and_frames_leave_the_loss(model):
+def test_losses_are_weighted_means_over_what_is_not_padded(model):
     batch = make_batch(model)
+    batch.action_is_pad[0] = True  # a sample with nothing to learn from counts as zero, not as a division by zero
     draws = draw(batch, torch.Generator().manual_seed(1))
-    clean = training_losses(model, batch, draws, LossConfig())
-    padded = draws._replace(noise_action=draws.noise_action)
-    assert clean.action > 0
-    batch = batch._replace(
-        action_is_pad=torch.ones_like(batch.action_is_pad), latent_is_pad=torch.ones_like(batch.latent_is_pad)
-    )
-    empty = training_losses(model, batch, padded, LossConfig())
-    assert empty.action == 0 and empty.video == 0
+    losses = training_losses(model, batch, draws, LossConfig())
+    action = video = 0.0
+    for i in range(3):
+        t_action, t_video = (flow.timesteps(u[i : i + 1], 5.0) for u in (draws.u_action, draws.u_video))
+        errors = [
+            ((losses.velocity_action[i, t] - (draws.noise_action - batch.action)[i, t]) ** 2).mean()
+            for t in range(4)
+            if not batch.action_is_pad[i, t]
+        ]
+        action += flow.loss_weight(t_action, 5.0) * sum(errors) / max(1, len(errors)) / 3
+        errors = [
+            ((losses.velocity_video[i, :, f] - (draws.noise_video - batch.latents)[i, :, f]) ** 2).mean()
+            for f in (1, 2)
+            if not batch.latent_is_pad[i, f - 1]
+        ]
+        video += flow.loss_weight(t_video, 5.0) * sum(errors) / max(1, len(errors)) / 3
+    assert torch.allclose(losses.action, action) and torch.allclose(losses.video, video)
+    assert torch.allclose(losses.total, action + video)
 
 
 def test_a_latent_frame_is_padded_only_if_all_its_pixel_frames_are():

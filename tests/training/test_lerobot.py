@@ -66,6 +66,9 @@ def test_the_files_are_lerobot_s_v3_layout(folder):
     assert data["timestamp"][1] == pytest.approx(0.1)
     statistics = json.loads((folder / "meta/stats.json").read_text())
     assert np.shape(statistics[CAMERA]["mean"]) == (3, 1, 1) and statistics["action"]["count"] == [20]
+    assert set(statistics) == set(info["features"])
+    episode = pq.read_table(folder / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
+    assert episode["stats/frame_index/max"] == [3] and np.shape(episode[f"stats/{CAMERA}/mean"]) == (3, 1, 1)
 
 
 def test_a_dataset_begun_and_not_finished_leaves_nothing(tmp_path):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorStatistics
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import LAYOUT, TASK, ToyEnv
@@ -46,6 +47,53 @@ def test_nested_observations_become_named_cameras_state_and_instruction(toy):
 
 def test_a_wrapped_env_passes_gymnasium_s_checks(policy, toy):
     check_env(policy.wrap(toy), skip_render_check=True)
+
+
+def test_chunked_and_plainly_wrapped_envs_pass_gymnasium_s_checks(toy):
+    check_env(WAMObservation(toy, **WHERE), skip_render_check=True)
+    check_env(ExecuteChunk(WAMObservation(ToyEnv(), **WHERE), length=2), skip_render_check=True)
+
+
+def test_a_bare_picture_is_an_observation_too():
+    class Picture(gym.Env):
+        observation_space, action_space = spaces.Box(0, 255, (8, 8, 3), np.uint8), UNIT
+        reset = staticmethod(lambda **_: (np.full((8, 8, 3), 9, np.uint8), {}))
+
+    observation, _ = WAMObservation(Picture(), cameras={"front": ""}, instruction="go").reset()
+    assert (observation["images.front"] == 9).all()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_observations_lie_in_their_space(mode):
+    envs = VectorWAMObservation(vector(mode), **WHERE)
+    observations, _ = envs.reset(seed=0)
+    assert envs.observation_space.contains(observations)
+    assert envs.observation_space.contains(envs.step(np.zeros((2, 3), np.float32))[0])
+
+
+def test_last_observations_are_converted_too():
+    envs = VectorWAMObservation(vector(AutoresetMode.SAME_STEP), **WHERE)
+    envs.reset(seed=0)
+    envs.step(np.zeros((2, 3), np.float32))
+    *_, infos = envs.step(np.zeros((2, 3), np.float32))
+    assert infos["final_obs"][1] is None
+    assert set(infos["final_obs"][0]) == set(envs.single_observation_space.spaces)
+    assert envs.single_observation_space.contains(infos["final_obs"][0])
+
+
+def test_sub_envs_in_processes_that_declare_nothing_are_described(policy):
+    """Asking an AsyncVectorEnv for an attribute its sub-envs lack kills them: it must not be asked."""
+    envs = AsyncVectorEnv([lambda: gym.make("MountainCarContinuous-v0", render_mode="rgb_array")] * 2, context="fork")
+    try:
+        with pytest.raises(EnvError, match="say cameras and action"):
+            policy.wrap(envs)
+        observations, _ = VectorWAMObservation(envs, cameras={"front": "render()"}, state="", instruction="go").reset(seed=0)
+        assert observations["images.front"].shape == (2, 400, 600, 3)
+        with pytest.raises(EnvError, match="instruction="):
+            VectorWAMObservation(envs, cameras={"front": "render()"})
+        envs.reset(seed=0)
+    finally:
+        envs.close()
 
 
 def test_the_vector_twin_sees_what_the_wrapped_sub_envs_see():
@@ -197,6 +245,17 @@ def test_a_chunk_stops_at_the_episode_s_end(toy):
     assert info["episode"]["r"] == 5 and len(toy.actions) == 5
 
 
+def test_statistics_of_vector_chunks_have_the_true_returns():
+    envs = VectorStatistics(VectorExecuteChunk(vector(AutoresetMode.SAME_STEP, lengths=(4, 7)), length=3))
+    envs.reset(seed=0)
+    returns: list[list[float]] = [[], []]
+    for _ in range(12):
+        *_, infos = envs.step(np.zeros((2, 3, 3), np.float32))
+        for i in np.flatnonzero(infos.get("_episode", np.zeros(2, bool))):
+            returns[i].append(float(infos["episode"]["r"][i]))
+    assert set(returns[0]) == {4.0} and set(returns[1]) == {7.0}
+
+
 def test_episode_statistics_inside_count_env_steps():
     env = ExecuteChunk(RecordEpisodeStatistics(ToyEnv(length=5)), length=3)
     env.reset(seed=0)
@@ -307,6 +366,10 @@ def test_an_env_that_lacks_a_camera_or_state_number_is_refused(policy, toy):
         policy.wrap(toy, cameras={"front": "pixels.front"})
     with pytest.raises(EnvError, match=r"needs the state \['x', 'y'\]"):
         policy.wrap(toy, state_names=("a", "b", "c"))
+    with pytest.raises(EnvError, match="say what they are too"):
+        policy.wrap(toy, state="robot.0")
+    with pytest.raises(EnvError, match=r"has shape \(3,\), but 2 names"):
+        policy.wrap(toy, state_names=("x", "y"))
 
 
 def test_something_else_than_an_env_is_refused(policy):

@@ -39,13 +39,13 @@ def fast_mask(frames: int, tokens_per_frame: int, horizon: int, device: torch.de
     return mask
 
 
-def joint_forward(video: Stream, action: Stream, mask: Tensor | None, *, read_video: bool) -> tuple[Tensor, Tensor]:
+def joint_forward(video: Stream, action: Stream, mask: Tensor, *, read_video: bool) -> tuple[Tensor, Tensor]:
     """Run both experts side by side, with one attention over all tokens in each block.
 
     Args:
         video: the video expert's stream.
         action: the action expert's stream.
-        mask: bool [S, S] over [video, action] tokens; None: everything attends to everything.
+        mask: bool [S, S] over [video, action] tokens.
         read_video: False leaves out what only the video's own output needs: the rest of its last block.
 
     Returns:

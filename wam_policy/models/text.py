@@ -120,14 +120,14 @@ def untrained_encoder(prompts: Sequence[str], text_dim: int, seed: int) -> TextE
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.pre_tokenizers import WhitespaceSplit
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
     words = sorted({word for prompt in prompts for word in prompt.split()})
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     heads = max(1, text_dim // 16)
     config = UMT5Config(vocab_size=len(vocabulary), d_model=text_dim, d_kv=16, d_ff=2 * text_dim, num_layers=2, num_heads=heads)

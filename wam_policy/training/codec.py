@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from wam_policy import images
-from wam_policy.errors import DatasetError
 from wam_policy.hub import frozen, weights
 from wam_policy.models.vae import VAE, build_vae
+from wam_policy.training.frames import canvases, clips
 from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.schedule import warm_cosine
 from wam_policy.training.windows import cut
 
 logger = logging.getLogger(__name__)
@@ -65,26 +65,6 @@ class CodecConfig:
     seed: int = 0
     threads: int = field(default_factory=torch.get_num_threads)
     """CPU threads."""
-
-
-def canvases(dataset: LeRobotDataset, cameras: tuple[str, ...]) -> np.ndarray:
-    """Every frame's canvas, uint8 [frames, H, ΣW, 3], in memory."""
-    missing = [name for name in cameras if f"observation.images.{name}" not in dataset.cameras]
-    if missing:
-        raise DatasetError(f"{dataset.folder} has no cameras {missing}; it has {dataset.cameras}")
-    return images.side_by_side([dataset.frames(f"observation.images.{name}") for name in cameras])
-
-
-def clips(canvas: np.ndarray, rows: np.ndarray) -> Tensor:
-    """Frames of windows, float [B, 3, F, H, W] in [-1, 1], from canvases and row numbers [B, F]."""
-    return torch.from_numpy(images.to_model(canvas[rows])).movedim(1, 2).contiguous()
-
-
-def warm_cosine(step: int, steps: int, warmup: int) -> float:
-    """Learning-rate factor: linear warm-up, then half a cosine down to a hundredth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def codec_loss(vae: VAE, video: Tensor, weight: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wam_policy.config import from_plain
 from wam_policy.contract import ActionLayout
 from wam_policy.errors import DatasetError
+from wam_policy.training.arrow import pa, pq
 
 CONTRACT_PATH = "meta/wam_contract.json"  # beside LeRobot's own files, which can't say what a gripper's numbers mean
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wam_policy.contract import ActionLayout
 from wam_policy.errors import DatasetError
+from wam_policy.training.arrow import pa, pq
 from wam_policy.training.lerobot_reader import CONTRACT_PATH
 
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -139,7 +138,13 @@ class LeRobotWriter:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 frame.pts, frame.time_base = start + i, Fraction(1, self.fps)
                 container.mux(stream.encode(frame))
+            pixels = _PixelStatistics()
+            pixels.add(images[key])
             self._pixels[key].add(images[key])
+            row |= {f"stats/{key}/{name}": value for name, value in pixels.result().items()}
+        for key in (*self.vectors, *_INDEX_COLUMNS):
+            for name, value in _vector_statistics(self._frames[key][start:]).items():
+                row[f"stats/{key}/{name}"] = value
         self._episodes.append(row)
 
     def close(self) -> Path:
@@ -167,11 +172,8 @@ class LeRobotWriter:
 
     def _statistics(self) -> dict[str, Any]:
         statistics: dict[str, Any] = {key: pixels.result() for key, pixels in self._pixels.items()}
-        for key in self.vectors:
-            x = np.stack(self._frames[key]).astype(np.float64)
-            values = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
-            values |= {f"q{q:02d}": np.quantile(x, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
-            statistics[key] = {name: value.tolist() for name, value in values.items()} | {"count": [len(x)]}
+        for key in (*self.vectors, *_INDEX_COLUMNS):
+            statistics[key] = _vector_statistics(self._frames[key])
         return statistics
 
     def _info(self) -> dict[str, Any]:
@@ -243,6 +245,14 @@ class _PixelStatistics:
         std = np.sqrt(np.maximum(self.square / self.pixels - mean**2, 0))
         values = {"min": self.low, "max": self.high, "mean": mean, "std": std}
         return {k: v.reshape(3, 1, 1).tolist() for k, v in values.items()} | {"count": [self.frames]}
+
+
+def _vector_statistics(rows: Sequence[Any]) -> dict[str, Any]:
+    """Statistics of a feature's rows, vectors or single numbers, as LeRobot stores them."""
+    x = np.asarray(rows, np.float64).reshape(len(rows), -1)
+    values = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
+    values |= {f"q{q:02d}": np.quantile(x, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
+    return {name: value.tolist() for name, value in values.items()} | {"count": [len(x)]}
 
 
 def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:

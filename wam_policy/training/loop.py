@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import Progress
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
+from wam_policy.errors import DatasetError
 from wam_policy.hub import frozen
 from wam_policy.hub.locate import Download
 from wam_policy.models.config import FastWAMConfig
@@ -37,8 +38,9 @@ from wam_policy.models.fast_wam import Batch, FastWAM, LossConfig, draw, latent_
 from wam_policy.models.text import Prompts, untrained_encoder
 from wam_policy.models.vae import VAE
 from wam_policy.policy import WAMPolicy
-from wam_policy.training.codec import canvases, clips, warm_cosine
+from wam_policy.training.frames import canvases, clips
 from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.schedule import warm_cosine
 from wam_policy.training.windows import Windows, cut, padded_actions
 
 logger = logging.getLogger(__name__)
@@ -161,13 +163,17 @@ def encode_windows(vae: VAE, dataset: LeRobotDataset, windows: Windows, config: 
     """Latents of every window's clip, [N, C, F, h, w]; read from `config.cache` if it holds exactly these."""
     digest = hashlib.sha256((config.dataset / "meta/info.json").read_bytes())
     digest.update((config.dataset / "meta/stats.json").read_bytes())
-    digest.update((config.codec / f"{frozen.VAE_STEM}.safetensors").read_bytes())
+    for name in ("config.json", f"{frozen.VAE_STEM}.safetensors"):
+        digest.update((config.codec / name).read_bytes())
     digest.update(repr((config.cameras, windows.frame_rows.tolist())).encode())
     fingerprint = digest.hexdigest()
     if config.cache is not None and config.cache.is_file():
-        with safe_open(config.cache, framework="pt") as file:
-            if (file.metadata() or {}).get("fingerprint") == fingerprint:
-                return file.get_tensor("latents")
+        try:
+            with safe_open(config.cache, framework="pt") as file:
+                if (file.metadata() or {}).get("fingerprint") == fingerprint:
+                    return file.get_tensor("latents")
+        except SafetensorError as error:
+            raise DatasetError(f"{config.cache} can't be read ({error}); remove it") from error
         logger.warning("%s holds other windows than this run's: encoding them anew", config.cache)
     canvas, parts = canvases(dataset, config.cameras), []
     with Progress() as progress:
@@ -178,7 +184,9 @@ def encode_windows(vae: VAE, dataset: LeRobotDataset, windows: Windows, config: 
     latents = torch.cat(parts)
     if config.cache is not None:
         config.cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": latents}, config.cache, metadata={"fingerprint": fingerprint})
+        partial = config.cache.with_name(config.cache.name + ".partial")
+        save_file({"latents": latents}, partial, metadata={"fingerprint": fingerprint})
+        partial.replace(config.cache)
     return latents
 
 
@@ -222,7 +230,8 @@ def train(config: TrainConfig) -> Path:
     generator = torch.Generator().manual_seed(config.seed)
     dataset = LeRobotDataset(config.dataset)
     here = torch.device("cpu")
-    vae = frozen.load_vae(Source(), config.codec, Download(), dtype=torch.float32, device=here)
+    codec = Source(subfolder=config.codec.name)
+    vae = frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=here)
     contract = policy_config(config, dataset, vae)
     texts = sorted({contract.prompt.prompt(episode.task) for episode in dataset.episodes})
     prompts = Prompts(
@@ -232,6 +241,8 @@ def train(config: TrainConfig) -> Path:
         encoder=lambda: untrained_encoder(texts, contract.model.text_dim, config.seed),
     )
     data = examples(config, contract, dataset, vae, prompts)
+    if len(data.latents) < config.batch_size:
+        raise DatasetError(f"{len(data.latents)} windows don't fill a batch of {config.batch_size}; lower --batch-size")
     model = FastWAM(contract.model)
     ema = copy.deepcopy(model).requires_grad_(False)
     logger.info("%d windows, %.2f M parameters", len(data.latents), sum(p.numel() for p in model.parameters()) / 1e6)

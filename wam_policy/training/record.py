@@ -98,6 +98,7 @@ def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int, shov
     contract, expert = env.get_wrapper_attr("contract"), env.get_wrapper_attr("expert_action")
     shoves = Shoves(shove_rate, rng)
     gripper = None if contract.action.gripper is None else contract.action.gripper.index
+    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]  # a Box: the contract names its numbers
     observation, _ = env.reset(seed=seed)
     images: dict[str, list[np.ndarray]] = {name: [] for name in contract.cameras}
     states, actions, left = [], [], None
@@ -108,7 +109,7 @@ def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int, shov
         states.append(at(observation, contract.state))
         actions.append(action)
         executed = shoves(action, gripper) + noise * rng.standard_normal(action.shape)
-        observation, _, _, truncated, info = env.step(np.clip(executed, -1, 1).astype(np.float32))
+        observation, _, _, truncated, info = env.step(np.clip(executed, low, high).astype(np.float32))
         if left is None and info["is_success"]:
             left = hold
         elif left is not None:
