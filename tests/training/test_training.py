@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import TINY_VAE
+from tiny import LAYOUT, TINY_VAE
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
@@ -15,7 +15,7 @@ from wam_policy.hub.locate import Download
 from wam_policy.training.codec import CodecConfig, train_codec
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import SizeConfig, TrainConfig, encode_windows, train
-from wam_policy.training.record import RecordConfig, record
+from wam_policy.training.record import RecordConfig, Shoves, record
 from wam_policy.training.schedule import warm_cosine
 from wam_policy.training.windows import cut
 
@@ -127,3 +127,14 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth():
     rates = [warm_cosine(step, 100, 10) for step in range(101)]
     assert rates[0] == 0.1 and max(rates) == 1 and rates[-1] == pytest.approx(0.01)
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+
+
+def test_shoves_move_the_arm_and_leave_the_gripper_and_the_label_to_the_expert():
+    rng = np.random.default_rng(0)
+    shoves = Shoves(0.2, LAYOUT, rng)
+    action = np.array([0.1, 0.2, -1.0], np.float32)
+    executed = np.stack([shoves(action) for _ in range(200)])
+    moved = (executed[:, :2] != action[:2]).any(1)
+    assert 0.3 < moved.mean() < 0.95
+    assert (executed[:, 2] == -1).all() and np.array_equal(action, np.float32([0.1, 0.2, -1.0]))
+    assert (np.stack([Shoves(0.0, LAYOUT, rng)(action) for _ in range(50)]) == action).all()

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 from rich.progress import Progress
 
+from wam_policy.contract import ActionLayout
 from wam_policy.errors import EnvError
 from wam_policy.training.lerobot_writer import LeRobotWriter
 from wam_policy.wrappers.make import make_env
@@ -72,22 +73,25 @@ def _worker_env(env_id: str, task: str) -> gym.Env[Any, Any]:
 class Shoves:
     """Random displacements that replace the expert's for a few steps; the gripper stays the expert's."""
 
-    def __init__(self, rate: float, rng: np.random.Generator) -> None:
+    def __init__(self, rate: float, layout: ActionLayout, rng: np.random.Generator) -> None:
+        gripper = None if layout.gripper is None else layout.gripper.index
+        self.moves = [i for i in range(layout.dim) if i != gripper]  # the numbers that are displacements
         self.rate, self.rng = rate, rng
         self.left = int(rng.integers(5, 25)) if rate and rng.random() < 0.5 else 0
-        self.push = rng.uniform(-1, 1, 3)
+        self.push = self._direction()
 
-    def __call__(self, action: np.ndarray, gripper: int | None) -> np.ndarray:
-        """The action to execute instead of `action` [A]; the displacement is its first three numbers."""
+    def _direction(self) -> np.ndarray:
+        return self.rng.uniform(-1, 1, len(self.moves))
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:
+        """The action to execute instead of `action` [A]."""
         if not self.left and self.rng.random() < self.rate:
-            self.left, self.push = int(self.rng.integers(4, 12)), self.rng.uniform(-1, 1, 3)
+            self.left, self.push = int(self.rng.integers(4, 12)), self._direction()
         if not self.left:
             return action
         self.left -= 1
         shoved = action.copy()
-        shoved[:3] = self.push
-        if gripper is not None:
-            shoved[gripper] = action[gripper]
+        shoved[self.moves] = self.push
         return shoved
 
 
@@ -96,8 +100,7 @@ def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int, shov
     env = _worker_env(env_id, task)
     rng = np.random.default_rng([seed, 7])
     contract, expert = env.get_wrapper_attr("contract"), env.get_wrapper_attr("expert_action")
-    shoves = Shoves(shove_rate, rng)
-    gripper = None if contract.action.gripper is None else contract.action.gripper.index
+    shoves = Shoves(shove_rate, contract.action, rng)
     low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]  # a Box: the contract names its numbers
     observation, _ = env.reset(seed=seed)
     images: dict[str, list[np.ndarray]] = {name: [] for name in contract.cameras}
@@ -108,7 +111,7 @@ def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int, shov
             images[name].append(at(observation, path))
         states.append(at(observation, contract.state))
         actions.append(action)
-        executed = shoves(action, gripper) + noise * rng.standard_normal(action.shape)
+        executed = shoves(action) + noise * rng.standard_normal(action.shape)
         observation, _, _, truncated, info = env.step(np.clip(executed, low, high).astype(np.float32))
         if left is None and info["is_success"]:
             left = hold
