@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -19,37 +19,52 @@ from wam_policy.wrappers.paths import RENDER, at
 MAX_INSTRUCTION = 1024  # characters
 
 
-def _picture_space(space: Any, name: str, path: str) -> spaces.Box:
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3 or space.shape[-1] != 3:
-        raise EnvError(f"camera {name!r} at {path!r}: expected pictures, uint8 [H, W, 3], the env has {space}")
-    return spaces.Box(0, 255, space.shape, np.uint8)
+class _Places(NamedTuple):
+    """Where in an env's observation the policy's entries are, and how they are read; the same for one and for many."""
 
+    cameras: dict[str, str]
+    state: str | None
+    pick: tuple[int, ...] | None
 
-def _state_space(space: spaces.Space[Any], path: str, pick: tuple[int, ...] | None) -> spaces.Box:
-    place = at(space, path)
-    if not isinstance(place, spaces.Box) or len(place.shape) != 1:
-        raise EnvError(f"state at {path!r}: expected a vector, the env has {place}")
-    dim = place.shape[0] if pick is None else len(pick)
-    if pick is not None and pick and max(pick) >= place.shape[0]:
-        raise EnvError(f"state at {path!r} has {place.shape[0]} numbers, number {max(pick)} was asked for")
-    return spaces.Box(-np.inf, np.inf, (dim,), np.float32)
+    @property
+    def rendered(self) -> bool:
+        """Whether any camera is the picture of `env.render()`."""
+        return RENDER in self.cameras.values()
 
+    def space(self, inner: spaces.Space[Any], picture: Any, sentences: str) -> spaces.Dict:
+        """The space of one observation, given the env's, a rendered picture (if any is used), and the characters that occur."""
+        entries: dict[str, spaces.Space[Any]] = {}
+        for name, path in self.cameras.items():
+            if path == RENDER and not isinstance(picture, np.ndarray):
+                raise EnvError(f"camera {name!r}: env.render() gives no picture; make the env with render_mode='rgb_array'")
+            space = spaces.Box(0, 255, picture.shape, picture.dtype.type) if path == RENDER else at(inner, path)
+            if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3 or space.shape[-1] != 3:
+                raise EnvError(f"camera {name!r} at {path!r}: expected pictures, uint8 [H, W, 3], the env has {space}")
+            entries[IMAGE + name] = spaces.Box(0, 255, space.shape, np.uint8)
+        if self.state is not None:
+            space = at(inner, self.state)
+            if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+                raise EnvError(f"state at {self.state!r}: expected a vector, the env has {space}")
+            pick = tuple(range(space.shape[0])) if self.pick is None else self.pick
+            if max(pick, default=0) >= space.shape[0]:
+                raise EnvError(f"state at {self.state!r} has {space.shape[0]} numbers, number {max(pick)} was asked for")
+            entries[STATE] = spaces.Box(-np.inf, np.inf, (len(pick),), np.float32)
+        characters = frozenset(string.printable) | frozenset(sentences)
+        entries[INSTRUCTION] = spaces.Text(MAX_INSTRUCTION, min_length=0, charset=characters)
+        entries[EPISODE_START] = spaces.Discrete(2)
+        return spaces.Dict(entries)
 
-def _render_space(env: gym.Env[Any, Any]) -> spaces.Box:
-    env.reset()
-    picture = env.render()
-    if not isinstance(picture, np.ndarray):
-        raise EnvError(f"env.render() gives {type(picture).__name__}, not a picture: make the env with render_mode='rgb_array'")
-    return spaces.Box(0, 255, picture.shape, picture.dtype.type)
-
-
-def _text_space(instruction: str) -> spaces.Text:
-    return spaces.Text(MAX_INSTRUCTION, min_length=0, charset=frozenset(string.printable) | frozenset(instruction))
-
-
-def _pick(state: Any, pick: tuple[int, ...] | None) -> np.ndarray:
-    values = np.asarray(state, np.float32)
-    return values if pick is None else values[..., list(pick)]
+    def read(self, observation: Any, picture: Any) -> dict[str, Any]:
+        """Pictures and state of one observation or of a batch; rendered cameras are left out where `picture` is None."""
+        new: dict[str, Any] = {
+            IMAGE + name: np.asarray(picture if path == RENDER else at(observation, path))
+            for name, path in self.cameras.items()
+            if path != RENDER or picture is not None
+        }
+        if self.state is not None:
+            values = np.asarray(at(observation, self.state), np.float32)
+            new[STATE] = values if self.pick is None else values[..., list(self.pick)]
+        return new
 
 
 def sub_env_attributes(env: VectorEnv, name: str) -> tuple[Any, ...] | None:
@@ -102,18 +117,13 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         """
         gym.utils.RecordConstructorArgs.__init__(self, cameras=dict(cameras), state=state, pick=pick, instruction=instruction)
         gym.Wrapper.__init__(self, env)
-        self.cameras, self.state, self.pick, self._given = dict(cameras), state, pick, instruction
-        inner = env.observation_space
-        entries: dict[str, spaces.Space[Any]] = {}
-        for name, path in self.cameras.items():
-            space = _render_space(env) if path == RENDER else at(inner, path)
-            entries[IMAGE + name] = _picture_space(space, name, path)
-        if state is not None:
-            entries[STATE] = _state_space(inner, state, pick)
+        self._places, self._given = _Places(dict(cameras), state, pick), instruction
         self._instruction = self._sentence()
-        entries[INSTRUCTION] = _text_space(self._instruction)
-        entries[EPISODE_START] = spaces.Discrete(2)
-        self.observation_space = spaces.Dict(entries)
+        picture = None
+        if self._places.rendered:
+            env.reset()
+            picture = env.render()
+        self.observation_space = self._places.space(env.observation_space, picture, self._instruction)
 
     def _sentence(self) -> str:
         if self._given is not None:
@@ -123,12 +133,7 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         return str(self.env.get_wrapper_attr("instruction"))
 
     def _convert(self, observation: Any, start: bool) -> dict[str, Any]:
-        new: dict[str, Any] = {
-            IMAGE + name: np.asarray(self.env.render() if path == RENDER else at(observation, path))
-            for name, path in self.cameras.items()
-        }
-        if self.state is not None:
-            new[STATE] = _pick(at(observation, self.state), self.pick)
+        new = self._places.read(observation, self.env.render() if self._places.rendered else None)
         return new | {INSTRUCTION: self._instruction, EPISODE_START: np.int64(start)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -167,28 +172,16 @@ class VectorWAMObservation(VectorWrapper):
     ) -> None:
         """Wrap a vector env; arguments and errors are those of `WAMObservation`."""
         super().__init__(env)
-        self.cameras, self.state, self.pick, self._given = dict(cameras), state, pick, instruction
+        self._places, self._given = _Places(dict(cameras), state, pick), instruction
         self._mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self._ended = np.zeros(env.num_envs, bool)  # sub-envs that the next step will reset (NEXT_STEP)
-        inner = env.single_observation_space
-        entries: dict[str, spaces.Space[Any]] = {}
-        for name, path in self.cameras.items():
-            space = self._render_space() if path == RENDER else at(inner, path)
-            entries[IMAGE + name] = _picture_space(space, name, path)
-        if state is not None:
-            entries[STATE] = _state_space(inner, state, pick)
         self._instructions = self._sentences()
-        entries[INSTRUCTION] = _text_space("".join(self._instructions))
-        entries[EPISODE_START] = spaces.Discrete(2)
-        self.single_observation_space = spaces.Dict(entries)
-        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-
-    def _render_space(self) -> spaces.Box:
-        self.env.reset()
-        pictures = self.env.render()
-        if not pictures or not isinstance(pictures[0], np.ndarray):
-            raise EnvError("the sub-envs render no pictures: make them with render_mode='rgb_array'")
-        return spaces.Box(0, 255, pictures[0].shape, pictures[0].dtype.type)
+        picture = None
+        if self._places.rendered:
+            env.reset()
+            picture = (env.render() or (None,))[0]
+        space = self._places.space(env.single_observation_space, picture, "".join(self._instructions))
+        self.single_observation_space, self.observation_space = space, batch_space(space, env.num_envs)
 
     def _sentences(self) -> tuple[str, ...]:
         if self._given is not None:
@@ -201,13 +194,8 @@ class VectorWAMObservation(VectorWrapper):
     def _convert(self, observations: Any, start: np.ndarray) -> dict[str, Any]:
         if start.any():
             self._instructions = self._sentences()
-        frames = np.stack(self.env.render() or ()) if RENDER in self.cameras.values() else None
-        new: dict[str, Any] = {
-            IMAGE + name: frames if path == RENDER else np.asarray(at(observations, path))
-            for name, path in self.cameras.items()
-        }
-        if self.state is not None:
-            new[STATE] = _pick(at(observations, self.state), self.pick)
+        pictures = np.stack(self.env.render() or ()) if self._places.rendered else None
+        new = self._places.read(observations, pictures)
         return new | {INSTRUCTION: self._instructions, EPISODE_START: start.astype(np.int64)}
 
     def reset(
@@ -237,10 +225,5 @@ class VectorWAMObservation(VectorWrapper):
         """The last observations of ended sub-envs (SAME_STEP), as the policy reads them; pictures of `render()` are gone."""
         converted = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(ended):
-            new: dict[str, Any] = {
-                IMAGE + name: np.asarray(at(finals[i], path)) for name, path in self.cameras.items() if path != RENDER
-            }
-            if self.state is not None:
-                new[STATE] = _pick(at(finals[i], self.state), self.pick)
-            converted[i] = new | {INSTRUCTION: self._instructions[i], EPISODE_START: np.int64(0)}
+            converted[i] = self._places.read(finals[i], None) | {INSTRUCTION: self._instructions[i], EPISODE_START: np.int64(0)}
         return converted
