@@ -10,6 +10,7 @@ from wam_policy import WAMPolicy
 from wam_policy.config import Source
 from wam_policy.errors import CheckpointError
 from wam_policy.hub import frozen
+from wam_policy.hub.locate import PATTERNS
 from wam_policy.models.text import Prompts, untrained_encoder
 
 WORDS = ["do: touch the cube", "do: lift the cube"]
@@ -66,4 +67,4 @@ def test_the_codec_can_live_in_another_repository(tmp_path, monkeypatch):
     folder = policy.save_pretrained(tmp_path / "checkpoint")
     assert not (folder / "vae").exists()
     assert same(WAMPolicy.from_pretrained(folder), policy)
-    assert asked == [("lab/codec", "v1", ["vae/*"])]
+    assert asked == [("lab/codec", "v1", [f"vae/{pattern}" for pattern in PATTERNS])]

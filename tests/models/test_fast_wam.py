@@ -161,15 +161,18 @@ def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.device("meta"):
-        skeleton = FastWAM(FastWAMConfig(action_dim=7, proprio_dim=8)).bfloat16()
-    with FakeTensorMode(), torch.device("cuda"):
-        model = skeleton.to_empty(device="cuda")
-        latents = torch.empty(2, 48, 1, 14, 28, dtype=torch.bfloat16)
-        context = model.context(torch.empty(2, 128, 4096, dtype=torch.bfloat16), torch.empty(2, 8))
-        with torch.no_grad():
-            observed = observe(model, latents, context)
-            schedule = flow.schedule(10, 5.0, dtype=torch.bfloat16, device="cuda")
-            actions = act(model, observed, torch.empty(2, 32, 7, dtype=torch.bfloat16), *schedule)
+        model = FastWAM(FastWAMConfig(action_dim=7, proprio_dim=8))
+    shapes = {name: x.shape for name, x in model.state_dict().items()}
+    with FakeTensorMode(), torch.no_grad():  # with gradients, autograd would ask for a real CUDA stream
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
+
+        model.load_state_dict({name: empty(*shape) for name, shape in shapes.items()}, assign=True)
+        context = model.context(empty(2, 128, 4096), empty(2, 8))
+        observed = observe(model, empty(2, 48, 1, 14, 28), context)
+        schedule = flow.schedule(10, 5.0, dtype=torch.bfloat16, device=context.device)
+        actions = act(model, observed, empty(2, 32, 7), *schedule)
     assert actions.shape == (2, 32, 7) and actions.device.type == "cuda"
     action_rope.cache_clear(), video_rope.cache_clear()
 
