@@ -63,7 +63,8 @@ $(RUN)/codec-2/.done: $(RUN)/plain/meta/info.json
 	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-2 --steps 600 --detail 30 --seed 1 --init $(RUN)/codec-1
 	touch $@
 
-TRAIN := $(BIN)/wam train --dataset $(RUN)/shoved --codec $(RUN)/codec-2 --cache $(RUN)/latents.safetensors --replan 4
+TRAIN := $(BIN)/wam train --dataset $(RUN)/shoved --codec $(RUN)/codec-2 --cache $(RUN)/latents.safetensors \
+  --replan 4 --steps 2500
 
 $(RUN)/fast/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/fast
