@@ -17,6 +17,7 @@ from wam_policy.hub.atomic import replace_files
 from wam_policy.hub.card import card
 from wam_policy.hub.locate import Download
 from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import PRECISIONS
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 
@@ -62,7 +63,7 @@ def read(folder: Path, download: Download, *, device: torch.device, dtype: torch
     config = read_config(folder)
     dtype = dtype or getattr(torch, config.dtype)
     with torch.device("meta"):
-        model = FastWAM(config.model)
+        model = FastWAM(config.model, PRECISIONS[config.precision])
     weights.load(model, folder, dtype=dtype, device=device)
     text = config.text
     prompts = Prompts(

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import TASK, ToyEnv, make_observation, make_policy
 
 from wam_policy.config import SamplingConfig
-from wam_policy.errors import ObservationError, PromptError
+from wam_policy.errors import ConfigError, ObservationError, PromptError
 from wam_policy.models.text import Prompts, untrained_encoder
 
 
@@ -154,3 +156,42 @@ def test_an_encoder_is_asked_once_per_prompt():
 def test_bad_prompt_embeddings_are_refused(policy):
     with pytest.raises(PromptError, match="expected"):
         policy.add_prompt("sing", torch.randn(6, 8))
+
+
+# -- variants and imagination ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["fast", "joint", "idm", "optional_idm"])
+def test_every_variant_acts_and_imagines_with_one_noise(variant):
+    policy = make_policy(variant=variant)
+    observation = make_observation(2)
+    chunk, imagined = policy.predict_chunk(observation), policy.imagine(observation)
+    assert np.allclose(imagined.actions, chunk, atol=1e-5)
+    assert imagined.frames.dtype == np.uint8 and imagined.frames.shape == (2, 5, 16, 32, 3)
+    alone = policy.imagine(make_observation())
+    assert alone.actions.shape == (4, 3) and alone.frames.shape == (5, 16, 32, 3)
+
+
+def test_the_fast_variant_acts_without_regard_to_what_it_imagines():
+    policy, observation = make_policy(), make_observation()
+    noises = (np.random.default_rng(seed).standard_normal((4, 2, 2, 4)) for seed in (0, 1))
+    first, second = (policy.imagine(observation, noise_video=noise) for noise in noises)
+    assert np.array_equal(first.actions, second.actions) and not np.array_equal(first.frames, second.frames)
+
+
+def test_optional_idm_samples_either_way_by_an_argument_or_by_its_contract():
+    policy, observation = make_policy(variant="optional_idm"), make_observation()
+    idm, fast = (policy.predict_chunk(observation, mode=mode) for mode in ("idm", "first_frame"))
+    assert not np.allclose(idm, fast, atol=1e-3)
+    assert np.allclose(policy.predict_chunk(observation), idm, atol=1e-5)
+    assert np.allclose(make_policy().predict_chunk(observation), fast, atol=1e-5)  # the same weights, the fast variant
+    sampling = dataclasses.replace(policy.config.sampling, mode="first_frame")
+    assert np.allclose(make_policy(variant="optional_idm", sampling=sampling).predict_chunk(observation), fast, atol=1e-5)
+
+
+def test_a_mode_the_variant_was_not_trained_for_is_refused():
+    with pytest.raises(ConfigError, match="'fast' samples actions by 'first_frame', not by 'idm'"):
+        make_policy().predict_chunk(make_observation(), mode="idm")
+    sampling = dataclasses.replace(make_policy().config.sampling, mode="joint")
+    with pytest.raises(ConfigError, match="not by 'joint'"):
+        make_policy(variant="idm", sampling=sampling)

@@ -38,7 +38,7 @@ def test_a_model_without_proprio_and_with_other_steps_is_compared_too(tmp_path, 
     (tmp_path / "bare.json").write_text(json.dumps(info))
     assert reference.main([str(tmp_path / "bare.safetensors")]) == 1
     out = capsys.readouterr().out
-    assert "OVER" in out and "nan" not in out and "of 24 tensors" in out
+    assert "OVER" in out and "nan" not in out and "of 72 tensors" in out
 
 
 def test_a_file_with_nothing_to_compare_fails(tmp_path):

@@ -18,6 +18,7 @@ from wam_policy.config import (
 from wam_policy.contract import ActionLayout, EnvContract, Gripper
 from wam_policy.models.config import FastWAMConfig
 from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import PRECISIONS
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import build_vae
 from wam_policy.normalize import Normalization
@@ -89,7 +90,7 @@ def make_policy(**changes) -> WAMPolicy:
     table = {config.prompt.prompt(task): torch.randn(3, 8) for task in (TASK, "leave the cube")}
     return WAMPolicy(
         config,
-        FastWAM(config.model),
+        FastWAM(config.model, PRECISIONS[config.precision]),
         vae=build_vae(TINY_VAE).eval(),
         prompts=Prompts(table, token_length=config.prompt.token_length, text_dim=8),
     )

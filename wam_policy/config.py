@@ -16,6 +16,7 @@ from wam_policy.contract import ActionLayout, check_names
 from wam_policy.errors import ConfigError
 from wam_policy.images import Resize
 from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.variants import VARIANTS, ActionMode, VariantName
 from wam_policy.normalize import Normalization
 
 FORMAT_VERSION = 1
@@ -106,6 +107,7 @@ class SamplingConfig:
     action_shift: float
     seed: int = 42  # of the initial noise
     noise: Literal["fixed", "fresh"] = "fixed"  # at every call the same noise (as the references do), or new noise
+    mode: ActionMode | None = None  # what the actions see while they are denoised; None: the variant's own way
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.video_shift <= 0 or self.action_shift <= 0:
@@ -135,7 +137,7 @@ class PolicyConfig:
     """The whole contract of a policy."""
 
     family: Literal["fast_wam"] = "fast_wam"
-    variant: Literal["fast"] = "fast"
+    variant: VariantName = "fast"
     model: FastWAMConfig
     cameras: CameraConfig
     video: VideoConfig
@@ -146,12 +148,14 @@ class PolicyConfig:
     vae: Source
     text: Source | None  # None: the checkpoint's own table of prompt embeddings is all there is
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # computed in, whatever the file stores
+    precision: Literal["fast", "reference"] = "fast"  # "reference" rounds where the released weights were trained to round
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         for field, known in _LITERALS.items():
             if getattr(self, field) not in known:
                 raise ConfigError(f"unknown {field} {getattr(self, field)!r}; this version knows {', '.join(known)}")
+        self.action_mode()
         state_dim = None if self.state is None else len(self.state.names)
         if self.model.proprio_dim != state_dim:
             raise ConfigError(f"`model.proprio_dim` is {self.model.proprio_dim} but the state has {state_dim} numbers")
@@ -169,6 +173,20 @@ class PolicyConfig:
     def canvas(self) -> tuple[int, int]:
         """Height and width of the canvas, in pixels."""
         return self.cameras.height, self.cameras.width * len(self.cameras.names)
+
+    def action_mode(self, wanted: ActionMode | None = None) -> ActionMode:
+        """How actions are sampled: as wanted, else as the contract says, else the variant's own way.
+
+        Raises:
+            ConfigError: the variant wasn't trained for it.
+        """
+        modes = VARIANTS[self.variant].modes
+        mode = wanted or self.sampling.mode or modes[0]
+        if mode not in modes:
+            raise ConfigError(
+                f"the variant {self.variant!r} samples actions by {' or '.join(map(repr, modes))}, not by {mode!r}"
+            )
+        return mode
 
     def to_json(self) -> str:
         """The text of `config.json`."""
@@ -200,7 +218,9 @@ class PolicyConfig:
         return from_plain(cls, data)
 
 
-_LITERALS = {name: typing.get_args(typing.get_type_hints(PolicyConfig)[name]) for name in ("family", "variant", "dtype")}
+_LITERALS = {
+    name: typing.get_args(typing.get_type_hints(PolicyConfig)[name]) for name in ("family", "variant", "dtype", "precision")
+}
 
 
 def _refuse_constant(name: str) -> float:

@@ -56,3 +56,8 @@ def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
 def to_model(canvas: np.ndarray) -> np.ndarray:
     """Pixels uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
     return np.moveaxis((canvas.astype(np.float32) / 255 - 0.5) / 0.5, -1, -3)
+
+
+def to_pixels(frames: np.ndarray) -> np.ndarray:
+    """Model frames float [..., 3, F, H, W] in [-1, 1] -> pixels uint8 [..., F, H, W, 3], cut off as the reference does."""
+    return np.moveaxis(((frames.astype(np.float32) + 1) * 127.5).clip(0, 255).astype(np.uint8), -4, -1)

@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from wam_policy.config import PolicyConfig
 from wam_policy.errors import CheckpointError, ObservationError
 from wam_policy.hub import checkpoint
 from wam_policy.hub.locate import Download, locate
-from wam_policy.models import fast_wam
+from wam_policy.models import sampling
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
+from wam_policy.models.variants import ActionMode
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from wam_policy.contract import ActionLayout
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
+
+
+class Imagined(NamedTuple):
+    """A chunk of actions and what the model thinks will be seen while it plays."""
+
+    actions: np.ndarray  # float32 [T, A], or [B, T, A] for a batch
+    frames: np.ndarray  # uint8 [F, H, W, 3], or [B, F, H, W, 3]: the canvas, the observed frame first
 
 
 class WAMPolicy:
@@ -240,13 +248,16 @@ class WAMPolicy:
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
-    def predict_chunk(self, observation: Any, noise: np.ndarray | Tensor | None = None) -> np.ndarray:
+    def predict_chunk(
+        self, observation: Any, noise: np.ndarray | Tensor | None = None, *, mode: ActionMode | None = None
+    ) -> np.ndarray:
         """Predict one chunk of actions for each observation.
 
         Args:
             observation: one observation or a batch (see `wam_policy.observation`).
             noise: initial noise [T, A] or [B, T, A]; the default is what the contract says: fixed by its seed and the
                 same for every sample, or fresh.
+            mode: what the actions see while they are denoised, where the variant leaves a choice (`models.variants`).
 
         Returns:
             float32 [T, A], or [B, T, A] for a batch, in the units the policy was trained with.
@@ -254,10 +265,46 @@ class WAMPolicy:
         Raises:
             ObservationError: the observation doesn't fit the contract.
             PromptError: an instruction can't be embedded.
+            ConfigError: the variant wasn't trained for this mode.
         """
         seen = self._check(observation)
-        chunks = self._chunks(seen, noise, fresh=self.config.sampling.noise == "fresh")
+        chunks, _ = self._sample(seen, noise, mode=mode, fresh=self.config.sampling.noise == "fresh")
         return chunks if seen.batched else chunks[0]
+
+    def imagine(
+        self,
+        observation: Any,
+        noise: np.ndarray | Tensor | None = None,
+        noise_video: np.ndarray | Tensor | None = None,
+        *,
+        mode: ActionMode | None = None,
+    ) -> Imagined:
+        """Predict one chunk of actions and the future video frames.
+
+        In the modes "joint" and "idm" the actions depend on these frames. In the mode "first_frame" (the fast variant) they
+        do NOT: the frames show what the model learned about the world, not why it acts.
+
+        Args:
+            observation: one observation or a batch (see `wam_policy.observation`).
+            noise: initial noise of the actions, as in `predict_chunk`.
+            noise_video: initial noise of the clip's latents, [C, f, h, w] or [B, C, f, h, w], whose first frame is not used;
+                the default is drawn like that of the actions.
+            mode: as in `predict_chunk`.
+
+        Returns:
+            The actions, those of `predict_chunk` for the same noise, and the frames, `config.video.stride` env steps apart.
+
+        Raises:
+            As `predict_chunk`.
+        """
+        seen = self._check(observation)
+        fresh = self.config.sampling.noise == "fresh"
+        chunks, latents = self._sample(seen, noise, mode=mode, fresh=fresh, imagine=True, noise_video=noise_video)
+        assert latents is not None
+        with torch.no_grad():
+            video = self.vae.decode(latents.to(self.dtype))
+        frames = images.to_pixels(video.float().cpu().numpy())
+        return Imagined(chunks, frames) if seen.batched else Imagined(chunks[0], frames[0])
 
     def predict(
         self,
@@ -293,7 +340,7 @@ class WAMPolicy:
         empty = queue.empty()
         if empty.any():
             fresh = not deterministic or self.config.sampling.noise == "fresh"
-            queue.push(self._chunks(_pick(seen, empty), None, fresh=fresh), empty)
+            queue.push(self._sample(_pick(seen, empty), fresh=fresh)[0], empty)
         actions = queue.pop()
         return (actions if seen.batched else actions[0]), queue
 
@@ -307,20 +354,54 @@ class WAMPolicy:
         return observations.check(observation, self.config.cameras.names, None if state is None else state.names)
 
     @torch.no_grad()
-    def _chunks(self, seen: observations.Observation, noise: np.ndarray | Tensor | None, *, fresh: bool) -> np.ndarray:
-        """Chunks [B, T, A] of checked observations."""
-        config, device, dtype = self.config, self.device, self.dtype
+    def _sample(
+        self,
+        seen: observations.Observation,
+        noise: np.ndarray | Tensor | None = None,
+        *,
+        mode: ActionMode | None = None,
+        fresh: bool,
+        imagine: bool = False,
+        noise_video: np.ndarray | Tensor | None = None,
+    ) -> tuple[np.ndarray, Tensor | None]:
+        """Chunks [B, T, A] of checked observations and, where they are wanted, latents [B, C, f, h, w] of the clips."""
+        config, model, device, dtype = self.config, self.model, self.device, self.dtype
+        mode = config.action_mode(mode)
         canvas = torch.from_numpy(self.canvas(seen)).to(device, dtype)
         proprio = None
         if config.state is not None and seen.state is not None:
             proprio = torch.from_numpy(config.state.normalization.normalize(seen.state)).to(device, dtype)
         prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
-        context = self.model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
-        observed = fast_wam.observe(self.model, self.vae.encode_first_frame(canvas), context)
-        timesteps, deltas = flow.schedule(config.sampling.steps, config.sampling.action_shift, dtype=dtype, device=device)
-        start = self._noise(len(seen), noise, fresh).to(device, dtype)
-        chunks = fast_wam.act(self.model, observed, start, timesteps, deltas)
-        return config.action.normalization.denormalize(chunks.float().cpu().numpy())
+        context = model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
+        first = self.vae.encode_first_frame(canvas)
+        observed = sampling.observe(model, first, context)
+        time = model.precision.time or dtype
+
+        def schedule(shift: float) -> sampling.Schedule:
+            return sampling.Schedule(*flow.schedule(config.sampling.steps, shift, dtype=time, device=device))
+
+        def start(shape: tuple[int, ...], given: np.ndarray | Tensor | None) -> Tensor:
+            return self._noise(len(seen), shape, given, fresh).to(device, time)
+
+        actions_schedule = schedule(config.sampling.action_shift)
+        actions = start((config.action.horizon, config.action.layout.dim), noise)
+        future = None
+        if imagine or mode != "first_frame":
+            frames = 1 + (config.video.frames - 1) // self.vae.temporal_ratio
+            future = start((first.shape[1], frames, *first.shape[3:]), noise_video)[:, :, 1:]
+            video_schedule = schedule(config.sampling.video_shift)
+        if future is None:
+            actions = sampling.act(model, observed, actions, actions_schedule)
+        elif mode == "joint":
+            actions, future = sampling.act_jointly(
+                model, observed, actions, future, actions_schedule, video_schedule, read_video=imagine
+            )
+        else:
+            future = sampling.imagine(model, observed, future, video_schedule)
+            clip = sampling.watch_future(model, observed, future) if mode == "idm" else None
+            actions = sampling.act(model, observed, actions, actions_schedule, clip)
+        chunks = config.action.normalization.denormalize(actions.float().cpu().numpy())
+        return chunks, torch.cat((first, future.to(dtype)), dim=2) if imagine and future is not None else None
 
     def canvas(self, seen: observations.Observation) -> np.ndarray:
         """The pictures of checked observations as the model sees them: float32 [B, 3, H, W] in [-1, 1]."""
@@ -330,9 +411,8 @@ class WAMPolicy:
         ]
         return images.to_model(images.side_by_side(pictures))
 
-    def _noise(self, size: int, given: np.ndarray | Tensor | None, fresh: bool) -> Tensor:
-        """Initial noise [B, T, A], drawn in float32 on the CPU so that every device starts from the same."""
-        shape = (self.config.action.horizon, self.config.action.layout.dim)
+    def _noise(self, size: int, shape: tuple[int, ...], given: np.ndarray | Tensor | None, fresh: bool) -> Tensor:
+        """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same."""
         if given is not None:
             noise = torch.as_tensor(given, dtype=torch.float32)
             if noise.shape not in (shape, (size, *shape)):

@@ -8,9 +8,11 @@ from torch import Tensor
 from wam_policy import flow
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.fast_wam import Batch, FastWAM, LossConfig, act, draw, latent_padding, observe, training_losses
-from wam_policy.models.layers import action_rope, rotate, sinusoid, video_rope
-from wam_policy.models.mot import fast_mask
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import FAST, REFERENCE, action_rope, rotate, sinusoid, video_rope
+from wam_policy.models.objective import Batch, LossConfig, draw, latent_padding, training_losses
+from wam_policy.models.sampling import Schedule, act, act_jointly, imagine, observe, watch_future
+from wam_policy.models.variants import VARIANTS
 
 CPU = torch.device("cpu")
 
@@ -52,7 +54,7 @@ def test_the_cached_action_step_equals_the_joint_forward(model):
     with torch.no_grad():
         context = model.context(batch.context, batch.proprio)
         observed = observe(model, batch.latents[:, :, :1], context)
-        cached = act(model, observed, batch.action, t[:1] / 2, torch.ones(1)) - batch.action
+        cached = act(model, observed, batch.action, Schedule(t[:1] / 2, torch.ones(1))) - batch.action
     assert torch.allclose(cached, velocities(model, batch)[1], atol=1e-5)
 
 
@@ -144,8 +146,10 @@ def test_sizes_that_can_t_be_are_refused(change, model):
 
 def test_draws_come_from_their_generator(model):
     batch = make_batch(model)
-    first, second = (draw(batch, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    first, second = (draw(batch, torch.Generator().manual_seed(3), "idm") for _ in range(2))
+    for a, b in ((first[:4], second[:4]), (first.copy, second.copy)):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert draw(batch).copy is None
 
 
 def test_full_size_has_the_released_model_s_parameters():
@@ -171,9 +175,14 @@ def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
         model.load_state_dict({name: empty(*shape) for name, shape in shapes.items()}, assign=True)
         context = model.context(empty(2, 128, 4096), empty(2, 8))
         observed = observe(model, empty(2, 48, 1, 14, 28), context)
-        schedule = flow.schedule(10, 5.0, dtype=torch.bfloat16, device=context.device)
-        actions = act(model, observed, empty(2, 32, 7), *schedule)
-    assert actions.shape == (2, 32, 7) and actions.device.type == "cuda"
+        schedule = Schedule(*flow.schedule(10, 5.0, device=context.device))
+        noise, noise_video = (torch.empty(*shape, device="cuda") for shape in ((2, 32, 7), (2, 48, 2, 14, 28)))
+        actions = act(model, observed, noise, schedule)
+        clip = watch_future(model, observed, imagine(model, observed, noise_video, schedule))
+        after_video = act(model, observed, noise, schedule, clip)
+        in_step, _ = act_jointly(model, observed, noise, noise_video, schedule, schedule, read_video=False)
+    for chunk in (actions, after_video, in_step):
+        assert chunk.shape == (2, 32, 7) and chunk.device.type == "cuda"
     action_rope.cache_clear(), video_rope.cache_clear()
 
 
@@ -183,7 +192,7 @@ def test_sinusoids_begin_with_cosines():
 
 def test_position_zero_is_not_rotated_and_rotation_keeps_lengths():
     x = torch.randn(1, 2, 24, 12)
-    rope = video_rope((2, 3, 4), 12, CPU)
+    rope = video_rope((2, 3, 4), 12, CPU, torch.float32)
     turned = rotate(x, rope)
     assert torch.allclose(turned[:, :, 0], x[:, :, 0])
     assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
@@ -191,11 +200,101 @@ def test_position_zero_is_not_rotated_and_rotation_keeps_lengths():
 
 
 def test_the_video_table_splits_128_channels_as_the_reference_does():
-    rope = video_rope((2, 1, 1), 128, CPU)
+    rope = video_rope((2, 1, 1), 128, CPU, torch.float32)
     assert (rope.sin[1] != 0).sum() == 22  # 22 pairs turn with the frame, 21 with the row, 21 with the column
-    assert (video_rope((1, 2, 1), 128, CPU).sin[1] != 0).sum() == 21
+    assert (video_rope((1, 2, 1), 128, CPU, torch.float32).sin[1] != 0).sum() == 21
 
 
-def test_the_mask_lets_the_first_frame_see_itself_only():
-    mask = fast_mask(frames=2, tokens_per_frame=1, horizon=2)
-    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]
+def test_frames_that_follow_others_are_turned_as_in_their_clip():
+    whole, later = (video_rope((frames, 3, 4), 12, CPU, torch.float32, start) for frames, start in ((3, 0), (2, 1)))
+    assert torch.equal(whole.cos[12:], later.cos) and torch.equal(whole.sin[12:], later.sin)
+
+
+# -- variants ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_video_co_training_every_variant_keeps_its_action_loss_and_gradients(variant, model):
+    batch = make_batch(model)
+    draws = draw(batch, torch.Generator().manual_seed(1), variant)
+    found = []
+    for config, backward in ((LossConfig(), "action"), (LossConfig(lambda_video=0), "total")):
+        model.zero_grad()
+        losses = training_losses(model, batch, draws, config, variant)
+        getattr(losses, backward).backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        found.append((losses, gradients))
+    (whole, expected), (short, gradients) = found
+    assert torch.allclose(short.action, whole.action, atol=1e-6) and short.velocity_video is None
+    assert expected.keys() == gradients.keys()
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-6) for name in expected)
+
+
+def test_optional_idm_is_idm_where_it_sees_all_and_fast_where_it_does_not(model):
+    batch = make_batch(model)
+    draws = draw(batch, torch.Generator().manual_seed(1), "optional_idm")
+
+    def action_velocity(variant, probability=1.0):
+        config = LossConfig(action_idm_prob=probability)
+        return training_losses(model, batch, draws, config, variant).velocity_action
+
+    assert torch.allclose(action_velocity("optional_idm", 1.0), action_velocity("idm"), atol=1e-5)
+    assert torch.allclose(action_velocity("optional_idm", 0.0), action_velocity("fast"), atol=1e-5)
+    assert not torch.allclose(action_velocity("idm"), action_velocity("fast"), atol=1e-3)
+
+
+def test_a_variant_with_a_copy_needs_its_draws(model):
+    batch = make_batch(model)
+    with pytest.raises(ConfigError, match="draws of its own"):
+        training_losses(model, batch, draw(batch), LossConfig(), "idm")
+
+
+def test_a_probability_outside_0_to_1_is_refused():
+    with pytest.raises(ConfigError, match="action_idm_prob"):
+        LossConfig(action_idm_prob=1.5)
+
+
+def plain_joint(model, batch, noise_action, noise_video, schedule, see_video):
+    """Joint sampling as the reference does it: the whole model over the whole clip at every step."""
+    action, clip = noise_action, torch.cat((batch.latents[:, :, :1], noise_video), dim=2)
+    context = model.context(batch.context, batch.proprio)
+    for t, delta in zip(*schedule, strict=True):
+        times = t.expand(len(action))
+        video, velocity = model(clip, times, action, times, context, see_video=see_video)
+        action = flow.euler_step(action, velocity, delta)
+        clip = torch.cat((clip[:, :, :1], flow.euler_step(clip, video, delta)[:, :, 1:]), dim=2)
+    return action, clip[:, :, 1:]
+
+
+@torch.no_grad()
+def test_what_is_computed_once_equals_the_plain_computation(model):
+    batch = make_batch(model)
+    g = torch.Generator().manual_seed(2)
+    noise_action, noise_video = torch.randn(3, 4, 3, generator=g), torch.randn(3, 4, 2, 2, 4, generator=g)
+    schedule = Schedule(*flow.schedule(3, 5.0))
+    observed = observe(model, batch.latents[:, :, :1], model.context(batch.context, batch.proprio))
+    expected_action, expected_video = plain_joint(model, batch, noise_action, noise_video, schedule, see_video=True)
+    found = act_jointly(model, observed, noise_action, noise_video, schedule, schedule, read_video=True)
+    assert torch.allclose(found[0], expected_action, atol=1e-5) and torch.allclose(found[1], expected_video, atol=1e-5)
+    unread = act_jointly(model, observed, noise_action, noise_video, schedule, schedule, read_video=False)
+    assert torch.allclose(unread[0], expected_action, atol=1e-5) and unread[1] is None
+
+    expected_action, expected_video = plain_joint(model, batch, noise_action, noise_video, schedule, see_video=False)
+    future = imagine(model, observed, noise_video, schedule)
+    assert torch.allclose(future, expected_video, atol=1e-5)
+    assert torch.allclose(act(model, observed, noise_action, schedule), expected_action, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [FAST, REFERENCE])
+@torch.no_grad()
+def test_both_precisions_agree_in_float32_and_run_in_bfloat16(precision, model):
+    other = FastWAM(model.config, precision)
+    other.load_state_dict(model.state_dict())
+    batch = make_batch(model)
+    assert torch.allclose(velocities(other, batch)[1], velocities(model, batch)[1], atol=1e-5)
+    half = other.bfloat16()
+    time = precision.time or torch.bfloat16
+    context = half.context(batch.context.bfloat16(), batch.proprio.bfloat16())
+    observed = observe(half, batch.latents[:, :, :1].bfloat16(), context)
+    chunk = act(half, observed, batch.action.to(time), Schedule(*flow.schedule(3, 5.0, dtype=time)))
+    assert chunk.dtype == time and chunk.isfinite().all()

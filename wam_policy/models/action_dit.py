@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.layers import DiT
+from wam_policy.models.layers import DiT, Precision
 
 
 class ActionDiT(DiT):
     """Embeds noisy actions [B, T, A] as tokens and reads tokens back as velocities; both are bare linear layers."""
 
-    def __init__(self, config: FastWAMConfig) -> None:
-        super().__init__(dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **config.shared())
+    def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
+        super().__init__(
+            dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **config.shared(), precision=precision
+        )
         self.action_encoder = nn.Linear(config.action_dim, self.dim)
         self.head = nn.Linear(self.dim, config.action_dim)

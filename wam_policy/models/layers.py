@@ -18,8 +18,21 @@ from torch import Tensor, nn
 THETA = 10_000.0
 
 
+class Precision(NamedTuple):
+    """Where a model rounds; spec/fastwam.md section 2.2."""
+
+    rope: torch.dtype  # rotary tables, and what rotations are computed in
+    time: torch.dtype | None  # timesteps, step sizes and what is denoised; None: the weights' dtype
+    fused_norm: bool  # True: one kernel, rounded once; False: rounded before the weight is applied
+
+
+REFERENCE = Precision(rope=torch.float64, time=None, fused_norm=False)  # as the released weights were trained and evaluated
+FAST = Precision(rope=torch.float32, time=torch.float32, fused_norm=True)
+PRECISIONS = {"reference": REFERENCE, "fast": FAST}
+
+
 class Rope(NamedTuple):
-    """Rotary tables of a token sequence: cos and sin, float32 [S, d / 2]."""
+    """Rotary tables of a token sequence: cos and sin, [S, d / 2]."""
 
     cos: Tensor
     sin: Tensor
@@ -38,26 +51,31 @@ def _angles(positions: int, dim: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def action_rope(horizon: int, head_dim: int, device: torch.device) -> Rope:
+def action_rope(horizon: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> Rope:
     """Tables of action positions 0 .. horizon − 1."""
     angles = _angles(horizon, head_dim)
-    return Rope(angles.cos().float().to(device), angles.sin().float().to(device))
+    return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
 
 
 @functools.lru_cache(maxsize=64)
-def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Rope:
-    """Tables of a (frames, rows, columns) token grid: the channel pairs are split between the three axes."""
+def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device, dtype: torch.dtype, start: int = 0) -> Rope:
+    """Tables of a (frames, rows, columns) token grid that begins at frame `start`.
+
+    The channel pairs are split between the three axes.
+    """
     spatial = 2 * (head_dim // 6)  # 44 | 42 | 42 channels of 128
-    axes = [_angles(n, dim) for n, dim in zip(grid, (head_dim - 2 * spatial, spatial, spatial), strict=True)]
+    ends = (start + grid[0], *grid[1:])
+    axes = [_angles(n, dim) for n, dim in zip(ends, (head_dim - 2 * spatial, spatial, spatial), strict=True)]
+    axes[0] = axes[0][start:]
     shapes = [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]
     parts = [a.view(*shape, a.shape[-1]).expand(*grid, -1) for a, shape in zip(axes, shapes, strict=True)]
     angles = torch.cat(parts, dim=-1).flatten(0, 2)
-    return Rope(angles.cos().float().to(device), angles.sin().float().to(device))
+    return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate adjacent channel pairs of `x` [B, H, S, d] by the tables; computed in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Rotate adjacent channel pairs of `x` [B, H, S, d] by the tables, in their dtype."""
+    even, odd = x.to(rope.cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     rotated = torch.stack((even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos), dim=-1)
     return rotated.flatten(-2).to(x.dtype)
 
@@ -82,15 +100,17 @@ def gated(x: Tensor, gate: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, in float32; the weight is applied in the input's dtype."""
+    """Root-mean-square norm over the last axis, in float32; unless fused, the weight is applied in the input's dtype."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, *, fused: bool) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.fused = eps, fused
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., D]."""
+        if self.fused:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
@@ -98,13 +118,13 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
         self.q, self.k, self.v = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
         self.o = nn.Linear(inner, dim)
-        self.norm_q, self.norm_k = RMSNorm(inner, eps), RMSNorm(inner, eps)
+        self.norm_q, self.norm_k = (RMSNorm(inner, eps, fused=precision.fused_norm) for _ in range(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -128,12 +148,12 @@ class Block(nn.Module):
     Self-attention is split in two halves, so that tokens of several experts can attend to each other in between.
     """
 
-    def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
         super().__init__()
         self.eps = eps
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
-        self.self_attn = Attention(dim, heads, head_dim, eps)
-        self.cross_attn = Attention(dim, heads, head_dim, eps)
+        self.self_attn = Attention(dim, heads, head_dim, eps, precision)
+        self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
 
@@ -174,18 +194,19 @@ class DiT(nn.Module):
         text_dim: int,
         freq_dim: int,
         eps: float,
+        precision: Precision,
     ) -> None:
         super().__init__()
-        self.dim, self.head_dim, self.freq_dim, self.eps = dim, head_dim, freq_dim, eps
+        self.dim, self.head_dim, self.freq_dim, self.eps, self.precision = dim, head_dim, freq_dim, eps, precision
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps) for _ in range(layers))
+        blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps, precision) for _ in range(layers))
         self.blocks = cast("Sequence[Block]", blocks)  # a module list, seen as what it holds
 
     def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [B, G] -> embedding [B, G, D] and block modulations [B, G, 6, D]."""
-        embedded = self.time_embedding(sinusoid(t, self.freq_dim))
+        embedded = self.time_embedding(sinusoid(t, self.freq_dim).to(self.blocks[0].modulation.dtype))
         return embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim))
 
     def embed_text(self, context: Tensor) -> list[KeyValue]:

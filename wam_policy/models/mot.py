@@ -1,9 +1,10 @@
-"""Mixture of transformers: the experts' tokens attend to each other, everything else stays with its expert.
+"""Mixture of transformers: an expert's tokens attend to each other and to the keys and values of what it may see.
 
-Source: spec/fastwam.md sections 2.6 and 3.4. Tokens are ordered [video, action]; video never sees actions.
+Video never sees actions (spec/fastwam.md section 2.6), so the video expert runs first and leaves its keys and values to the
+action expert: no mask over all tokens is needed, and a pass that changes nothing is never repeated.
 """
 
-# B batch, S tokens, D width, F latent frames, N tokens per frame, T actions in a chunk
+# B batch, S tokens, N tokens of the observed frame, D width, H heads, d head width, G groups of tokens that share a timestep
 
 from __future__ import annotations
 
@@ -26,69 +27,60 @@ class Stream(NamedTuple):
     text: list[KeyValue]  # one pair per block
 
 
-def fast_mask(frames: int, tokens_per_frame: int, horizon: int, device: torch.device | None = None) -> Tensor:
-    """Who attends to whom in Fast-WAM: bool [S, S], rows attend to columns, S = frames·tokens_per_frame + horizon.
-
-    The first frame sees itself, later frames see all video, actions see the first frame and each other.
-    """
-    video = frames * tokens_per_frame
-    mask = torch.zeros(video + horizon, video + horizon, dtype=torch.bool, device=device)
-    mask[:, :tokens_per_frame] = True
-    mask[tokens_per_frame:video, :video] = True
-    mask[video:, video:] = True
-    return mask
-
-
-def joint_forward(video: Stream, action: Stream, mask: Tensor, *, read_video: bool) -> tuple[Tensor, Tensor]:
-    """Run both experts side by side, with one attention over all tokens in each block.
+def attend(query: Tensor, own: KeyValue, seen: KeyValue | None = None, *, first: int = 0, mask: Tensor | None = None) -> Tensor:
+    """Attention of one expert's tokens, [B, H, S, d].
 
     Args:
-        video: the video expert's stream.
-        action: the action expert's stream.
-        mask: bool [S, S] over [video, action] tokens.
-        read_video: False leaves out what only the video's own output needs: the rest of its last block.
+        query: [B, H, S, d].
+        own: keys and values of the same tokens.
+        seen: keys and values of other tokens, which all of them see too.
+        first: the first so many tokens see only each other (the observed frame of a clip).
+        mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
+    """
+    if first:
+        observed = F.scaled_dot_product_attention(query[:, :, :first], own.key[:, :, :first], own.value[:, :, :first])
+        return torch.cat((observed, F.scaled_dot_product_attention(query[:, :, first:], *own)), dim=2)
+    key, value = own if seen is None else join(seen, own)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def run(
+    stream: Stream,
+    seen: list[KeyValue] | None = None,
+    *,
+    first: int = 0,
+    mask: Tensor | None = None,
+    read: bool = True,
+) -> tuple[Tensor, list[KeyValue]]:
+    """Run one expert's blocks over its tokens.
+
+    Args:
+        stream: the expert and its tokens.
+        seen: what they attend to besides each other, one pair per block.
+        first: see `attend`.
+        mask: see `attend`.
+        read: False leaves out what only the tokens' own output needs: the rest of the last block.
 
     Returns:
-        The last block's video tokens (those of the block before, if `read_video` is False) and action tokens.
+        The last block's tokens [B, S, D] (those of the block before, if `read` is False), and every block's keys and values.
     """
-    x, y = video.tokens, action.tokens
-    last = len(video.expert.blocks) - 1
-    for i, (block_x, block_y) in enumerate(zip(video.expert.blocks, action.expert.blocks, strict=True)):
-        mod_x, mod_y = block_x.modulations(video.time), block_y.modulations(action.time)
-        query_x, kv_x = block_x.attention_inputs(x, mod_x, video.rope)
-        query_y, kv_y = block_y.attention_inputs(y, mod_y, action.rope)
-        attended = F.scaled_dot_product_attention(
-            torch.cat((query_x, query_y), dim=2),
-            torch.cat((kv_x.key, kv_y.key), dim=2),
-            torch.cat((kv_x.value, kv_y.value), dim=2),
-            attn_mask=mask,
-        )
-        attended_x, attended_y = attended.split((x.shape[1], y.shape[1]), dim=2)
-        if read_video or i < last:
-            x = block_x.finish(x, attended_x, mod_x, video.text[i])
-        y = block_y.finish(y, attended_y, mod_y, action.text[i])
-    return x, y
+    x, cache = stream.tokens, []
+    last = len(stream.expert.blocks) - 1
+    for i, (block, text) in enumerate(zip(stream.expert.blocks, stream.text, strict=True)):
+        modulations = block.modulations(stream.time)
+        query, own = block.attention_inputs(x, modulations, stream.rope)
+        cache.append(own)
+        if read or i < last:
+            attended = attend(query, own, None if seen is None else seen[i], first=first, mask=mask)
+            x = block.finish(x, attended, modulations, text)
+    return x, cache
 
 
-def prefill(video: Stream) -> list[KeyValue]:
-    """Keys and values of the observed frame in every block: all that the actions ever read of the video."""
-    x, cache = video.tokens, []
-    last = len(video.expert.blocks) - 1
-    for i, block in enumerate(video.expert.blocks):
-        modulations = block.modulations(video.time)
-        query, kv = block.attention_inputs(x, modulations, video.rope)
-        cache.append(kv)
-        if i < last:
-            x = block.finish(x, F.scaled_dot_product_attention(query, *kv), modulations, video.text[i])
-    return cache
+def join(first: KeyValue, second: KeyValue) -> KeyValue:
+    """Keys and values of two token sequences, one after the other."""
+    return KeyValue(torch.cat((first.key, second.key), dim=2), torch.cat((first.value, second.value), dim=2))
 
 
-def action_forward(action: Stream, cache: list[KeyValue]) -> Tensor:
-    """Run the action expert alone, its tokens attending to the cached video and to each other; [B, T, D]."""
-    x = action.tokens
-    for block, text, seen in zip(action.expert.blocks, action.text, cache, strict=True):
-        modulations = block.modulations(action.time)
-        query, own = block.attention_inputs(x, modulations, action.rope)
-        key, value = torch.cat((seen.key, own.key), dim=2), torch.cat((seen.value, own.value), dim=2)
-        x = block.finish(x, F.scaled_dot_product_attention(query, key, value), modulations, text)
-    return x
+def narrow(cache: list[KeyValue], tokens: int) -> list[KeyValue]:
+    """Keys and values of the first so many tokens, in every block."""
+    return [KeyValue(key[:, :, :tokens], value[:, :, :tokens]) for key, value in cache]

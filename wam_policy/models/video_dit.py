@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.layers import DiT, Rope, modulate, video_rope
+from wam_policy.models.layers import DiT, Precision, Rope, modulate, video_rope
 
 
 class Head(nn.Module):
@@ -29,8 +29,8 @@ class Head(nn.Module):
 class VideoDiT(DiT):
     """Embeds latent frames as tokens and reads tokens back as latent frames."""
 
-    def __init__(self, config: FastWAMConfig) -> None:
-        super().__init__(dim=config.video_dim, ffn_dim=config.video_ffn_dim, **config.shared())
+    def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
+        super().__init__(dim=config.video_dim, ffn_dim=config.video_ffn_dim, **config.shared(), precision=precision)
         self.patch = config.patch_size
         self.channels = config.latent_channels
         self.patch_embedding = nn.Conv3d(self.channels, self.dim, self.patch, self.patch)
@@ -41,13 +41,13 @@ class VideoDiT(DiT):
         frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
         return frames, rows, columns
 
-    def rope(self, latents: Tensor) -> Rope:
-        """Rotary tables of the latents' tokens."""
-        return video_rope(self.grid(latents), self.head_dim, latents.device)
+    def rope(self, latents: Tensor, start: int) -> Rope:
+        """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
+        return video_rope(self.grid(latents), self.head_dim, latents.device, self.precision.rope, start)
 
     def embed(self, latents: Tensor) -> Tensor:
         """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row."""
-        return self.patch_embedding(latents).flatten(2).transpose(1, 2)
+        return self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
 
     def read(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""

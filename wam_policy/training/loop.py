@@ -34,9 +34,11 @@ from wam_policy.errors import DatasetError
 from wam_policy.hub import frozen
 from wam_policy.hub.locate import Download
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.fast_wam import Batch, FastWAM, LossConfig, draw, latent_padding, training_losses
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.objective import Batch, LossConfig, draw, latent_padding, training_losses
 from wam_policy.models.text import Prompts, untrained_encoder
 from wam_policy.models.vae import VAE
+from wam_policy.models.variants import VariantName
 from wam_policy.policy import WAMPolicy
 from wam_policy.training.frames import canvases, clips
 from wam_policy.training.lerobot_reader import LeRobotDataset
@@ -74,6 +76,8 @@ class TrainConfig:
     """Folder of the run: `checkpoint/`, `curve.jsonl`."""
     cache: Path | None = None
     """File of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
+    variant: VariantName = "fast"
+    """What the actions see: the observed frame, the video being denoised ("joint"), or the finished video ("idm")."""
     sizes: SizeConfig = field(default_factory=SizeConfig)
     cameras: tuple[str, ...] = ("front", "wrist")
     """Cameras, in canvas order."""
@@ -136,6 +140,7 @@ def policy_config(config: TrainConfig, dataset: LeRobotDataset, vae: VAE) -> Pol
     sizes = dataclasses.asdict(config.sizes)
     height, width = dataset.picture_size(f"observation.images.{config.cameras[0]}")
     return PolicyConfig(
+        variant=config.variant,
         model=FastWAMConfig(action_dim=layout.dim, proprio_dim=state.shape[1], latent_channels=vae.mean.numel(), **sizes),
         cameras=CameraConfig(names=config.cameras, height=height, width=width),
         video=VideoConfig(frames=config.frames, stride=config.stride),
@@ -263,7 +268,7 @@ def train(config: TrainConfig) -> Path:
                 order = iter(shuffled.split(config.batch_size)[: len(shuffled) // config.batch_size])
                 index = next(order)
             batch = data.batch(index)
-            losses = training_losses(model, batch, draw(batch, generator), config.loss)
+            losses = training_losses(model, batch, draw(batch, generator, config.variant), config.loss, config.variant)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)

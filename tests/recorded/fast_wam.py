@@ -1,0 +1,186 @@
+"""Our value of every tensor recorded from a Fast-WAM, in every variant."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wam_policy import flow
+from wam_policy.hub import formats
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import FAST, Precision
+from wam_policy.models.objective import Batch, CopyDraws, Draws, LossConfig, latent_padding, training_losses
+from wam_policy.models.sampling import Schedule, act, act_jointly, imagine, observe, watch_future
+from wam_policy.models.variants import VARIANTS, VariantName
+
+SHIFT = 5.0
+FOLDERS: dict[str, VariantName] = {"fastwam": "fast", "joint": "joint", "idm": "idm", "optional_idm": "optional_idm"}
+
+
+def model_config(info: dict[str, Any]) -> FastWAMConfig:
+    """The sizes of a recorded model."""
+    video, action = info["video_dit"], info["action_dit"]
+    return FastWAMConfig(
+        action_dim=action["action_dim"],
+        proprio_dim=info["proprio_dim"],
+        latent_channels=video["in_dim"],
+        patch_size=tuple(video["patch_size"]),
+        video_dim=video["hidden_dim"],
+        video_ffn_dim=video["ffn_dim"],
+        action_expert_dim=action["hidden_dim"],
+        action_expert_ffn_dim=action["ffn_dim"],
+        layers=video["num_layers"],
+        heads=video["num_heads"],
+        head_dim=video["attn_head_dim"],
+        text_dim=video["text_dim"],
+        freq_dim=video["freq_dim"],
+        eps=video["eps"],
+    )
+
+
+def under(recorded: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, named by what follows it."""
+    return {name.removeprefix(prefix): x for name, x in recorded.items() if name.startswith(prefix)}
+
+
+def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precision, dtype: torch.dtype) -> FastWAM:
+    """The recorded model."""
+    model = FastWAM(model_config(info), precision)
+    model.load_state_dict(formats.to_ours(under(recorded, "weights/")))
+    return model.to(dtype)
+
+
+def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Our value of each recorded tensor."""
+    for name in recorded:
+        match name.split("/"):
+            case ["schedule", steps, "timesteps"]:
+                timesteps, deltas = flow.schedule(int(steps), SHIFT)
+                yield name, timesteps
+                yield f"schedule/{steps}/deltas", deltas
+            case ["schedule", "weight"]:
+                yield name, flow.loss_weight(recorded["schedule/weight_t"], SHIFT)
+            case [folder, "mask"]:
+                yield name, influence(info, see_video=VARIANTS[FOLDERS[folder]].sees == "video", copy=False)
+            case [_, "train_mask"]:
+                yield name, influence(info, see_video=True, copy=True)
+    model = build(recorded, info, FAST, torch.float32)
+    for folder, variant in FOLDERS.items():
+        if f"{folder}/train/loss" in recorded:
+            yield from training(model, recorded, info, folder, variant)
+    yield from inference(model, recorded, info["steps"])
+
+
+def training(
+    model: FastWAM, recorded: dict[str, Tensor], info: dict[str, Any], folder: str, variant: VariantName
+) -> Iterator[tuple[str, Tensor]]:
+    """One training step."""
+    inputs = under(recorded, "in/")
+    batch = Batch(
+        inputs["latents"],
+        inputs["context"],
+        inputs["action"],
+        None if model.proprio_encoder is None else inputs["proprio"][:, 0],
+        inputs["action_is_pad"],
+        latent_padding(inputs["image_is_pad"]),
+    )
+    model.zero_grad()
+    config = LossConfig(video_shift=SHIFT, action_shift=SHIFT, action_idm_prob=info.get("action_idm_prob", 0.5))
+    losses = training_losses(model, batch, recorded_draws(recorded, folder, variant), config, variant)
+    losses.total.backward()
+    assert losses.velocity_video is not None
+    yield f"{folder}/train/loss", losses.total
+    yield f"{folder}/train/loss_video", losses.video
+    yield f"{folder}/train/loss_action", losses.action
+    yield f"{folder}/train/pred_video", losses.velocity_video
+    yield f"{folder}/train/pred_action", losses.velocity_action
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in formats.to_theirs(gradients).items():
+        yield f"{folder}/train/grad/{name}", gradient
+
+
+def recorded_draws(recorded: dict[str, Tensor], folder: str, variant: VariantName) -> Draws:
+    """The random numbers of a recorded step; those of the copy only exist if a sample's copy was noised."""
+    prefix = f"{folder}/train/draw"
+    drawn = [
+        recorded[name]
+        for name in sorted((n for n in recorded if n.startswith(prefix)), key=lambda n: int(n[len(prefix) :].split("_")[0]))
+    ]
+    draws, rest = Draws(*drawn[:4]), drawn[4:]
+    if not VARIANTS[variant].copy:
+        return draws
+    u_noised, rest = rest[0], rest[1:]
+    u_see_all = rest.pop().flatten() if VARIANTS[variant].optional else torch.zeros(len(u_noised))
+    u_copy, noise = rest or (torch.zeros(len(u_noised)), torch.zeros_like(draws.noise_video))
+    return draws._replace(copy=CopyDraws(u_noised, u_copy, noise, u_see_all))
+
+
+@torch.no_grad()
+def inference(model: FastWAM, recorded: dict[str, Tensor], steps: int) -> Iterator[tuple[str, Tensor]]:
+    """Action chunks and imagined latents, from the recorded noises."""
+    dtype = model.proprio_encoder.weight.dtype if model.proprio_encoder else next(model.parameters()).dtype
+    time = model.precision.time or dtype
+    schedule = Schedule(*flow.schedule(steps, SHIFT, dtype=time))
+    inputs = under(recorded, "in/")
+    first = inputs["latents"][:, :, :1].to(dtype)
+    proprio = None if model.proprio_encoder is None else inputs["proprio"][:, 0].to(dtype)
+    context = model.context(inputs["context"].to(dtype), proprio)
+    observed = observe(model, first, context)
+
+    def noise(name: str) -> Tensor:
+        return recorded[name].to(time)
+
+    yield "fastwam/infer/action", act(model, observed, noise("fastwam/infer/noise_action"), schedule)
+    if "joint/infer/noise_action" in recorded:
+        drawn = noise("joint/infer/noise_action"), noise("joint/infer/noise_video")[:, :, 1:]
+        yield "joint/infer/action", act_jointly(model, observed, *drawn, schedule, schedule, read_video=False)[0]
+    if "idm/infer/noise_action" in recorded:
+        future = imagine(model, observed, noise("idm/infer/noise_video")[:, :, 1:], schedule)
+        yield "idm/infer/video_latents", torch.cat((first, future.to(dtype)), dim=2)
+        seen = watch_future(model, observed, future)
+        yield "idm/infer/action", act(model, observed, noise("idm/infer/noise_action"), schedule, seen)
+    if "fastwam/imagine/noise_video" in recorded:
+        alone = observe(model, first[:1], context[:1])
+        future = imagine(model, alone, noise("fastwam/imagine/noise_video")[:, :, 1:], schedule)
+        yield "fastwam/imagine/video_latents", torch.cat((first[:1], future.to(dtype)), dim=2)
+        yield "fastwam/imagine/action", act(model, alone, noise("fastwam/imagine/noise_action"), schedule)[0]
+
+
+def influence(info: dict[str, Any], *, see_video: bool, copy: bool) -> Tensor:
+    """Which tokens each token's output depends on, bool [S, S]: with one block, that is the attention mask.
+
+    Tokens are [video, action], or [video, copy, action]. The copy is never read; its rows are those of the video, run alone.
+    """
+    config = dataclasses.replace(model_config(info), layers=1)
+    frames, height, width = info["grid"]
+    _, patch_height, patch_width = config.patch_size
+    model = FastWAM(config)
+    clips = [torch.randn(1, config.latent_channels, frames, height, width, requires_grad=True) for _ in range(1 + copy)]
+    action = torch.randn(1, info["horizon"], config.action_dim, requires_grad=True)
+    t, context = torch.full((1,), 500.0), torch.randn(1, 3, config.text_dim)
+
+    def tokens(x: Tensor) -> Tensor:
+        """Clips as [frames·rows·columns, channels of a patch], actions as [T, A]."""
+        if x.ndim == 3:
+            return x[0]
+        parts = x[0].unflatten(2, (-1, patch_height)).unflatten(4, (-1, patch_width))
+        return parts.permute(1, 2, 4, 0, 3, 5).flatten(0, 2).flatten(1)
+
+    def depends(output: Tensor) -> Tensor:
+        rows = []
+        for token in tokens(output):
+            gradients = torch.autograd.grad(
+                (token * torch.randn_like(token)).sum(), [*clips, action], retain_graph=True, allow_unused=True
+            )
+            filled = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, [*clips, action], strict=True)]
+            rows.append(torch.cat([tokens(g).abs().sum(1) for g in filled]) > 0)
+        return torch.stack(rows)
+
+    velocity, actions = model(clips[0], t, action, t, context, see_video=see_video, copy=(clips[1], t) if copy else None)
+    rows = [depends(velocity)]
+    if copy:
+        rows.append(depends(model.watch(clips[1], t, model.video.embed_text(context), read=True)[0]))
+    return torch.cat([*rows, depends(actions)])
