@@ -5,15 +5,16 @@ from __future__ import annotations
 from wam_policy.config import PolicyConfig
 
 _TITLES = {"fast_wam": "Fast-WAM"}
+_LAYOUTS = {"row": "side by side", "t": "the first at twice that size above the others"}
 
 
 def card(config: PolicyConfig, *, load_by: str, notes: str = "") -> str:
     """The text of `README.md`: Hub metadata, how to load, the contract in a table, and `notes` (results, recipe)."""
-    layout, sampling = config.action.layout, config.sampling
+    layout, sampling, cameras = config.action.layout, config.sampling, config.cameras
     gripper = layout.gripper
     rows = {
         "Model": f"{_TITLES[config.family]}, variant `{config.variant}`",
-        "Cameras": f"{', '.join(config.cameras.names)}; {config.cameras.height}×{config.cameras.width} each, side by side",
+        "Cameras": f"{', '.join(cameras.names)}; {cameras.height}×{cameras.width} each, {_LAYOUTS[cameras.layout]}",
         "State": "none" if config.state is None else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
         "Action": f"{', '.join(layout.names)} ({config.action.normalization.mode}); {layout.control}",
         "Gripper": "none"

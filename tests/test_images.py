@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,42 @@ def test_exact_refuses_another_size_by_the_camera_s_name():
         images.fit(np.zeros((1, 4, 5, 3), np.uint8), 4, 4, "exact", "top")
 
 
+def test_stretch_uses_the_whole_picture():
+    picture = np.zeros((1, 10, 30, 3), np.uint8)
+    picture[:, :, 15:] = 200
+    stretched = images.fit(picture, 10, 10, "stretch")
+    assert stretched.shape == (1, 10, 10, 3) and (stretched[0, :, 0] == 0).all() and (stretched[0, :, -1] == 200).all()
+
+
+@pytest.mark.parametrize("resize", ["cover", "stretch"])
+def test_float_pixels_are_those_of_uint8_before_rounding(resize):
+    picture = np.random.default_rng(0).integers(0, 256, (2, 23, 31, 3), np.uint8)
+    whole = images.fit(picture, 11, 14, resize)
+    exact = images.fit(picture, 11, 14, resize, pixels="float")
+    assert exact.dtype == np.float32 and exact.shape == whole.shape
+    assert np.abs(exact - whole).max() <= 1.01 and (exact % 1 != 0).any()  # PIL rounds after each axis
+
+
+def test_float_resizing_is_torch_s_antialiased_bilinear():
+    picture = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(picture).movedim(-1, 1).float() / 255, size=(224, 224), mode="bilinear", antialias=True
+    )
+    ours = images.fit(picture, 224, 224, "stretch", pixels="float") / 255
+    assert np.allclose(np.moveaxis(ours, -1, 1), theirs.numpy(), atol=5e-5)  # a level is 4e-3
+
+
 def test_cameras_stand_side_by_side_in_order():
-    canvas = images.side_by_side([np.full((1, 2, 2, 3), i, np.uint8) for i in range(3)])
+    canvas = images.compose([np.full((1, 2, 2, 3), i, np.uint8) for i in range(3)], "row")
     assert canvas[0, 0, :, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_in_a_t_the_first_camera_stands_above_the_others_at_twice_their_size():
+    places = images.tiles(3, 1, 2, "t")
+    canvas = images.compose([np.full((1, *place, 3), i, np.uint8) for i, place in enumerate(places)], "t")
+    assert canvas[0, :, :, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 2, 2]]
+
+
+def test_frames_become_pixels_cut_off_not_rounded():
+    frames = np.array([-1.5, -1.0, -0.99, 0.0, 1.0, 2.0], np.float32).reshape(1, 1, 1, 6).repeat(3, axis=0)
+    assert images.to_pixels(frames)[0, 0, :, 0].tolist() == [0, 0, 1, 127, 255, 255]

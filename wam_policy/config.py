@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from wam_policy.contract import ActionLayout, check_names
 from wam_policy.errors import ConfigError
-from wam_policy.images import Resize
+from wam_policy.images import Layout, Pixels, Resize
 from wam_policy.models.config import FastWAMConfig
 from wam_policy.models.variants import VARIANTS, ActionMode, VariantName
 from wam_policy.normalize import Normalization
@@ -26,19 +26,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraConfig:
-    """Which cameras the model sees, in canvas order, and how their pictures become its one canvas, side by side."""
+    """Which cameras the model sees, in canvas order, and how their pictures become its one canvas."""
 
     names: tuple[str, ...]
-    height: int  # of each camera's picture on the canvas, in pixels
+    height: int  # of each camera's picture on the canvas, in pixels; in a "t" the first one's is twice as high and wide
     width: int
     resize: Resize = "exact"  # what happens to pictures of another size
+    layout: Layout = "row"  # where they stand: side by side, or the first above the other two
+    pixels: Pixels = "uint8"  # what resized pictures are rounded to
 
     def __post_init__(self) -> None:
         check_names("camera names", self.names)
         if self.height < 1 or self.width < 1:
             raise ConfigError(f"camera size must be positive, got {self.height}×{self.width}")
-        if self.resize not in typing.get_args(Resize):
-            raise ConfigError(f"unknown resize {self.resize!r}; there are {typing.get_args(Resize)}")
+        for name, kind in (("resize", Resize), ("layout", Layout), ("pixels", Pixels)):
+            if getattr(self, name) not in typing.get_args(kind):
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}; there are {typing.get_args(kind)}")
+        if self.layout == "t" and len(self.names) != 3:
+            raise ConfigError(f"a canvas in the form of a T holds three cameras, got {list(self.names)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +177,10 @@ class PolicyConfig:
     @property
     def canvas(self) -> tuple[int, int]:
         """Height and width of the canvas, in pixels."""
-        return self.cameras.height, self.cameras.width * len(self.cameras.names)
+        cameras = self.cameras
+        if cameras.layout == "t":
+            return 3 * cameras.height, 2 * cameras.width
+        return cameras.height, cameras.width * len(cameras.names)
 
     def action_mode(self, wanted: ActionMode | None = None) -> ActionMode:
         """How actions are sampled: as wanted, else as the contract says, else the variant's own way.

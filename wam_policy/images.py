@@ -12,49 +12,75 @@ from PIL import Image
 
 from wam_policy.errors import ObservationError
 
-Resize = Literal["exact", "cover"]
+Resize = Literal["exact", "cover", "stretch"]
+Layout = Literal["row", "t"]
+Pixels = Literal["uint8", "float"]
 
 
-def fit(picture: np.ndarray, height: int, width: int, resize: Resize, name: str = "picture") -> np.ndarray:
-    """Bring pictures to one size.
+def fit(
+    picture: np.ndarray, height: int, width: int, resize: Resize, name: str = "picture", *, pixels: Pixels = "uint8"
+) -> np.ndarray:
+    """Bring pictures to one size, bilinear and antialiased.
 
     Args:
         picture: uint8 [B, H, W, 3].
         height: wanted height.
         width: wanted width.
-        resize: "exact" refuses any other size; "cover" resizes (bilinear, antialiased) until both sides are covered, then
-            crops the centre.
+        resize: "exact" refuses any other size; "cover" keeps the proportions, until both sides are covered, and crops the
+            centre; "stretch" doesn't keep them.
         name: the camera's name, for the error.
+        pixels: "uint8" rounds resized pictures to whole levels, as the references' evaluation does; "float" doesn't, as their
+            training does.
 
     Returns:
-        uint8 [B, height, width, 3].
+        [B, height, width, 3], uint8 or, for float pixels, float32 in [0, 255].
     """
     got = picture.shape[1:3]
-    if got == (height, width):
-        return picture
-    if resize == "exact":
+    if got != (height, width) and resize == "exact":
         raise ObservationError(
             f"camera {name!r}: expected {(height, width)} (height, width), got {got}; "
             f"render at that size or wrap the env in gymnasium.wrappers.ResizeObservation"
         )
-    return np.stack([_cover(frame, height, width) for frame in picture])
+    levels = picture if pixels == "uint8" else picture.astype(np.float32)
+    if got == (height, width):
+        return levels
+    size = (height, width)
+    if resize == "cover":
+        scale = max(height / got[0], width / got[1])
+        size = (max(height, round(got[0] * scale)), max(width, round(got[1] * scale)))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    resized = np.stack([_resized(frame, *size) for frame in levels])
+    return resized[:, top : top + height, left : left + width]
 
 
-def _cover(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    scale = max(height / frame.shape[0], width / frame.shape[1])
-    size = (max(width, round(frame.shape[1] * scale)), max(height, round(frame.shape[0] * scale)))
-    resized = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
-    top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
-    return resized[top : top + height, left : left + width]
+def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """One picture [H, W, 3] at another size; of float pictures PIL takes one colour at a time."""
+
+    def resize(x: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BILINEAR))
+
+    if frame.dtype == np.uint8:
+        return resize(frame)
+    return np.stack([resize(np.ascontiguousarray(colour)) for colour in np.moveaxis(frame, -1, 0)], axis=-1)
 
 
-def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures [B, H, W, 3] of one height, in order, as one canvas [B, H, ΣW, 3]."""
-    return np.concatenate(pictures, axis=2)
+def tiles(cameras: int, height: int, width: int, layout: Layout) -> list[tuple[int, int]]:
+    """Height and width of each camera's place on the canvas; in a "t" the first has twice the sides of the other two."""
+    return [(2 * height, 2 * width) if layout == "t" and i == 0 else (height, width) for i in range(cameras)]
+
+
+def compose(pictures: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
+    """Pictures [B, H, W, 3], in order and of the sizes of `tiles`, as one canvas.
+
+    "row": all side by side. "t": the first on top, the others side by side below it.
+    """
+    if layout == "row":
+        return np.concatenate(pictures, axis=2)
+    return np.concatenate((pictures[0], np.concatenate(pictures[1:], axis=2)), axis=1)
 
 
 def to_model(canvas: np.ndarray) -> np.ndarray:
-    """Pixels uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
+    """Levels in [0, 255], [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
     return np.moveaxis((canvas.astype(np.float32) / 255 - 0.5) / 0.5, -1, -3)
 
 

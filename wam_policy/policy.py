@@ -406,10 +406,12 @@ class WAMPolicy:
     def canvas(self, seen: observations.Observation) -> np.ndarray:
         """The pictures of checked observations as the model sees them: float32 [B, 3, H, W] in [-1, 1]."""
         cameras = self.config.cameras
+        places = images.tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout)
         pictures = [
-            images.fit(seen.images[name], cameras.height, cameras.width, cameras.resize, name) for name in cameras.names
+            images.fit(seen.images[name], *place, cameras.resize, name, pixels=cameras.pixels)
+            for name, place in zip(cameras.names, places, strict=True)
         ]
-        return images.to_model(images.side_by_side(pictures))
+        return images.to_model(images.compose(pictures, cameras.layout))
 
     def _noise(self, size: int, shape: tuple[int, ...], given: np.ndarray | Tensor | None, fresh: bool) -> Tensor:
         """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same."""

@@ -16,7 +16,7 @@ def canvases(dataset: LeRobotDataset, cameras: tuple[str, ...]) -> np.ndarray:
     missing = [name for name in cameras if f"observation.images.{name}" not in dataset.cameras]
     if missing:
         raise DatasetError(f"{dataset.folder} has no cameras {missing}; it has {dataset.cameras}")
-    return images.side_by_side([dataset.frames(f"observation.images.{name}") for name in cameras])
+    return images.compose([dataset.frames(f"observation.images.{name}") for name in cameras], "row")
 
 
 def clips(canvas: np.ndarray, rows: np.ndarray) -> Tensor:
