@@ -3,8 +3,9 @@
     python tests/reference.py FILE.safetensors [...]
 
 The file's name says what it holds: `fastwam_*`, `init_*` and `bf16_*` (with the `fastwam_*` of the same name beside them),
-`vae_*`, `text_*`; the configuration is in the `.json` beside it. Prints one row per recorded tensor with its error
-(max |a − b| / max(1, max |b|)) and exits non-zero if one is over its tolerance.
+`vae_*`, `text_*`, `io_*` (with its two statistics files beside it); the configuration is in the `.json` beside it.
+Prints one row per recorded tensor with its error (max |a − b| / max(1, max |b|)) and exits non-zero if one is over its
+tolerance.
 """
 
 import json
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from recorded import bf16, fast_wam, init, text, vae
+from recorded import bf16, fast_wam, init, io, text, vae
 from safetensors.torch import load_file
 from torch import Tensor
 
-TOLERANCE, GRADIENT_TOLERANCE, PIXEL_TOLERANCE = 2e-5, 1e-4, 1e-4
+TOLERANCE, GRADIENT_TOLERANCE, PIXEL_TOLERANCE, IO_TOLERANCE = 2e-5, 1e-4, 1e-4, 1e-6
 GIVEN = ("weights/", "in/", "vae38/weights/", "vae16/weights/", "schedule/weight_t")  # what the reference was given
 OTHER_ISSUES = ("lightwam/",)  # models this package doesn't have yet
 
@@ -60,6 +61,8 @@ def values(path: Path, recorded: dict[str, Tensor]) -> dict[str, Tensor]:
             return dict(vae.tensors(*read(path, "vae")))
         case "text":
             return dict(text.tensors(*read(path, "text")))
+        case "io":
+            return dict(io.tensors(recorded, path))
         case _:
             return dict(fast_wam.tensors(recorded, json.loads(path.with_suffix(".json").read_text())))
 
@@ -69,6 +72,8 @@ def tolerances(path: Path, recorded: dict[str, Tensor]) -> dict[str, float]:
     if path.name.startswith("bf16_"):
         exact, _ = read(path, "fastwam")
         return {name: bf16.tolerance(x, exact.get(name) if "/infer/" in name else None) for name, x in recorded.items()}
+    if path.name.startswith("io_"):
+        return dict.fromkeys(recorded, IO_TOLERANCE)
     kinds = {"/grad/": GRADIENT_TOLERANCE, "/reconstruction": PIXEL_TOLERANCE}
     return {name: next((t for part, t in kinds.items() if part in name), TOLERANCE) for name in recorded}
 
@@ -80,7 +85,8 @@ def compare(path: Path) -> list[Row]:
     wanted = {
         name: x.clamp(-1, 1) if name.endswith("/reconstruction") else x  # the decoder clamps, the recording doesn't
         for name, x in recorded.items()
-        if not name.startswith((*GIVEN, *OTHER_ISSUES)) and "/draw" not in name and "/noise_" not in name
+        if not name.startswith((*GIVEN, *OTHER_ISSUES))
+        and not any(part in name for part in ("/draw", "/noise_", "/obs/", "/model/action"))
     }
     if not wanted:
         return []

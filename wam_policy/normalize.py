@@ -24,6 +24,11 @@ _NEEDS: dict[str, tuple[str, str] | tuple[()]] = {
 }
 
 
+def needs(mode: Mode) -> tuple[str, ...]:
+    """The statistics a mode needs."""
+    return _NEEDS[mode]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalization:
     """How one vector is normalised: a mode and the statistics that it needs, a number per entry.
