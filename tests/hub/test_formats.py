@@ -1,0 +1,115 @@
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from wam_policy.hub import formats
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.fast_wam import FastWAM
+
+LAYERS = 30
+TABLES = {
+    "upstream": formats.UPSTREAM,
+    "lerobot_legacy": formats.LEROBOT_LEGACY,
+    "lerobot": formats.lerobot(LAYERS),
+}
+FULL_SIZE_VAE = {
+    "wan2.2": {
+        "base_dim": 160,
+        "decoder_base_dim": 256,
+        "z_dim": 48,
+        "is_residual": True,
+        "patch_size": 2,
+        "in_channels": 12,
+        "out_channels": 12,
+        "scale_factor_spatial": 16,
+        "latents_mean": [0.0] * 48,
+        "latents_std": [1.0] * 48,
+    },
+    "wan2.1": {},
+}
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    with torch.device("meta"):
+        return FastWAM(FastWAMConfig(action_dim=7, proprio_dim=8)).state_dict()
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_all_1651_names_go_there_and_back(table, full_size):
+    theirs = formats.to_theirs(full_size, table)
+    assert len(theirs) == 1651
+    back = formats.to_ours(theirs, table)
+    assert list(back) == list(full_size) and all(back[name] is full_size[name] for name in back)
+
+
+@pytest.mark.parametrize(
+    ("ours", "upstream", "lerobot"),
+    [
+        (
+            "video.blocks.7.self_attn.q.weight",
+            "mot.mixtures.video.blocks.7.self_attn.q.weight",
+            "model.mot.layers.7.blocks.video.self_attn.q.weight",
+        ),
+        (
+            "action.blocks.0.modulation",
+            "mot.mixtures.action.blocks.0.modulation",
+            "model.mot.layers.0.blocks.action.modulation",
+        ),
+        ("video.head.head.bias", "mot.mixtures.video.head.head.bias", "model.mot.mixtures.video.head.head.bias"),
+        (
+            "action.action_encoder.weight",
+            "mot.mixtures.action.action_encoder.weight",
+            "model.mot.mixtures.action.action_encoder.weight",
+        ),
+        ("proprio_encoder.weight", "proprio_encoder.weight", "model.proprio_encoder.weight"),
+    ],
+)
+def test_names_are_those_the_projects_use(ours, upstream, lerobot):
+    assert list(formats.to_theirs({ours: 0}, formats.UPSTREAM)) == [upstream]
+    assert list(formats.to_theirs({ours: 0}, formats.LEROBOT_LEGACY)) == [f"model.{upstream}"]
+    assert list(formats.to_theirs({ours: 0}, formats.lerobot(LAYERS))) == [lerobot]
+
+
+def test_the_full_size_has_the_released_shapes(full_size):
+    theirs = {name: list(x.shape) for name, x in formats.to_theirs(full_size).items()}
+    assert sum(name.startswith("mot.mixtures.video.") for name in theirs) == 825
+    assert sum(name.startswith("mot.mixtures.action.") for name in theirs) == 824
+    expected = {
+        "mot.mixtures.video.patch_embedding.weight": [3072, 48, 1, 2, 2],
+        "mot.mixtures.video.time_projection.1.weight": [18432, 3072],
+        "mot.mixtures.video.blocks.29.ffn.0.weight": [14336, 3072],
+        "mot.mixtures.video.head.head.weight": [192, 3072],
+        "mot.mixtures.video.head.modulation": [1, 2, 3072],
+        "mot.mixtures.action.blocks.29.cross_attn.o.weight": [1024, 3072],
+        "mot.mixtures.action.blocks.0.self_attn.norm_q.weight": [3072],
+        "mot.mixtures.action.head.weight": [7, 1024],
+        "proprio_encoder.weight": [4096, 8],
+    }
+    assert {name: theirs[name] for name in expected} == expected
+
+
+def test_names_no_table_knows_are_kept_for_the_strict_load_to_report():
+    assert formats.to_ours({"optimizer.state": 0}) == {"optimizer.state": 0}
+
+
+@pytest.mark.parametrize("family", FULL_SIZE_VAE)
+def test_the_codec_s_names_go_there_and_back_and_none_is_left_out(family):
+    with torch.device("meta"):
+        ours = AutoencoderKLWan(**FULL_SIZE_VAE[family]).state_dict()
+    table = formats.wan_vae(4, 2, residual=family == "wan2.2")
+    theirs = formats.to_theirs(ours, table)
+    assert list(formats.to_ours(theirs, table)) == list(ours)
+    untouched = [name for name in theirs if "resnets" in name or "_block" in name or "conv_in" in name]
+    assert untouched == []
+
+
+def test_the_released_codec_s_names_are_those_of_its_file():
+    table = formats.wan_vae(4, 2, residual=True)
+    ours = {
+        "encoder.down_blocks.1.downsampler.time_conv.weight": "encoder.downsamples.1.downsamples.2.time_conv.weight",
+        "decoder.up_blocks.0.upsampler.resample.1.bias": "decoder.upsamples.0.upsamples.3.resample.1.bias",
+        "encoder.conv_out.weight": "encoder.head.2.weight",
+        "encoder.mid_block.attentions.0.to_qkv.weight": "encoder.middle.1.to_qkv.weight",
+    }
+    assert list(formats.to_theirs(dict.fromkeys(ours), table)) == list(ours.values())

@@ -1,0 +1,17 @@
+import pytest
+
+from wam_policy.presets import PRESETS
+
+
+@pytest.mark.parametrize(("name", "canvas"), [("libero", (224, 448)), ("robotwin", (384, 320))])
+def test_canvases_have_the_released_size(name, canvas):
+    cameras = PRESETS[name].cameras
+    rows = (3 * cameras.height, 2 * cameras.width) if cameras.layout == "t" else (cameras.height, 2 * cameras.width)
+    assert rows == canvas
+
+
+@pytest.mark.parametrize(("name", "state", "action"), [("libero", 8, 7), ("robotwin", 14, 14)])
+def test_vectors_have_the_released_lengths_and_the_frames_span_the_chunk(name, state, action):
+    preset = PRESETS[name]
+    assert (len(preset.state_names), preset.layout.dim) == (state, action)
+    assert (preset.video.frames - 1) * preset.video.stride == preset.horizon
