@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from wam_policy.errors import CheckpointError, ConfigError
+from wam_policy.errors import CheckpointError
 from wam_policy.normalize import Mode, Normalization, needs
 
 KEY = "default"  # the released files hold one group of statistics for all datasets
@@ -24,13 +24,12 @@ def read(path: Path, vector: str, mode: Mode, dim: int) -> Normalization:
     Raises:
         CheckpointError: no such file, or it lacks these statistics or has them of another length.
     """
-    if mode not in get_args(Mode):
-        raise ConfigError(f"unknown normalisation {mode!r}; there are {', '.join(get_args(Mode))}")
+    wanted = needs(mode)
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         found = data[vector][KEY]
         normalization = Normalization(
-            mode=mode, statistics={name: tuple(map(float, found[f"global_{name}"])) for name in needs(mode)}
+            mode=mode, statistics={name: tuple(map(float, found[f"global_{name}"])) for name in wanted}
         )
         normalization.check(vector, dim)
     except OSError as error:

@@ -25,7 +25,13 @@ _NEEDS: dict[str, tuple[str, str] | tuple[()]] = {
 
 
 def needs(mode: Mode) -> tuple[str, ...]:
-    """The statistics a mode needs."""
+    """The statistics a mode needs.
+
+    Raises:
+        ConfigError: there is no such mode.
+    """
+    if mode not in _NEEDS:
+        raise ConfigError(f"unknown normalisation {mode!r}; there are {', '.join(_NEEDS)}")
     return _NEEDS[mode]
 
 
@@ -40,9 +46,7 @@ class Normalization:
     statistics: dict[str, tuple[float, ...]]
 
     def __post_init__(self) -> None:
-        if self.mode not in _NEEDS:
-            raise ConfigError(f"unknown normalisation {self.mode!r}; there are {', '.join(_NEEDS)}")
-        missing = [name for name in _NEEDS[self.mode] if name not in self.statistics]
+        missing = [name for name in needs(self.mode) if name not in self.statistics]
         if missing:
             raise ConfigError(f"normalisation {self.mode!r} needs the statistics {missing}, got {sorted(self.statistics)}")
         if len({len(values) for values in self.statistics.values()}) > 1:

@@ -268,7 +268,7 @@ class WAMPolicy:
             ConfigError: the variant wasn't trained for this mode.
         """
         seen = self._check(observation)
-        chunks, _ = self._sample(seen, noise, mode=mode, fresh=self.config.sampling.noise == "fresh")
+        chunks, _ = self._sample(seen, noise, mode=mode)
         return chunks if seen.batched else chunks[0]
 
     def imagine(
@@ -298,8 +298,7 @@ class WAMPolicy:
             As `predict_chunk`.
         """
         seen = self._check(observation)
-        fresh = self.config.sampling.noise == "fresh"
-        chunks, latents = self._sample(seen, noise, mode=mode, fresh=fresh, imagine=True, noise_video=noise_video)
+        chunks, latents = self._sample(seen, noise, mode=mode, imagine=True, noise_video=noise_video)
         assert latents is not None
         with torch.no_grad():
             video = self.vae.decode(latents.to(self.dtype))
@@ -339,8 +338,7 @@ class WAMPolicy:
         queue.reset(seen.episode_start | observations.episode_flags(episode_start, len(seen)))
         empty = queue.empty()
         if empty.any():
-            fresh = not deterministic or self.config.sampling.noise == "fresh"
-            queue.push(self._sample(_pick(seen, empty), fresh=fresh)[0], empty)
+            queue.push(self._sample(_pick(seen, empty), fresh=not deterministic)[0], empty)
         actions = queue.pop()
         return (actions if seen.batched else actions[0]), queue
 
@@ -360,7 +358,7 @@ class WAMPolicy:
         noise: np.ndarray | Tensor | None = None,
         *,
         mode: ActionMode | None = None,
-        fresh: bool,
+        fresh: bool = False,
         imagine: bool = False,
         noise_video: np.ndarray | Tensor | None = None,
     ) -> tuple[np.ndarray, Tensor | None]:
@@ -381,7 +379,7 @@ class WAMPolicy:
             return sampling.Schedule(*flow.schedule(config.sampling.steps, shift, dtype=time, device=device))
 
         def start(shape: tuple[int, ...], given: np.ndarray | Tensor | None) -> Tensor:
-            return self._noise(len(seen), shape, given, fresh).to(device, time)
+            return self._noise(len(seen), shape, given, fresh or config.sampling.noise == "fresh").to(device, time)
 
         actions_schedule = schedule(config.sampling.action_shift)
         actions = start((config.action.horizon, config.action.layout.dim), noise)

@@ -11,7 +11,7 @@ from wam_policy.normalize import Mode
 PROMPT = PromptConfig(
     template="A video recorded from a robot's point of view executing the following instruction: {task}", token_length=128
 )
-ARM = tuple(f"joint_{i}" for i in range(6))
+JOINTS = tuple(f"{side}_{name}" for side in ("left", "right") for name in (*(f"joint_{i}" for i in range(6)), "gripper"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +50,9 @@ PRESETS = {
             names=("cam_high", "cam_left_wrist", "cam_right_wrist"), height=128, width=160, resize="stretch", layout="t"
         ),
         video=VideoConfig(frames=9, stride=4),
-        state_names=tuple(f"{side}_{name}" for side in ("left", "right") for name in (*ARM, "gripper")),
+        state_names=JOINTS,
         layout=ActionLayout(
-            names=tuple(f"{side}_{name}" for side in ("left", "right") for name in (*ARM, "gripper")),
+            names=JOINTS,
             control="joint_position",
             gripper=None,  # two of them, in the env's own units: numbers like any other
         ),

@@ -7,17 +7,12 @@ import torch
 from recorded import fast_wam
 from torch import Tensor
 
-from wam_policy import flow
 from wam_policy.models.layers import REFERENCE
 
 
 def tensors(recorded: dict[str, Tensor], model: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Our value of each recorded tensor."""
-    for name in recorded:
-        if name.startswith("schedule/") and name.endswith("timesteps"):
-            timesteps, deltas = flow.schedule(int(name.split("/")[1]), fast_wam.SHIFT, dtype=torch.bfloat16)
-            yield name, timesteps
-            yield name.replace("timesteps", "deltas"), deltas
+    yield from fast_wam.schedules(recorded, torch.bfloat16)
     built = fast_wam.build(model, info, REFERENCE, torch.bfloat16)
     yield from ((name, x.float()) for name, x in fast_wam.inference(built, model, info["steps"]) if name in recorded)
 

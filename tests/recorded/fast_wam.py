@@ -53,14 +53,21 @@ def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precisio
     return model.to(dtype)
 
 
-def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Our value of each recorded tensor."""
+def schedules(recorded: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The recorded inference schedules."""
     for name in recorded:
         match name.split("/"):
             case ["schedule", steps, "timesteps"]:
-                timesteps, deltas = flow.schedule(int(steps), SHIFT)
+                timesteps, deltas = flow.schedule(int(steps), SHIFT, dtype=dtype)
                 yield name, timesteps
                 yield f"schedule/{steps}/deltas", deltas
+
+
+def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Our value of each recorded tensor."""
+    yield from schedules(recorded, torch.float32)
+    for name in recorded:
+        match name.split("/"):
             case ["schedule", "weight"]:
                 yield name, flow.loss_weight(recorded["schedule/weight_t"], SHIFT)
             case [folder, "mask"]:
@@ -121,7 +128,7 @@ def recorded_draws(recorded: dict[str, Tensor], folder: str, variant: VariantNam
 @torch.no_grad()
 def inference(model: FastWAM, recorded: dict[str, Tensor], steps: int) -> Iterator[tuple[str, Tensor]]:
     """Action chunks and imagined latents, from the recorded noises."""
-    dtype = model.proprio_encoder.weight.dtype if model.proprio_encoder else next(model.parameters()).dtype
+    dtype = next(model.parameters()).dtype
     time = model.precision.time or dtype
     schedule = Schedule(*flow.schedule(steps, SHIFT, dtype=time))
     inputs = under(recorded, "in/")

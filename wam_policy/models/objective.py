@@ -136,7 +136,7 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
 
 def _noisy(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """A clip [B, C, F, h, w] noised at timesteps `t` [B], but for its first frame."""
-    return torch.cat((clean[:, :, :1], flow.add_noise(clean, noise, t)[:, :, 1:]), dim=2)
+    return torch.cat((clean[:, :, :1], flow.add_noise(clean[:, :, 1:], noise[:, :, 1:], t)), dim=2)
 
 
 def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:

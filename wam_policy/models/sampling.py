@@ -92,7 +92,7 @@ def imagine(model: FastWAM, observed: Observed, noise: Tensor, schedule: Schedul
 def watch_future(model: FastWAM, observed: Observed, future: Tensor) -> list[KeyValue]:
     """Keys and values of the observed frame and the clean frames after it, latents [B, C, F − 1, h, w]."""
     _, cache = _future(model, observed, future, future.new_zeros(()), read=False)
-    return [join(first, later) for first, later in zip(observed.video, cache, strict=True)]
+    return _clip(observed, cache)
 
 
 def act_jointly(
@@ -123,12 +123,17 @@ def act_jointly(
     steps = zip(*(x.unbind() for x in (*action_schedule, *video_schedule)), strict=True)
     for i, (t_action, action_delta, t_video, video_delta) in enumerate(steps):
         velocity, cache = _future(model, observed, future, t_video, read=read_video or i < last)
-        seen = [join(first, later) for first, later in zip(observed.video, cache, strict=True)]
+        seen = _clip(observed, cache)
         action_velocity = model.action_velocity(action, t_action.expand(len(action)), observed.action_text, seen)
         action = flow.euler_step(action, action_velocity, action_delta)
         if velocity is not None:
             future = flow.euler_step(future, velocity, video_delta)
     return action, future if read_video else None
+
+
+def _clip(observed: Observed, later: list[KeyValue]) -> list[KeyValue]:
+    """Keys and values of the observed frame and of the frames after it, together."""
+    return [join(first, after) for first, after in zip(observed.video, later, strict=True)]
 
 
 def _future(
