@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import CheckpointError
@@ -85,19 +83,16 @@ def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, load_by: str
         load_by: the id or folder that the card says to load.
         notes: markdown for the card's end.
     """
-
-    def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: x.detach().to("cpu", dtype).contiguous() for key, x in tensors.items()}
-
     config, prompts = parts.config, parts.prompts
     with replace_files(folder, CONFIG, STALE) as stage:
-        weights.write(stage, stored(parts.model.state_dict()))
+        weights.write(stage, parts.model.state_dict(), dtype=dtype)
         if prompts.table:
-            save_file(stored(prompts.table), stage / f"{PROMPTS}.safetensors", metadata={"format": "pt"})
+            weights.write(stage, prompts.table, PROMPTS, dtype=dtype)
         if config.vae.repo is None:
             codec, vae = stage / config.vae.subfolder, parts.vae()
+            vae.complete()
             vae.model.save_config(codec)
-            weights.write(codec, stored(vae.model.state_dict()), frozen.VAE_STEM)
+            weights.write(codec, vae.model.state_dict(), frozen.VAE_STEM, dtype=dtype)
         if config.text is not None and config.text.repo is None:
             text = stage / config.text.subfolder
             prompts.encoder.model.save_pretrained(text / frozen.TEXT_ENCODER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from wam_policy.models.text import TextEncoder
 from wam_policy.models.vae import VAE, build_vae
 
 VAE_STEM = "diffusion_pytorch_model"  # diffusers' file name
+ENCODER, DECODER = ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # diffusers' folder names
 
 
@@ -30,17 +32,19 @@ def _folder(source: Source, checkpoint: Path, download: Download, parts: tuple[s
 
 
 def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device) -> VAE:
-    """The video codec, from a folder in diffusers' layout, strictly."""
+    """The video codec, from a folder in diffusers' layout, strictly; its decoder is read when it is first used."""
     folder = _folder(source, checkpoint, download)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
-            vae = build_vae(config)
+            model = build_vae(config).model.eval().requires_grad_(False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"no video codec in {folder}: {error}") from error
-    weights.load(vae.model, folder, VAE_STEM, dtype=dtype, device=device)
-    fresh = VAE(vae.model)  # its statistics are made from the config, outside the meta device
-    return fresh.to(device).eval().requires_grad_(False)
+    load = functools.partial(weights.load, model, folder, VAE_STEM, dtype=dtype, device=device)
+    load(only=ENCODER)
+    vae = VAE(model, lambda: load(only=DECODER))  # its statistics come from the config: they were not on the meta device
+    vae.mean, vae.std = vae.mean.to(device), vae.std.to(device)
+    return vae
 
 
 def load_text(source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device) -> TextEncoder:

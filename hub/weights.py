@@ -1,9 +1,9 @@
-"""Reads and writes safetensors strictly: one file, or shards with an index; whatever doesn't fit is named."""
+"""Reads and writes safetensors strictly and leanly: one file, or shards with an index; whatever doesn't fit is named."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wam_policy.errors import WeightsError
 
 SHARD_BYTES = 5 * 10**9
+CAST_BYTES = 256 * 2**20  # of a file that is cast, so much is in memory at a time
 
 
 def files(folder: Path, stem: str) -> list[Path]:
@@ -35,8 +36,8 @@ def files(folder: Path, stem: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read(folder: Path, stem: str = "model") -> dict[str, Tensor]:
-    """All tensors of a model, memory-mapped where the platform allows.
+def read(folder: Path, stem: str = "model", only: frozenset[str] | None = None) -> dict[str, Tensor]:
+    """All tensors of a model, or those named by `only`, memory-mapped where the platform allows.
 
     Raises:
         WeightsError: files are missing, truncated or not safetensors, or two shards hold the same tensor.
@@ -48,7 +49,7 @@ def read(folder: Path, stem: str = "model") -> dict[str, Tensor]:
                 names = set(file.keys())
                 if names & set(tensors):
                     raise WeightsError(f"{path} repeats tensors of another shard: {sorted(names & set(tensors))[:5]}")
-                tensors |= {name: file.get_tensor(name) for name in names}
+                tensors |= {name: file.get_tensor(name) for name in names if only is None or name in only}
         except (SafetensorError, OSError) as error:
             if isinstance(error, WeightsError):
                 raise
@@ -60,10 +61,10 @@ def read(folder: Path, stem: str = "model") -> dict[str, Tensor]:
 
 
 def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Refuse tensors that are not exactly those expected, by name and shape.
+    """Refuse tensors that are not exactly those expected, by name and shape, or that are of several dtypes.
 
     Raises:
-        WeightsError: naming missing, unexpected and misshapen tensors.
+        WeightsError: naming missing, unexpected and misshapen tensors, or the dtypes.
     """
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     misshapen = [
@@ -81,31 +82,107 @@ def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str
             f"{what} doesn't fit its config.json; {'; '.join(problems)}. "
             f"Config and weights are of two models: take both from one checkpoint"
         )
+    check_dtype(tensors, what)
 
 
-def load(model: nn.Module, folder: Path, stem: str = "model", *, dtype: torch.dtype, device: torch.device) -> None:
-    """Give a model built on the `meta` device its weights, cast to `dtype` on `device`."""
+def check_dtype(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse tensors that are not all of one floating dtype: nobody trained them so, a conversion stopped half way.
+
+    Raises:
+        WeightsError: naming the dtypes and a tensor of each.
+    """
+    one_of_each = {x.dtype: name for name, x in tensors.items()}
+    if len(one_of_each) > 1 or not all(dtype.is_floating_point for dtype in one_of_each):
+        found = ", ".join(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in one_of_each.items())
+        raise WeightsError(f"{what} must hold one floating dtype, it holds {found}; cast it to one before it is loaded")
+
+
+def load(
+    model: nn.Module,
+    folder: Path,
+    stem: str = "model",
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    only: tuple[str, ...] = ("",),
+) -> None:
+    """Give a model built on the `meta` device its weights.
+
+    Weights that are already of `dtype` stay memory-mapped on the CPU: they are read when they are first used. Others are cast
+    a piece at a time, so that no more than `CAST_BYTES` of the file is in memory beside the result.
+
+    Args:
+        model: the model.
+        folder: folder of the files.
+        stem: their name, as in `files`.
+        dtype: what the model computes in.
+        device: where.
+        only: prefixes of the tensors to load; all of them are checked.
+
+    Raises:
+        WeightsError: see `read` and `fit`.
+    """
     tensors = read(folder, stem)
     fit(tensors, model.state_dict(), str(folder / stem))
-    model.load_state_dict({name: x.to(device, dtype) for name, x in tensors.items()}, assign=True)
+    wanted = {name: x for name, x in tensors.items() if name.startswith(only)}
+    if device.type == "cpu" and all(x.dtype == dtype for x in wanted.values()):
+        model.load_state_dict(wanted, strict=False, assign=True)
+        return
+    pieces = list(_pieces(wanted))
+    del tensors, wanted  # or the mapped files would count as memory for as long as the cast takes
+    for piece in pieces:
+        cast = {name: x.to(device, dtype) for name, x in read(folder, stem, piece).items()}
+        model.load_state_dict(cast, strict=False, assign=True)
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], stem: str = "model", shard_bytes: int = SHARD_BYTES) -> None:
-    """Write tensors as one file, or as shards of at most `shard_bytes` (or one tensor) with an index."""
-    shards: list[dict[str, Tensor]] = [{}]
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[frozenset[str]]:
+    """Names of tensors of `CAST_BYTES` together, or of one that is larger."""
+    piece: list[str] = []
     size = 0
     for name, tensor in tensors.items():
-        if size + tensor.nbytes > shard_bytes and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor.detach().cpu().contiguous()
+        if piece and size + tensor.nbytes > CAST_BYTES:
+            yield frozenset(piece)
+            piece, size = [], 0
+        piece.append(name)
         size += tensor.nbytes
+    yield frozenset(piece)
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    stem: str = "model",
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write tensors as one file, or as shards of at most `shard_bytes` (or one tensor) with an index.
+
+    Args:
+        folder: where.
+        tensors: by name; memory-mapped ones are read a shard at a time.
+        stem: name of the files.
+        dtype: what they are stored in; None: what they are.
+        shard_bytes: size of a shard.
+    """
+
+    def stored(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", dtype).contiguous()
+
+    sizes = {name: x.numel() * (dtype or x.dtype).itemsize for name, x in tensors.items()}
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in tensors:
+        if size + sizes[name] > shard_bytes and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += sizes[name]
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:
         names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        save_file({key: stored(tensors[key]) for key in shard}, folder / name, metadata={"format": "pt"})

@@ -7,6 +7,7 @@ Sources: spec/fastwam.md section 4.1; diffusers `autoencoder_kl_wan.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,9 +25,15 @@ class VAE(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: AutoencoderKLWan) -> None:
+    def __init__(self, model: AutoencoderKLWan, load_decoder: Callable[[], None] | None = None) -> None:
+        """Put the codec behind encode and decode.
+
+        Args:
+            model: the codec.
+            load_decoder: what gives its decoder the weights when it is first needed; None: it has them.
+        """
         super().__init__()
-        self.model = model
+        self.model, self._load_decoder = model, load_decoder
         self.spatial_ratio = int(model.config["scale_factor_spatial"])
         self.temporal_ratio = int(model.config["scale_factor_temporal"])
         for name in ("mean", "std"):
@@ -60,8 +67,15 @@ class VAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W], clamped to [-1, 1]."""
+        self.complete()
         raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
         return self.model.decode(raw).sample.clamp(-1, 1)
+
+    def complete(self) -> None:
+        """Load the decoder if it isn't there yet; acting alone never needs it."""
+        if self._load_decoder is not None:
+            self._load_decoder()
+            self._load_decoder = None
 
 
 def build_vae(config: dict[str, Any]) -> VAE:
