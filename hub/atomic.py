@@ -19,14 +19,14 @@ def replace_files(folder: Path, marker: str, stale: tuple[str, ...] = ()) -> Ite
     taken for a whole one. Other files in the folder stay.
 
     Args:
-        folder: where the files will be; made if it doesn't exist.
+        folder: where the files will be; made if it doesn't exist, and gone again if nothing comes of it.
         marker: name of the file without which the folder is nothing.
         stale: glob patterns of files of an older version that go, if they aren't replaced.
 
     Yields:
         The staging folder to write into.
     """
-    stage = folder / STAGE
+    stage, fresh = folder / STAGE, not folder.exists()
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
@@ -46,6 +46,8 @@ def replace_files(folder: Path, marker: str, stale: tuple[str, ...] = ()) -> Ite
         _sync(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if fresh and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

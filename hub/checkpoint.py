@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import CheckpointError
@@ -20,6 +22,7 @@ from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 
 CONFIG = "config.json"
+BASE = "base.json"  # in its place, where a folder holds only parts of a policy
 PROMPTS = "prompts"  # prompt -> [n, text_dim]
 STALE = tuple(
     f"{stem}*{suffix}"
@@ -38,6 +41,16 @@ class Parts:
     prompts: Prompts
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is of this package's format, whole or parts only, by what its config says."""
+    if (folder / BASE).is_file():
+        return True
+    try:
+        return "format_version" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def read_config(folder: Path) -> PolicyConfig:
     """The contract of a checkpoint folder.
 
@@ -46,6 +59,8 @@ def read_config(folder: Path) -> PolicyConfig:
         ConfigError: it can't be right.
     """
     path = folder / CONFIG
+    if (folder / BASE).is_file():
+        raise CheckpointError(f"{folder} holds only parts of a policy, to train from: wam train --init {folder}")
     if not path.is_file():
         raise CheckpointError(
             f"{folder} has no {CONFIG}: the download or save is incomplete (do it again), or it is no wam-policy checkpoint"
@@ -56,19 +71,53 @@ def read_config(folder: Path) -> PolicyConfig:
         raise CheckpointError(f"{path} isn't text: {error}") from error
 
 
-def read(folder: Path, download: Download, *, device: torch.device, dtype: torch.dtype | None) -> Parts:
-    """Read a checkpoint folder; `dtype` None takes the contract's."""
+def read(
+    folder: Path,
+    download: Download,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    text_device: torch.device | None = None,
+) -> Parts:
+    """Read a checkpoint folder of our own format.
+
+    Args:
+        folder: the folder.
+        download: how frozen parts that live elsewhere are fetched.
+        device: where the model goes.
+        dtype: what it computes in; None: the contract's.
+        text_device: where the text encoder goes; None: `device`.
+    """
     config = read_config(folder)
-    dtype = dtype or getattr(torch, config.dtype)
+    model = empty_model(config)
+    weights.load(model, folder, dtype=dtype or getattr(torch, config.dtype), device=device)
+    table = weights.read(folder, PROMPTS) if (folder / f"{PROMPTS}.safetensors").is_file() else {}
+    return assemble(config, model, table, folder, download, text_device=text_device or device)
+
+
+def empty_model(config: PolicyConfig) -> FastWAM:
+    """The model of a contract, without weights, on the `meta` device."""
     with torch.device("meta"):
-        model = FastWAM(config.model, PRECISIONS[config.precision])
-    weights.load(model, folder, dtype=dtype, device=device)
-    text = config.text
+        return FastWAM(config.model, PRECISIONS[config.precision])
+
+
+def assemble(
+    config: PolicyConfig,
+    model: FastWAM,
+    table: dict[str, Tensor],
+    folder: Path,
+    download: Download,
+    *,
+    text_device: torch.device,
+) -> Parts:
+    """Put the frozen parts, which are loaded when they are asked for, beside a loaded model."""
+    weight = next(model.parameters())
+    device, dtype, text = weight.device, weight.dtype, config.text
     prompts = Prompts(
-        weights.read(folder, PROMPTS) if (folder / f"{PROMPTS}.safetensors").is_file() else {},
+        table,
         token_length=config.prompt.token_length,
         text_dim=config.model.text_dim,
-        encoder=None if text is None else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=device),
+        encoder=None if text is None else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=text_device),
     )
     return Parts(config, model, lambda: frozen.load_vae(config.vae, folder, download, dtype=dtype, device=device), prompts)
 

@@ -6,8 +6,14 @@ Source: spec/fastwam.md section 1.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from wam_policy.errors import WeightsError
 
 T = TypeVar("T")
 Table = Mapping[str, str]  # our prefix -> theirs; the longest that fits counts
@@ -24,6 +30,9 @@ LEROBOT_LEGACY = {ours: f"model.{theirs}" for ours, theirs in UPSTREAM.items()}
 WAN_DIT = {"video.": ""}
 # `backbone_state_dict` of upstream's action expert file
 ACTION_BACKBONE = {"action.": ""}
+# modules a policy's weights may have been saved inside of, and other names of its experts there
+WRAPPERS = ("module.", "policy.", "model.", "dit.", "mot.")
+ALIASES = {"video_expert.": "mixtures.video.", "action_expert.": "mixtures.action."}
 
 
 def lerobot(layers: int) -> dict[str, str]:
@@ -100,6 +109,30 @@ def _residual_block(ours: str, theirs: str) -> dict[str, str]:
 def to_ours(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:
     """Rename foreign tensors to our names; names the table doesn't know are kept, so that a strict load reports them."""
     return _rename(tensors, {theirs: ours for ours, theirs in table.items()})
+
+
+def policy_to_ours(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Rename a policy's tensors of any layout: upstream's, LeRobot's two, an accelerate dump with every name three times.
+
+    Raises:
+        WeightsError: two names of one tensor hold different values.
+    """
+    plain: dict[str, T] = {}
+    for name, tensor in tensors.items():
+        bare = name
+        while bare.startswith(WRAPPERS):
+            bare = bare.partition(".")[2]
+        bare = next((to + bare.removeprefix(alias) for alias, to in ALIASES.items() if bare.startswith(alias)), bare)
+        if bare in plain and not _equal(plain[bare], tensor):
+            raise WeightsError(f"the weights hold {bare!r} twice, with different values; the other name is {name!r}")
+        plain[bare] = tensor
+    layers = {int(m[1]) for name in plain if (m := re.match(r"layers\.(\d+)\.", name))}
+    table = lerobot(max(layers, default=-1) + 1)
+    return to_ours(plain, {ours: theirs.removeprefix("model.mot.").removeprefix("model.") for ours, theirs in table.items()})
+
+
+def _equal(a: T, b: T) -> bool:
+    return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
 
 
 def to_theirs(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:

@@ -42,7 +42,7 @@ def locate(id_or_folder: str | Path, download: Download, patterns: list[str] = P
         return folder
     name = str(id_or_folder)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or isinstance(id_or_folder, Path):
-        raise CheckpointError(f"no folder {name!r}; give an existing folder or a Hub id 'organisation/name'")
+        raise CheckpointError(f"no folder or file {name!r}; give an existing one, or a Hub id 'organisation/name'")
     offline = constants.HF_HUB_OFFLINE or download.local_files_only
     try:
         return Path(

@@ -44,20 +44,27 @@ def read(folder: Path, stem: str = "model", only: frozenset[str] | None = None) 
     """
     tensors: dict[str, Tensor] = {}
     for path in files(folder, stem):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = set(file.keys())
-                if names & set(tensors):
-                    raise WeightsError(f"{path} repeats tensors of another shard: {sorted(names & set(tensors))[:5]}")
-                tensors |= {name: file.get_tensor(name) for name in names if only is None or name in only}
-        except (SafetensorError, OSError) as error:
-            if isinstance(error, WeightsError):
-                raise
-            raise WeightsError(
-                f"{path} can't be read as safetensors ({error}): it is truncated, corrupted or of another format; "
-                f"download it again with `force_download=True`"
-            ) from error
+        shard = read_file(path, only)
+        if repeated := sorted(shard.keys() & tensors.keys()):
+            raise WeightsError(f"{path} repeats tensors of another shard: {repeated[:5]}")
+        tensors |= shard
     return tensors
+
+
+def read_file(path: Path, only: frozenset[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of one file, or those of them named by `only`, memory-mapped where the platform allows.
+
+    Raises:
+        WeightsError: it is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.offset_keys() if only is None or name in only}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} can't be read as safetensors ({error}): it is truncated, corrupted or of another format; "
+            f"download it again with `force_download=True`"
+        ) from error
 
 
 def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
@@ -79,8 +86,8 @@ def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str
     ]
     if problems:
         raise WeightsError(
-            f"{what} doesn't fit its config.json; {'; '.join(problems)}. "
-            f"Config and weights are of two models: take both from one checkpoint"
+            f"{what} doesn't fit its contract; {'; '.join(problems)}. "
+            f"They are of two models: take config and weights from one checkpoint"
         )
     check_dtype(tensors, what)
 
@@ -133,6 +140,16 @@ def load(
     for piece in pieces:
         cast = {name: x.to(device, dtype) for name, x in read(folder, stem, piece).items()}
         model.load_state_dict(cast, strict=False, assign=True)
+
+
+def assign(model: nn.Module, tensors: dict[str, Tensor], what: str, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Give a model built on the `meta` device these tensors; `tensors` is emptied, so that each is freed once it is cast.
+
+    Raises:
+        WeightsError: see `fit`.
+    """
+    fit(tensors, model.state_dict(), what)
+    model.load_state_dict({name: tensors.pop(name).to(device, dtype) for name in list(tensors)}, assign=True)
 
 
 def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[frozenset[str]]:

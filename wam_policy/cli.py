@@ -16,6 +16,7 @@ COMMANDS = {  # name -> (options, function, what it does)
         "wam_policy.evaluation:evaluate",
         "measure a checkpoint in a simulator",
     ),
+    "convert": ("wam_policy.hub.convert:ConvertConfig", "wam_policy.hub.convert:convert", "convert a foreign checkpoint"),
     "record": ("wam_policy.training.record:RecordConfig", "wam_policy.training.record:record", "record demonstrations"),
     "train-codec": (
         "wam_policy.training.codec:CodecConfig",

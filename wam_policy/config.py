@@ -22,6 +22,7 @@ from wam_policy.normalize import Normalization
 FORMAT_VERSION = 1
 
 T = TypeVar("T")
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +153,7 @@ class PolicyConfig:
     sampling: SamplingConfig
     vae: Source
     text: Source | None  # None: the checkpoint's own table of prompt embeddings is all there is
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # computed in, whatever the file stores
+    dtype: DtypeName = "float32"  # computed in, whatever the file stores
     precision: Literal["fast", "reference"] = "fast"  # "reference" rounds where the released weights were trained to round
     format_version: int = FORMAT_VERSION
 

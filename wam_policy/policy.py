@@ -19,8 +19,8 @@ from wam_policy import observation as observations
 from wam_policy.action_queue import ActionQueue
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import CheckpointError, ObservationError
-from wam_policy.hub import checkpoint
-from wam_policy.hub.locate import Download, locate
+from wam_policy.hub import checkpoint, reader
+from wam_policy.hub.locate import Download
 from wam_policy.models import sampling
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.text import Prompts
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
     from wam_policy.contract import ActionLayout
+    from wam_policy.presets import Trained
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
 
@@ -79,19 +80,28 @@ class WAMPolicy:
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        filename: str | None = None,
+        trained: Trained | None = None,
         device: str | torch.device = "cpu",
+        text_device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> WAMPolicy:
-        """Load a policy from a folder or from the Hugging Face Hub.
+        """Load a policy from a folder, a file or the Hugging Face Hub.
+
+        Besides this package's own checkpoints it reads LeRobot's `fastwam` folders and the reference implementation's `.pt`
+        files, whose `dataset_stats.json` stands beside them. No code in a file is ever run.
 
         Args:
-            id_or_folder: a local folder, or a Hub id "organisation/name".
+            id_or_folder: a local folder or file, or a Hub id "organisation/name".
             revision: branch, tag or commit on the Hub.
             cache_dir: where downloads are kept.
             force_download: download again what is cached.
             local_files_only: never touch the network.
             token: Hub token; True takes the stored one.
+            filename: the file of the reference implementation, in a folder or repository of several.
+            trained: what such a file doesn't say about itself; releases are known by their file's name.
             device: where the policy runs.
+            text_device: where its text encoder runs, should it be needed; the default is `device`.
             dtype: what it computes in; the default is its config's.
 
         Raises:
@@ -105,7 +115,13 @@ class WAMPolicy:
             local_files_only=local_files_only,
             token=token,
         )
-        parts = checkpoint.read(locate(id_or_folder, download), download, device=torch.device(device), dtype=dtype)
+        parts = reader.read(
+            reader.Wanted(id_or_folder, filename, trained),
+            download,
+            device=torch.device(device),
+            text_device=None if text_device is None else torch.device(text_device),
+            dtype=dtype,
+        )
         return cls(parts.config, parts.model, vae=parts.vae, prompts=parts.prompts)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, notes: str = "") -> Path:
@@ -201,6 +217,10 @@ class WAMPolicy:
             self.prompts.add([prompt])
         else:
             self.prompts.put(prompt, embedding)
+
+    def drop_text_encoder(self) -> None:
+        """Free the text encoder's memory; known prompts stay, and a new one loads it again."""
+        self.prompts.drop_encoder()
 
     def wrap(
         self,

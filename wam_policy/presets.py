@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from wam_policy.config import CameraConfig, PromptConfig, SamplingConfig, VideoConfig
+from wam_policy.config import (
+    ActionConfig,
+    CameraConfig,
+    DtypeName,
+    PolicyConfig,
+    PromptConfig,
+    SamplingConfig,
+    Source,
+    StateConfig,
+    VideoConfig,
+)
 from wam_policy.contract import ActionLayout, Gripper
-from wam_policy.normalize import Mode
+from wam_policy.errors import ConfigError
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.variants import VariantName
+from wam_policy.normalize import Mode, Normalization
+
+WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # the frozen codec and text encoder of every release
 
 PROMPT = PromptConfig(
     template="A video recorded from a robot's point of view executing the following instruction: {task}", token_length=128
@@ -63,3 +78,56 @@ PRESETS = {
         sampling=SamplingConfig(steps=10, video_shift=5.0, action_shift=5.0),
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What a file of the reference implementation doesn't say about itself."""
+
+    preset: str  # key of `PRESETS`
+    variant: VariantName
+    action_shift: float  # of the flow schedule its actions are sampled with; releases differ
+    head_dim: int = 128
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+
+
+RELEASES = {  # by the names of their files in the repository yuanty/fastwam; sources: spec/fastwam.md sections 1.1 and 9
+    "libero_uncond_2cam224": Trained(preset="libero", variant="fast", action_shift=5.0),
+    "robotwin_uncond_3cam_384": Trained(preset="robotwin", variant="fast", action_shift=5.0),
+    "libero_optional_idm_2cam224": Trained(preset="libero", variant="optional_idm", action_shift=1.0),
+}
+
+
+def contract(
+    trained: Trained, sizes: FastWAMConfig, *, state: Normalization | None, action: Normalization, dtype: DtypeName
+) -> PolicyConfig:
+    """The contract of a file of the reference implementation.
+
+    Args:
+        trained: what the file doesn't say.
+        sizes: of its model.
+        state: normalisation of the state; None for a model without proprioception.
+        action: normalisation of the actions.
+        dtype: what it is computed in.
+
+    Raises:
+        ConfigError: the preset isn't this model's.
+    """
+    preset = PRESETS[trained.preset]
+    return PolicyConfig(
+        variant=trained.variant,
+        model=sizes,
+        cameras=preset.cameras,
+        video=preset.video,
+        state=None if state is None else StateConfig(names=preset.state_names, normalization=state),
+        action=ActionConfig(layout=preset.layout, normalization=action, horizon=preset.horizon, replan=preset.replan),
+        prompt=preset.prompt,
+        sampling=replace(preset.sampling, action_shift=trained.action_shift),
+        vae=Source(repo=WAN, subfolder="vae"),
+        text=Source(repo=WAN),
+        dtype=dtype,
+        precision="reference",
+    )

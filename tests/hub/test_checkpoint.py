@@ -135,7 +135,7 @@ def test_a_newer_format_is_refused_with_the_cure(folder):
 
 
 def test_a_foreign_config_is_refused_with_the_cure(folder):
-    (folder / "config.json").write_text('{"type": "fastwam"}')
+    (folder / "config.json").write_text('{"_class_name": "WanModel"}')
     with pytest.raises(ConfigError, match="another project"):
         WAMPolicy.from_pretrained(folder)
 

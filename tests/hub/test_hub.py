@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_in import serve
+from stand_in import serving
 from tiny import same
 
 from wam_policy import WAMPolicy
@@ -17,12 +17,7 @@ REPO = "lab/tiny"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving(monkeypatch, tmp_path / "cache") as hub:
         yield hub
 
 
@@ -117,7 +112,7 @@ def test_unknown_repositories_and_revisions_are_named(hub, policy, tmp_path):
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", Path("a/b"), "a/b/c"])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(hub, name):
-    with pytest.raises(CheckpointError, match="give an existing folder or a Hub id") as caught:
+    with pytest.raises(CheckpointError, match="give an existing one, or a Hub id") as caught:
         WAMPolicy.from_pretrained(name)
     assert hub.requests == [] and isinstance(caught.value, WAMPolicyError) and isinstance(caught.value, OSError)
 

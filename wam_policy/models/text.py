@@ -81,6 +81,10 @@ class Prompts:
             self._encoder = self._load()
         return self._encoder
 
+    def drop_encoder(self) -> None:
+        """Forget the text encoder; the next unknown prompt loads it again."""
+        self._encoder = None
+
     def add(self, prompts: Iterable[str]) -> None:
         """Encode prompts into the table; those it holds are left as they are.
 

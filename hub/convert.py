@@ -1,0 +1,239 @@
+"""`wam convert`: a checkpoint of another project becomes one of ours, or a part that ours are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from tyro.conf import Positional
+
+from wam_policy.config import FORMAT_VERSION, DtypeName, Source
+from wam_policy.errors import CheckpointError, ConfigError
+from wam_policy.hub import checkpoint, frozen, originals, reader, weights
+from wam_policy.hub.atomic import replace_files
+from wam_policy.hub.foreign import Foreign
+from wam_policy.hub.locate import Download
+from wam_policy.hub.sizes import sizes
+from wam_policy.models.text import Prompts
+from wam_policy.models.vae import build_vae
+from wam_policy.models.variants import VariantName
+from wam_policy.presets import Trained
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+SPARE = 1.02  # of the disk space the tensors take: headers, cards
+TOKENIZER_BESIDE = "google/umt5-xxl"  # where Wan's repositories keep it
+TOKENIZER_FILES = {".json", ".model", ".txt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Conversion of a checkpoint of another project: a policy, a part to train from, a video codec or a text encoder."""
+
+    src: Positional[str]
+    """File (.pt, .pth, .safetensors), folder or Hub id."""
+    dst: Positional[Path]
+    """Folder to make."""
+    filename: str | None = None
+    """The file, in a folder or Hub repository of several."""
+    preset: str | None = None
+    """What a file of the reference implementation was trained for, "libero" or "robotwin"; known of the releases."""
+    variant: VariantName | None = None
+    """Its variant; known of the releases."""
+    action_shift: float | None = None
+    """The shift its actions are sampled with; known of the releases."""
+    head_dim: int = 128
+    """Width of its attention heads."""
+    stats: Path | None = None
+    """Its dataset_stats.json; the default is the one beside it."""
+    dtype: DtypeName | None = None
+    """What weights are stored and computed in; the default is what they are."""
+    codec: Path | None = None
+    """Folder of a video codec (diffusers' layout) to put into the checkpoint; without it, it names the Hub's."""
+    text: Path | None = None
+    """Folder of a text encoder (`text_encoder/`, `tokenizer/`) to put into the checkpoint; without it, it names the Hub's."""
+    tokenizer: Path | None = None
+    """For a text encoder: the folder of its tokenizer; the default is `google/umt5-xxl` beside the file."""
+    sha256: str | None = None
+    """Refuse a source file that isn't this one."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+
+    def wanted(self) -> reader.Wanted:
+        """What is to be read, and what the caller says about it.
+
+        Raises:
+            ConfigError: only a part of what has to be said.
+        """
+        said = (self.preset, self.variant, self.action_shift)
+        trained = None
+        if self.preset is not None and self.variant is not None and self.action_shift is not None:
+            trained = Trained(preset=self.preset, variant=self.variant, action_shift=self.action_shift, head_dim=self.head_dim)
+        elif any(x is not None for x in said):
+            raise ConfigError("say all of --preset, --variant and --action-shift, or none of them for a known release")
+        return reader.Wanted(self.src, self.filename, trained, self.stats)
+
+
+def convert(config: ConvertConfig) -> Path:
+    """Convert, and return the new folder. The source is only read; the new folder is whole or isn't there.
+
+    Raises:
+        CheckpointError: the source can't be read or isn't the one wanted, the folder exists, the disk is too small.
+        ConfigError: what was said doesn't fit the source.
+    """
+    wanted, download, dst = config.wanted(), Download(revision=config.revision), config.dst
+    path = wanted.find(download)
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise CheckpointError(f"{dst} exists already; choose a new folder")
+    if path.is_dir() and checkpoint.is_ours(path):
+        raise CheckpointError(f"{path} is a wam-policy checkpoint already: load it with WAMPolicy.from_pretrained")
+    hashes = _hashes(path)
+    if config.sha256 is not None and [*hashes.values()] != [config.sha256.lower()]:
+        raise CheckpointError(f"{path} isn't the wanted file: {config.sha256} was wanted, found {hashes}; fetch it again")
+    found = reader.open_foreign(path)
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    _check_space(dst, found.tensors, dtype)
+    origin = {"weights": found.layout}
+    with _no_space(dst):
+        if found.kind == "policy":
+            _policy(config, wanted, found, path, origin, hashes)
+        elif found.kind == "part":
+            _part(config, found, dtype, _map(origin, hashes))
+        elif found.kind == "codec":
+            _codec(dst, found, dtype, _map(origin, hashes))
+        else:
+            _text_encoder(dst, found, dtype, config.tokenizer or path.parent / TOKENIZER_BESIDE, _map(origin, hashes))
+    logger.info("%s: %s, %s -> %s", path, found.kind, found.layout, dst)
+    return dst
+
+
+def _policy(
+    config: ConvertConfig,
+    wanted: reader.Wanted,
+    found: Foreign,
+    path: Path,
+    origin: Mapping[str, str],
+    hashes: Mapping[str, str],
+) -> None:
+    """A whole checkpoint, whose frozen parts are the Hub's or copied into it."""
+    contract, said = reader.contract_of(found, path, wanted)
+    parts_from = {"codec": (contract.vae, config.codec), "text encoder": (contract.text, config.text)}
+    for name, (source, folder) in parts_from.items():
+        if folder is not None:
+            said = {**said, name: f"`{folder.name}`, copied into this checkpoint"}
+        elif source is not None:
+            said = {name: f"`{source.repo}`", **said}
+    contract = replace(
+        contract,
+        dtype=config.dtype or contract.dtype,
+        vae=contract.vae if config.codec is None else Source(subfolder="vae"),
+        text=contract.text if config.text is None else Source(subfolder="text"),
+    )
+    dtype, here = getattr(torch, contract.dtype), torch.device("cpu")
+    model = checkpoint.empty_model(contract)
+    weights.assign(model, found.tensors, str(path), dtype=dtype, device=here)
+
+    def load(loader: Callable[..., T], folder: Path | None) -> T:
+        assert folder is not None  # `write` asks for what lives in the checkpoint only
+        return loader(Source(subfolder=folder.resolve().name), folder.resolve().parent, Download(), dtype=dtype, device=here)
+
+    prompts = Prompts(
+        {},
+        token_length=contract.prompt.token_length,
+        text_dim=contract.model.text_dim,
+        encoder=lambda: load(frozen.load_text, config.text),
+    )
+    parts = checkpoint.Parts(contract, model, lambda: load(frozen.load_vae, config.codec), prompts)
+    notes = _map({**origin, **said}, hashes)
+    checkpoint.write(config.dst, parts, dtype=None, load_by=f"path/to/{config.dst.name}", notes=notes)
+
+
+def _part(config: ConvertConfig, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:
+    """A folder to train from: the weights that there are, and the sizes they tell."""
+    base = {"format_version": FORMAT_VERSION, "family": "fast_wam", "sizes": sizes(found.tensors, config.head_dim)}
+    title = f"# {config.dst.name}\n\nParts of a Fast-WAM, to train from: `wam train --init {config.dst.name}`\n\n"
+    with replace_files(config.dst, checkpoint.BASE) as stage:
+        weights.write(stage, found.tensors, dtype=dtype)
+        (stage / "README.md").write_text(f"{title}{notes}\n")
+        (stage / checkpoint.BASE).write_text(json.dumps(base, indent=2) + "\n")
+
+
+def _codec(dst: Path, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:
+    """A video codec in diffusers' layout."""
+    config, tensors = originals.codec(found.tensors)
+    with torch.device("meta"):
+        weights.fit(tensors, build_vae(config).model.state_dict(), "the codec")
+    with replace_files(dst, checkpoint.CONFIG) as stage:
+        weights.write(stage, tensors, frozen.VAE_STEM, dtype=dtype)
+        (stage / "README.md").write_text(f"# {dst.name}\n\nA video codec, `diffusers.AutoencoderKLWan`.\n\n{notes}\n")
+        (stage / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _text_encoder(dst: Path, found: Foreign, dtype: torch.dtype | None, tokenizer: Path, notes: str) -> None:
+    """A text encoder in transformers' layout, its tokenizer beside it."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    files = [file for file in tokenizer.glob("*") if file.suffix in TOKENIZER_FILES]
+    if not files:
+        raise CheckpointError(f"a text encoder needs its tokenizer, and there is none at {tokenizer}: say --tokenizer FOLDER")
+    fields, tensors = originals.text_encoder(found.tensors)
+    config = UMT5Config(**fields, architectures=["UMT5EncoderModel"])
+    with torch.device("meta"):
+        expected = UMT5EncoderModel(config).state_dict()
+    tied = {"encoder.embed_tokens.weight": tensors["shared.weight"]}
+    weights.fit(tensors | tied, expected, "the text encoder")
+    with replace_files(dst, f"{frozen.TEXT_ENCODER}/{checkpoint.CONFIG}") as stage:
+        folders = [stage / frozen.TEXT_ENCODER, stage / frozen.TOKENIZER]
+        for folder in folders:
+            folder.mkdir()
+        weights.write(folders[0], tensors, dtype=dtype)
+        config.save_pretrained(folders[0])
+        for file in files:
+            shutil.copy(file, folders[1])
+        (stage / "README.md").write_text(f"# {dst.name}\n\nA text encoder, `transformers.UMT5EncoderModel`.\n\n{notes}\n")
+
+
+def _map(origin: Mapping[str, str], hashes: Mapping[str, str]) -> str:
+    """What came from where, for the card."""
+    rows = {**origin, **{f"`{name}`": f"sha256 `{digest}`" for name, digest in hashes.items()}}
+    return "\n".join(
+        ["## Where this came from", "", "| | |", "|---|---|", *(f"| {key} | {row} |" for key, row in rows.items())]
+    )
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of every weight file of the source."""
+    hashes = {}
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            hashes[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return hashes
+
+
+def _check_space(dst: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Refuse to begin what the disk can't hold."""
+    needed = SPARE * sum(x.numel() * (dtype or x.dtype).itemsize for x in tensors.values())
+    there = next(folder for folder in dst.resolve().parents if folder.is_dir())
+    if (free := shutil.disk_usage(there).free) < needed:
+        raise CheckpointError(f"{dst} needs {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB left")
+
+
+@contextmanager
+def _no_space(dst: Path) -> Iterator[None]:
+    """Say what a failed write means; what was written is gone by then."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"can't write {dst}: {error}; nothing is left of it, the source is as it was") from error

@@ -1,0 +1,225 @@
+"""Reads LeRobot's `fastwam` checkpoints: their contract is in `config.json` and in the files of their processors.
+
+Source: spec/fastwam.md sections 1.4, 5.2 and 8.2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from wam_policy.config import (
+    ActionConfig,
+    CameraConfig,
+    PolicyConfig,
+    PromptConfig,
+    SamplingConfig,
+    Source,
+    StateConfig,
+    VideoConfig,
+)
+from wam_policy.contract import ActionLayout, Gripper
+from wam_policy.errors import CheckpointError, ConfigError
+from wam_policy.hub import weights
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.normalize import Mode, Normalization, needs
+from wam_policy.presets import PRESETS, WAN
+
+CAMERA, STATE, ACTION = "observation.images.", "observation.state", "action"
+MODES: dict[str, Mode] = {"IDENTITY": "identity", "MIN_MAX": "min_max", "MEAN_STD": "z_score", "QUANTILES": "quantile"}
+TOKENIZER = "google/umt5-xxl"
+UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
+    "n_obs_steps": 1,
+    "use_relative_actions": False,
+    "text_cfg_scale": 1.0,
+}
+
+
+class Statistics:
+    """What the processors' files say: a mode per kind of feature, and statistics per feature."""
+
+    def __init__(self, folder: Path, pipeline: str, step: str) -> None:
+        """Read the step `step` of the pipeline `pipeline` ("policy_preprocessor" or "policy_postprocessor").
+
+        Raises:
+            CheckpointError: there is no such file, or no such step in it.
+        """
+        self.path = folder / f"{pipeline}.json"
+        found = next((s for s in _json(self.path).get("steps", []) if s.get("registry_name") == step), None)
+        if found is None or "state_file" not in found:
+            raise CheckpointError(
+                f"{self.path} holds no statistics (a step {step!r} with a `state_file`): without them actions mean nothing; "
+                f"take the checkpoint's processor files too"
+            )
+        self.modes: Mapping[str, str] = found["config"]["norm_map"]
+        self.tensors: dict[str, Tensor] = weights.read_file(folder / Path(found["state_file"]).name)
+
+    def mode(self, kind: str) -> Mode:
+        """How features of a kind ("VISUAL", "STATE", "ACTION") are normalised."""
+        name = self.modes.get(kind, "IDENTITY")
+        if name not in MODES:
+            raise CheckpointError(f"{self.path}: this package doesn't read the normalisation {name!r} of {kind}")
+        return MODES[name]
+
+    def normalization(self, kind: str, feature: str) -> Normalization:
+        """How one feature is normalised.
+
+        Raises:
+            CheckpointError: its statistics are missing (LeRobot would pass it through as it is).
+        """
+        mode = self.mode(kind)
+        missing = [name for name in needs(mode) if f"{feature}.{name}" not in self.tensors]
+        if missing:
+            raise CheckpointError(f"{self.path}: {feature} is normalised by {mode}, but its {' and '.join(missing)} is missing")
+        values = {name: tuple(map(float, self.tensors[f"{feature}.{name}"].flatten().tolist())) for name in needs(mode)}
+        return Normalization(mode=mode, statistics=values, rule="lerobot")
+
+
+def is_lerobot(folder: Path) -> bool:
+    """Whether a folder is a Fast-WAM of LeRobot's.
+
+    Raises:
+        CheckpointError: it is another policy of LeRobot's.
+    """
+    path = folder / "config.json"
+    config = _json(path) if path.is_file() else {}
+    if "format_version" in config or "type" not in config:
+        return False
+    if config["type"] != "fastwam":
+        raise CheckpointError(f"{folder} is a LeRobot policy of type {config['type']!r}; this package reads 'fastwam'")
+    return True
+
+
+def head_dim(folder: Path) -> int:
+    """Width of an attention head, which the weights don't tell."""
+    return int((_json(folder / "config.json").get("action_dit_config") or {}).get("attn_head_dim", 128))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold an object, got {type(data).__name__}")
+    return data
+
+
+def contract(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, dict[str, str]]:
+    """The contract of a LeRobot folder, and where each part of it came from.
+
+    Args:
+        folder: the folder.
+        sizes: of the model in it.
+
+    Raises:
+        CheckpointError: missing processor files or statistics, or settings this package doesn't know.
+        ConfigError: entries that can't be right.
+    """
+    config = _json(folder / "config.json")
+    for name, only in UNREAD.items():
+        if config.get(name, only) != only:
+            raise CheckpointError(f"{folder}: `{name}` is {config[name]!r}, this package reads only {only!r}")
+    before = Statistics(folder, "policy_preprocessor", "normalizer_processor")
+    after = Statistics(folder, "policy_postprocessor", "unnormalizer_processor")
+    try:
+        return _contract(config, sizes, before, after)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise CheckpointError(f"{folder}/config.json is incomplete: {error!r}") from error
+
+
+def _contract(
+    config: Mapping[str, Any], sizes: FastWAMConfig, before: Statistics, after: Statistics
+) -> tuple[PolicyConfig, dict[str, str]]:
+    origin = {"contract": "`config.json`", "statistics": f"`{before.path.name}`, `{after.path.name}` and their tensors"}
+    cameras = sorted(name.removeprefix(CAMERA) for name in config["input_features"] if name.startswith(CAMERA))
+    height, width = config["image_size"]
+    if width % len(cameras):
+        raise ConfigError(f"a canvas {width} wide can't hold {len(cameras)} cameras of one width: {cameras}")
+    if _normalised_twice(before, cameras):
+        origin["pixels"] = "scaled to [-1, 1] once: the preprocessor's mean and deviation of 0.5 would do it a second time"
+    tokenizer, encoder = config.get("tokenizer_model_id", TOKENIZER), config.get("text_encoder_model_id", WAN)
+    if tokenizer != TOKENIZER:
+        origin["tokenizer"] = f"that of `{WAN}`; the checkpoint names {tokenizer!r}"
+    if encoder != WAN:
+        origin["text encoder"] = f"`{WAN}`; the checkpoint names {encoder!r}"
+    ratio, horizon = config.get("action_video_freq_ratio", 4), config.get("action_horizon", 32)
+    action_shift = config.get("sigma_shift") or config.get("action_scheduler", {}).get("infer_shift", 5.0)
+    seed = config.get("inference_seed", 42)
+    state = None
+    if sizes.proprio_dim is not None:
+        state = StateConfig(names=_state_names(sizes), normalization=before.normalization("STATE", STATE))
+    layout = _layout(config, sizes)
+    policy = PolicyConfig(
+        model=sizes,
+        cameras=CameraConfig(
+            names=tuple(cameras), height=height, width=width // len(cameras), resize="stretch", pixels="float"
+        ),
+        video=VideoConfig(frames=(config.get("num_video_frames", 33) - 1) // ratio + 1, stride=ratio),
+        state=state,
+        action=ActionConfig(
+            layout=layout,
+            normalization=after.normalization("ACTION", ACTION),
+            horizon=horizon,
+            replan=config.get("n_action_steps", horizon),
+        ),
+        prompt=PromptConfig(template=config["prompt_template"], token_length=config.get("tokenizer_max_len", 128)),
+        sampling=SamplingConfig(
+            steps=config.get("num_inference_steps", 10),
+            video_shift=config.get("video_scheduler", {}).get("infer_shift", 5.0),
+            action_shift=action_shift,
+            seed=42 if seed is None else seed,
+            noise="fresh" if seed is None else "fixed",
+        ),
+        vae=Source(repo=WAN, subfolder="vae"),
+        text=Source(repo=WAN),
+        dtype=config.get("torch_dtype", "bfloat16").removeprefix("torch."),
+        precision="reference",
+    )
+    return policy, origin
+
+
+def _normalised_twice(before: Statistics, cameras: list[str]) -> bool:
+    """Whether the preprocessor scales pixels to [-1, 1], which the model does too; any other scaling is refused."""
+    if before.mode("VISUAL") == "identity":
+        return False
+    for camera in cameras:
+        found = before.normalization("VISUAL", CAMERA + camera)
+        halves = found.mode == "z_score" and all(np.allclose(values, 0.5) for values in found.statistics.values())
+        if not halves:
+            raise CheckpointError(
+                f"{before.path} normalises the pictures of {camera!r} by {found.mode}, {found.statistics}: "
+                f"the model was trained on [-1, 1]; set VISUAL to IDENTITY if it was trained so"
+            )
+    return True
+
+
+def _state_names(sizes: FastWAMConfig) -> tuple[str, ...]:
+    for preset in PRESETS.values():
+        if (len(preset.state_names), preset.layout.dim) == (sizes.proprio_dim, sizes.action_dim):
+            return preset.state_names
+    return tuple(f"state_{i}" for i in range(sizes.proprio_dim or 0))
+
+
+def _layout(config: Mapping[str, Any], sizes: FastWAMConfig) -> ActionLayout:
+    """What the actions mean: LIBERO's or RoboTwin's where the sizes are theirs, else by the names the file gives."""
+    toggled = [index % sizes.action_dim for index in config.get("toggle_action_dimensions") or []]
+    if len(toggled) > 1:
+        raise ConfigError(f"`toggle_action_dimensions` names several grippers, {toggled}; this package maps one")
+    for preset in PRESETS.values():
+        if (len(preset.state_names), preset.layout.dim) != (sizes.proprio_dim, sizes.action_dim):
+            continue
+        names, control, gripper = preset.layout.names, preset.layout.control, preset.layout.gripper
+        if gripper is not None and not toggled:  # trained on LIBERO's own convention
+            gripper = Gripper(index=gripper.index, open=-1.0, closed=1.0)
+        return ActionLayout(names=names, control=control, gripper=gripper)
+    given = config.get("action_feature_names") or [f"action_{i}" for i in range(sizes.action_dim)]
+    gripper = Gripper(index=toggled[0], open=1.0, closed=0.0, binary=True) if toggled else None
+    return ActionLayout(names=tuple(given), control="unspecified", gripper=gripper)

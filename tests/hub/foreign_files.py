@@ -1,0 +1,115 @@
+"""Checkpoints as other projects publish them, of a tiny model with LIBERO's numbers."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wam_policy.hub import formats
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.presets import PROMPT
+
+SIZES = FastWAMConfig(
+    action_dim=7,
+    proprio_dim=8,
+    latent_channels=4,
+    video_dim=16,
+    video_ffn_dim=24,
+    action_expert_dim=12,
+    action_expert_ffn_dim=20,
+    layers=2,
+    heads=2,
+    head_dim=12,
+    text_dim=8,
+    freq_dim=8,
+)
+LIBERO = "libero_uncond_2cam224"
+LAYOUTS = {"legacy": formats.LEROBOT_LEGACY, "current": formats.lerobot(SIZES.layers)}
+
+
+def tensors(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Tensor]:
+    """A policy's weights in our names."""
+    torch.manual_seed(seed)
+    return {name: x.to(dtype) for name, x in FastWAM(SIZES).state_dict().items()}
+
+
+def statistics(state: int = 8, action: int = 7) -> dict:
+    """What `dataset_stats.json` holds."""
+
+    def group(dim: int) -> dict:
+        values = {"min": -2.0, "max": 2.0, "mean": 0.5, "std": 2.0, "q01": -1.0, "q99": 1.0}
+        return {"default": {f"global_{name}": [value] * dim for name, value in values.items()}}
+
+    return {"state": group(state), "action": group(action), "num_episodes": 1, "num_transition": 9}
+
+
+def upstream(folder: Path, ours: dict[str, Tensor], stem: str = LIBERO, stats: dict | None = None) -> Path:
+    """The reference implementation's file, its statistics beside it."""
+    folder.mkdir(exist_ok=True)
+    theirs = formats.to_theirs(ours)
+    proprio = {n.removeprefix("proprio_encoder."): x for n, x in theirs.items() if n.startswith("proprio_encoder.")}
+    mot = {n.removeprefix("mot."): x for n, x in theirs.items() if n.startswith("mot.")}
+    path = folder / f"{stem}.pt"
+    torch.save({"mot": mot, "proprio_encoder": proprio, "step": 7, "torch_dtype": "torch.bfloat16"}, path)
+    (folder / f"{stem}_dataset_stats.json").write_text(json.dumps(statistics() if stats is None else stats))
+    return path
+
+
+def lerobot(folder: Path, ours: dict[str, Tensor], layout: str = "current", visual: str = "IDENTITY", **changes) -> Path:
+    """A folder of LeRobot's; `changes` go into its config."""
+    folder.mkdir(exist_ok=True)
+    save_file(formats.to_theirs(ours, LAYOUTS[layout]), folder / "model.safetensors", metadata={"format": "pt"})
+    features = {
+        "observation.images.wrist_image": {"type": "VISUAL", "shape": [3, 224, 224]},
+        "observation.images.image": {"type": "VISUAL", "shape": [3, 224, 224]},
+        "observation.state": {"type": "STATE", "shape": [8]},
+    }
+    modes = {"VISUAL": visual, "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
+    config = {
+        "type": "fastwam",
+        "n_obs_steps": 1,
+        "action_dim": 7,
+        "proprio_dim": 8,
+        "action_horizon": 32,
+        "n_action_steps": 10,
+        "num_video_frames": 33,
+        "action_video_freq_ratio": 4,
+        "image_size": [224, 448],
+        "tokenizer_model_id": "google/umt5-xxl",
+        "text_encoder_model_id": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        "tokenizer_max_len": 128,
+        "use_relative_actions": False,
+        "torch_dtype": "bfloat16",
+        "prompt_template": PROMPT.template,
+        "num_inference_steps": 10,
+        "inference_seed": 42,
+        "sigma_shift": None,
+        "text_cfg_scale": 1.0,
+        "toggle_action_dimensions": [-1],
+        "video_scheduler": {"train_shift": 5.0, "infer_shift": 5.0, "num_train_timesteps": 1000},
+        "action_scheduler": {"train_shift": 5.0, "infer_shift": 5.0, "num_train_timesteps": 1000},
+        "action_dit_config": {"num_heads": SIZES.heads, "attn_head_dim": SIZES.head_dim},
+        "normalization_mapping": modes,
+        "input_features": features,
+        "output_features": {"action": {"type": "ACTION", "shape": [7]}},
+    }
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    stats = {f"{name}.{stat}": x for name, dim in (("observation.state", 8), ("action", 7)) for stat, x in _range(dim).items()}
+    for camera in ("image", "wrist_image"):
+        stats |= {f"observation.images.{camera}.{stat}": torch.full((3, 1, 1), 0.5) for stat in ("mean", "std")}
+    for pipeline, step in (("policy_preprocessor", "normalizer_processor"), ("policy_postprocessor", "unnormalizer_processor")):
+        state_file = f"{pipeline}_step_1_{step}.safetensors"
+        save_file(stats, folder / state_file)
+        steps = [
+            {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+            {"registry_name": step, "config": {"eps": 1e-8, "features": {}, "norm_map": modes}, "state_file": state_file},
+        ]
+        (folder / f"{pipeline}.json").write_text(json.dumps({"name": pipeline, "steps": steps}))
+    return folder
+
+
+def _range(dim: int) -> dict[str, Tensor]:
+    return {"min": torch.full((dim,), -2.0), "max": torch.full((dim,), 2.0)}
