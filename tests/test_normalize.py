@@ -49,3 +49,17 @@ def test_only_the_forward_direction_clamps():
 def test_statistics_that_can_t_be_are_refused(arguments, match):
     with pytest.raises(ConfigError, match=match):
         Normalization(**arguments)
+
+
+def test_lerobot_s_rule_does_not_clamp_and_takes_only_what_never_varied_as_constant():
+    statistics = {"min": (0.0, 1.0, 3.0), "max": (2.0, 1.00001, 3.0)}
+    theirs = Normalization(mode="min_max", statistics=statistics, rule="lerobot")
+    assert np.allclose(theirs.normalize(np.array([20.0, 1.00001, 3.0])), [19.0, 1.0, -1.0], atol=1e-2)
+    assert np.allclose(theirs.denormalize(np.array([19.0, 1.0, -1.0])), [20.0, 1.00001, 3.0])
+    reference = Normalization(mode="min_max", statistics=statistics)
+    assert np.allclose(reference.normalize(np.array([20.0, 1.00001, 3.0])), [5.0, 0.0, 0.0], atol=1e-4)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ConfigError, match="unknown normalisation rule 'mine'"):
+        Normalization(mode="identity", statistics={}, rule="mine")

@@ -234,3 +234,22 @@ def test_a_killed_save_leaves_a_whole_checkpoint_or_none(policy, folder, after):
     policy.save_pretrained(folder)
     WAMPolicy.from_pretrained(folder)
     assert not (folder / ".incomplete").exists()
+
+
+def test_weights_of_mixed_dtypes_are_refused_by_name(folder):
+    change_weights(folder, lambda tensors: tensors.update({"action.head.bias": tensors["action.head.bias"].half()}))
+    with pytest.raises(WeightsError, match=r"one floating dtype, it holds .*float16 \(action\.head\.bias\)"):
+        WAMPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("piece", [1, 3000, 10**9])
+def test_weights_cast_a_piece_at_a_time_are_the_same(policy, folder, monkeypatch, piece):
+    monkeypatch.setattr(weights, "CAST_BYTES", piece)
+    found = WAMPolicy.from_pretrained(folder, dtype=torch.bfloat16).model.state_dict()
+    assert all(torch.equal(found[name], x.to(torch.bfloat16)) for name, x in policy.model.state_dict().items())
+
+
+def test_a_folder_of_parts_is_refused_with_what_it_is_for(folder):
+    (folder / "base.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="wam train --init"):
+        WAMPolicy.from_pretrained(folder)

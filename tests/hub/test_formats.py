@@ -2,7 +2,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from wam_policy.hub import formats
+from wam_policy.errors import WeightsError
+from wam_policy.hub import formats, originals
+from wam_policy.hub.sizes import sizes
 from wam_policy.models.config import FastWAMConfig
 from wam_policy.models.fast_wam import FastWAM
 
@@ -113,3 +115,39 @@ def test_the_released_codec_s_names_are_those_of_its_file():
         "encoder.mid_block.attentions.0.to_qkv.weight": "encoder.middle.1.to_qkv.weight",
     }
     assert list(formats.to_theirs(dict.fromkeys(ours), table)) == list(ours.values())
+
+
+WRAPPED = {
+    **TABLES,
+    "inside_a_module": {ours: f"module.{theirs}" for ours, theirs in formats.UPSTREAM.items()},
+    "inside_a_policy": {ours: f"policy.model.{theirs}" for ours, theirs in formats.UPSTREAM.items()},
+    "old_aliases": {"video.": "video_expert.", "action.": "model.action_expert.", "proprio_encoder.": "model.proprio_encoder."},
+    "our_own": {},
+}
+
+
+@pytest.mark.parametrize("table", WRAPPED.values(), ids=WRAPPED)
+def test_a_policy_is_read_whatever_its_layout_and_what_it_was_inside_of(table, full_size):
+    back = formats.policy_to_ours(formats.to_theirs(full_size, table))
+    assert back.keys() == full_size.keys() and all(back[name] is full_size[name] for name in back)
+
+
+def test_the_sizes_of_the_released_model_are_read_off_its_shapes(full_size):
+    assert FastWAMConfig(**sizes(full_size, head_dim=128)) == FastWAMConfig(action_dim=7, proprio_dim=8)
+    with pytest.raises(WeightsError, match="say another `head_dim`"):
+        sizes(full_size, head_dim=100)
+    with pytest.raises(WeightsError, match=r"lack 'video\.blocks\.0\.ffn\.0\.weight'"):
+        sizes({n: x for n, x in full_size.items() if n != "video.blocks.0.ffn.0.weight"}, head_dim=128)
+
+
+def test_the_released_codec_s_configuration_is_read_off_its_shapes():
+    config = FULL_SIZE_VAE["wan2.2"] | {"temperal_downsample": [False, True, True]}
+    with torch.device("meta"):
+        ours = AutoencoderKLWan(**config).state_dict()
+    theirs = formats.to_theirs(ours, formats.wan_vae(4, 2, residual=True))
+    found, back = originals.codec(theirs)
+    assert back.keys() == ours.keys()
+    assert {k: found[k] for k in config if not k.startswith("latents")} == {
+        k: v for k, v in config.items() if not k.startswith("latents")
+    }
+    assert len(found["latents_mean"]) == len(found["latents_std"]) == 48 and (found["dim_mult"]) == [1, 2, 4, 4]

@@ -68,3 +68,37 @@ def test_the_codec_can_live_in_another_repository(tmp_path, monkeypatch):
     assert not (folder / "vae").exists()
     assert same(WAMPolicy.from_pretrained(folder), policy)
     assert asked == [("lab/codec", "v1", [f"vae/{pattern}" for pattern in PATTERNS])]
+
+
+def test_the_codec_s_decoder_is_loaded_when_it_is_first_needed(policy, tmp_path):
+    folder = policy.save_pretrained(tmp_path / "checkpoint")
+    loaded = WAMPolicy.from_pretrained(folder)
+    loaded.predict_chunk(make_observation())
+    decoder = loaded.vae.model.decoder
+    assert all(p.device.type == "meta" for p in decoder.parameters())
+    frames = loaded.imagine(make_observation()).frames
+    assert all(p.device.type == "cpu" for p in decoder.parameters())
+    assert (frames == policy.imagine(make_observation()).frames).mean() > 0.99
+
+
+def test_a_policy_whose_decoder_was_never_needed_is_saved_whole(policy, tmp_path):
+    loaded = WAMPolicy.from_pretrained(policy.save_pretrained(tmp_path / "first"))
+    loaded.predict_chunk(make_observation())
+    again = WAMPolicy.from_pretrained(loaded.save_pretrained(tmp_path / "second"))
+    again.imagine(make_observation())
+
+
+def test_a_dropped_text_encoder_comes_back_when_it_is_needed(speaking):
+    policy = WAMPolicy.from_pretrained(speaking)
+    policy.predict_chunk(make_observation(task="touch the cube"))
+    first = policy.prompts.encoder
+    policy.drop_text_encoder()
+    policy.predict_chunk(make_observation(task="touch the cube"))
+    assert policy.prompts._encoder is None
+    policy.predict_chunk(make_observation(task="lift the cube"))
+    assert policy.prompts._encoder is not None and policy.prompts._encoder is not first
+
+
+def test_the_text_encoder_can_live_on_another_device(speaking):
+    policy = WAMPolicy.from_pretrained(speaking, text_device="meta")
+    assert policy.device.type == "cpu" and policy.prompts.encoder.model.device.type == "meta"

@@ -91,6 +91,14 @@ def test_a_trained_policy_loads_and_knows_its_tasks(data, codec, tmp_path):
     assert rows[-1]["step"] == 12 and np.isfinite([rows[-1]["video"], rows[-1]["action"]]).all()
 
 
+def test_a_run_begins_from_an_earlier_one_s_weights_and_sizes(data, codec, tmp_path):
+    first = train(make_config(data, codec, tmp_path / "first"))
+    changes = {"init": first, "sizes": SizeConfig(), "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0}
+    second = train(make_config(data, codec, tmp_path / "second", **changes))
+    a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, second))
+    assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
+
+
 def test_encoded_windows_come_from_the_cache_if_it_holds_exactly_them(data, codec, tmp_path):
     config = make_config(data, codec, tmp_path / "run", cache=tmp_path / "cache.safetensors")
     dataset = LeRobotDataset(data)

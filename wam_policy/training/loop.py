@@ -8,9 +8,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,13 @@ from wam_policy.hub import frozen
 from wam_policy.hub.locate import Download
 from wam_policy.models.config import FastWAMConfig
 from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import PRECISIONS
 from wam_policy.models.objective import Batch, LossConfig, draw, latent_padding, training_losses
 from wam_policy.models.text import Prompts, untrained_encoder
 from wam_policy.models.vae import VAE
 from wam_policy.models.variants import VariantName
 from wam_policy.policy import WAMPolicy
+from wam_policy.training import start
 from wam_policy.training.frames import canvases, clips
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.schedule import warm_cosine
@@ -74,6 +77,8 @@ class TrainConfig:
     """Folder of the video codec, in diffusers' layout."""
     out: Path
     """Folder of the run: `checkpoint/`, `curve.jsonl`."""
+    init: Path | None = None
+    """Folder to begin from: a policy, or what `wam convert` made of raw Wan weights; its sizes count, not `sizes`."""
     cache: Path | None = None
     """File of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
     variant: VariantName = "fast"
@@ -134,10 +139,10 @@ class Examples:
         )
 
 
-def policy_config(config: TrainConfig, dataset: LeRobotDataset, vae: VAE) -> PolicyConfig:
-    """The contract of the policy this run makes."""
+def policy_config(config: TrainConfig, dataset: LeRobotDataset, vae: VAE, given: Mapping[str, Any]) -> PolicyConfig:
+    """The contract of the policy this run makes; sizes that are `given` count before the config's."""
     layout, state = dataset.action_layout(), dataset.vector("observation.state")
-    sizes = dataclasses.asdict(config.sizes)
+    sizes = {name: given.get(name, size) for name, size in dataclasses.asdict(config.sizes).items()}
     height, width = dataset.picture_size(f"observation.images.{config.cameras[0]}")
     return PolicyConfig(
         variant=config.variant,
@@ -237,7 +242,8 @@ def train(config: TrainConfig) -> Path:
     here = torch.device("cpu")
     codec = Source(subfolder=config.codec.name)
     vae = frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=here)
-    contract = policy_config(config, dataset, vae)
+    begin = None if config.init is None else start.read(config.init)
+    contract = policy_config(config, dataset, vae, {} if begin is None else begin.sizes)
     texts = sorted({contract.prompt.prompt(episode.task) for episode in dataset.episodes})
     prompts = Prompts(
         {},
@@ -248,7 +254,9 @@ def train(config: TrainConfig) -> Path:
     data = examples(config, contract, dataset, vae, prompts)
     if len(data.latents) < config.batch_size:
         raise DatasetError(f"{len(data.latents)} windows don't fill a batch of {config.batch_size}; lower --batch-size")
-    model = FastWAM(contract.model)
+    model = FastWAM(contract.model, PRECISIONS[contract.precision])
+    if begin is not None:
+        start.fill(model, begin)
     ema = copy.deepcopy(model).requires_grad_(False)
     logger.info("%d windows, %.2f M parameters", len(data.latents), sum(p.numel() for p in model.parameters()) / 1e6)
     optimizer = torch.optim.AdamW(

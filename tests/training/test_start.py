@@ -1,0 +1,73 @@
+"""A run begins from a policy, or from raw Wan weights; what stays new is named, everything else must fit."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import make_config, make_policy
+
+from wam_policy.errors import CheckpointError, WeightsError
+from wam_policy.hub.convert import ConvertConfig, convert
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.initialise import action_from_video
+from wam_policy.training import start
+
+NEW = ["action.action_encoder.weight", "action.action_encoder.bias", "action.head.weight", "action.head.bias"]
+
+
+def fresh(seed=1, **changes):
+    torch.manual_seed(seed)
+    return FastWAM(dataclasses.replace(make_config().model, **changes))
+
+
+@pytest.fixture
+def policy_folder(tmp_path):
+    return make_policy().save_pretrained(tmp_path / "policy")
+
+
+@pytest.fixture
+def wan(tmp_path):
+    """What `wam convert` makes of a raw video expert, and that expert."""
+    video = make_policy().model.video.state_dict()
+    save_file(video, tmp_path / "wan.safetensors")
+    return convert(ConvertConfig(src=str(tmp_path / "wan.safetensors"), dst=tmp_path / "base", head_dim=12)), video
+
+
+def test_a_policy_is_taken_whole(policy_folder):
+    model = fresh()
+    assert start.fill(model, start.read(policy_folder)) == []
+    wanted = make_policy().model.state_dict()
+    assert all(torch.equal(x, wanted[name]) for name, x in model.state_dict().items())
+
+
+def test_another_robot_s_layers_stay_new_and_are_named(policy_folder, caplog):
+    model = fresh(action_dim=5, proprio_dim=None)
+    caplog.set_level("INFO")
+    assert start.fill(model, start.read(policy_folder)) == ["action.action_encoder.weight", *NEW[2:]]
+    assert "new: action.action_encoder.weight, action.head.weight" in caplog.text
+    assert torch.equal(model.video.head.head.weight, make_policy().model.video.head.head.weight)
+
+
+def test_raw_wan_weights_bring_the_video_expert_and_make_the_action_expert(wan):
+    folder, video = wan
+    begin = start.read(folder)
+    assert begin.sizes["video_dim"] == 16 and begin.sizes["heads"] == 2
+    model = fresh()
+    assert sorted(start.fill(model, begin)) == sorted([*NEW, "proprio_encoder.weight", "proprio_encoder.bias"])
+    assert all(torch.equal(x, video[name]) for name, x in model.video.state_dict().items())
+    made = action_from_video(video, fresh().action.state_dict())
+    assert all(torch.equal(model.action.state_dict()[name], x) for name, x in made.items())
+
+
+def test_everything_else_must_fit(policy_folder):
+    with pytest.raises(WeightsError, match="misshapen"):
+        start.fill(fresh(video_ffn_dim=28), start.read(policy_folder))
+
+
+def test_an_action_expert_alone_is_no_beginning(tmp_path):
+    backbone = {n: x for n, x in make_policy().model.action.state_dict().items() if n not in [k[7:] for k in NEW]}
+    torch.save({"backbone_state_dict": backbone}, tmp_path / "action.pt")
+    folder = convert(ConvertConfig(src=str(tmp_path / "action.pt"), dst=tmp_path / "base", head_dim=12))
+    with pytest.raises(CheckpointError, match="holds no video expert"):
+        start.read(folder)

@@ -1,0 +1,71 @@
+"""What a training run begins from: another policy's weights, or what `wam convert` made of raw Wan weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wam_policy.errors import CheckpointError
+from wam_policy.hub import checkpoint, weights
+from wam_policy.models.initialise import action_from_video
+
+logger = logging.getLogger(__name__)
+EMBODIMENT = ("action.action_encoder.", "action.head.", "proprio_encoder.")  # what another robot needs anew
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to begin from, in our names, and the sizes of the model they are of."""
+
+    folder: Path
+    sizes: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read(folder: Path) -> Start:
+    """Read a checkpoint, or a folder of parts.
+
+    Raises:
+        CheckpointError: it is neither, or lacks the video expert.
+    """
+    base = folder / checkpoint.BASE
+    if base.is_file():
+        sizes = json.loads(base.read_text(encoding="utf-8"))["sizes"]
+    else:
+        sizes = asdict(checkpoint.read_config(folder).model)
+    tensors = weights.read(folder)
+    if not any(name.startswith("video.") for name in tensors):
+        raise CheckpointError(f"{folder} holds no video expert: convert the raw Wan weights, or a policy")
+    return Start(folder, sizes | {"patch_size": tuple(sizes["patch_size"])}, tensors)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, start: Start) -> list[str]:
+    """Give a new model the weights to begin from, and return the names of those that stay new.
+
+    The action expert is made out of the video expert where there is none. The layers that another robot's numbers go through
+    stay new where they are missing or of another shape; everything else must fit.
+
+    Raises:
+        WeightsError: it doesn't.
+    """
+    own, given = model.state_dict(), dict(start.tensors)
+    if not any(name.startswith("action.blocks.") for name in given):
+        video, action = (
+            {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+            for tensors, prefix in ((given, "video."), (own, "action."))
+        )
+        given |= {f"action.{name}": x for name, x in action_from_video(video, action).items()}
+    new = [name for name in own if name.startswith(EMBODIMENT) and (name not in given or given[name].shape != own[name].shape)]
+    dropped = {name for name in given if name in new or (name.startswith(EMBODIMENT) and name not in own)}
+    given = {name: x.float() for name, x in given.items() if name not in dropped}
+    weights.fit(given, {name: x for name, x in own.items() if name not in new}, str(start.folder))
+    model.load_state_dict(given, strict=False)
+    logger.info("begun from %s%s", start.folder, f"; new: {', '.join(new)}" if new else "")
+    return new
