@@ -8,11 +8,11 @@ _TITLES = {"fast_wam": "Fast-WAM"}
 _LAYOUTS = {"row": "side by side", "t": "the first at twice that size above the others"}
 
 
-def card(config: PolicyConfig, *, load_by: str, notes: str = "") -> str:
-    """The text of `README.md`: Hub metadata, how to load, the contract in a table, and `notes` (results, recipe)."""
+def contract_rows(config: PolicyConfig) -> dict[str, str]:
+    """A contract in words, an aspect a row."""
     layout, sampling, cameras = config.action.layout, config.sampling, config.cameras
     gripper = layout.gripper
-    rows = {
+    return {
         "Model": f"{_TITLES[config.family]}, variant `{config.variant}`",
         "Cameras": f"{', '.join(cameras.names)}; {cameras.height}×{cameras.width} each, {_LAYOUTS[cameras.layout]}",
         "State": "none" if config.state is None else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
@@ -24,7 +24,11 @@ def card(config: PolicyConfig, *, load_by: str, notes: str = "") -> str:
         "Sampling": f"{sampling.steps} steps, shift {sampling.action_shift:g}, {sampling.noise} noise (seed {sampling.seed})",
         "Prompt": f"`{config.prompt.template}`, {config.prompt.token_length} tokens",
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def card(config: PolicyConfig, *, load_by: str, notes: str = "") -> str:
+    """The text of `README.md`: Hub metadata, how to load, the contract in a table, and `notes` (results, recipe)."""
+    table = "\n".join(f"| {key} | {value} |" for key, value in contract_rows(config).items())
     return (
         f"""---
 library_name: wam-policy

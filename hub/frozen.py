@@ -32,7 +32,12 @@ def _folder(source: Source, checkpoint: Path, download: Download, parts: tuple[s
 
 
 def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device) -> VAE:
-    """The video codec, from a folder in diffusers' layout, strictly; its decoder is read when it is first used."""
+    """The video codec, from a folder in diffusers' layout, strictly; its decoder is read when it is first used.
+
+    On CPUs without instructions for short floats it computes in float32: their convolutions take minutes a picture there.
+    """
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        dtype = torch.float32
     folder = _folder(source, checkpoint, download)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -34,9 +34,7 @@ def sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Any]:
             continue
         inner, dim = shape(f"{expert}.blocks.0.self_attn.q.weight")
         if inner % head_dim:
-            raise WeightsError(
-                f"attention {inner} wide isn't a whole number of heads {head_dim} wide: say another `head_dim`"
-            )
+            raise WeightsError(f"attention {inner} wide isn't a whole number of heads {head_dim} wide: say another `head_dim`")
         found |= {
             "layers": max(blocks) + 1,
             "heads": inner // head_dim,

@@ -17,6 +17,7 @@ COMMANDS = {  # name -> (options, function, what it does)
         "measure a checkpoint in a simulator",
     ),
     "convert": ("wam_policy.hub.convert:ConvertConfig", "wam_policy.hub.convert:convert", "convert a foreign checkpoint"),
+    "info": ("wam_policy.hub.info:InfoConfig", "wam_policy.hub.info:info", "tell what a checkpoint is and needs"),
     "record": ("wam_policy.training.record:RecordConfig", "wam_policy.training.record:record", "record demonstrations"),
     "train-codec": (
         "wam_policy.training.codec:CodecConfig",

@@ -102,3 +102,15 @@ def test_a_dropped_text_encoder_comes_back_when_it_is_needed(speaking):
 def test_the_text_encoder_can_live_on_another_device(speaking):
     policy = WAMPolicy.from_pretrained(speaking, text_device="meta")
     assert policy.device.type == "cpu" and policy.prompts.encoder.model.device.type == "meta"
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
+def test_the_codec_computes_in_float32_where_the_cpu_has_no_short_floats(policy, tmp_path, monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    loaded = WAMPolicy.from_pretrained(policy.save_pretrained(tmp_path / "checkpoint"), dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16 and loaded.vae.model.dtype == dtype
+    picture = torch.rand(1, 3, 16, 32, dtype=torch.bfloat16) * 2 - 1
+    with torch.no_grad():
+        latents = loaded.vae.encode_first_frame(picture)
+        assert latents.dtype == torch.bfloat16
+        assert torch.allclose(latents.float(), policy.vae.encode_first_frame(picture.float()), atol=0.1)

@@ -58,16 +58,17 @@ class VAE(nn.Module):
                 f"the codec takes 1 + {self.temporal_ratio}·n frames whose sides are multiples of {self.spatial_ratio}, "
                 f"got {frames} frames of {height}×{width}"
             )
-        mean = self.model.encode(video).latent_dist.mode()
-        return (mean - self.mean.to(mean.dtype)) * (1 / self.std).to(mean.dtype)
+        mean = self.model.encode(video.to(self.model.dtype)).latent_dist.mode()
+        return ((mean - self.mean.to(mean.dtype)) * (1 / self.std).to(mean.dtype)).to(video.dtype)
 
     def encode_first_frame(self, image: Tensor) -> Tensor:
         """Encode single pictures [B, 3, H, W] as [B, C, 1, h, w]: the first latent frame of any clip they begin."""
         return self.encode(image.unsqueeze(2))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W], clamped to [-1, 1]."""
+        """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W] in the codec's dtype, clamped to [-1, 1]."""
         self.complete()
+        latents = latents.to(self.model.dtype)
         raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
         return self.model.decode(raw).sample.clamp(-1, 1)
 

@@ -1,0 +1,183 @@
+"""Measures how lean the full-size Fast-WAM loads: peak memory, and time against reading the same files.
+
+    python benchmarks/load.py [--folder runs/full-size] [--repeats 3]
+
+Writes a LIBERO checkpoint of random bfloat16 weights once (13.5 GB with its codec). Then each measurement is a process of its
+own: *read* reads the weight files through the page cache; *load* is `from_pretrained` and a read of every weight's every page,
+as loading alone only maps them; *predict* answers one observation. The files are dropped from the page cache
+before each (cold), then both are done again with the files in it (warm). The last line is of the cold medians.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from wam_policy import WAMPolicy
+from wam_policy.config import PolicyConfig, Source
+from wam_policy.hub import checkpoint, originals
+from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.text import Prompts
+from wam_policy.models.vae import VAE, build_vae
+from wam_policy.normalize import Normalization
+from wam_policy.presets import Trained, contract
+
+TASK = "put the bowl on the plate"
+GIB = 2**30
+Stage = Literal["read", "load", "predict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """The benchmark."""
+
+    folder: Path = Path("runs/full-size")
+    """Where the random checkpoint is, or will be."""
+    repeats: int = 3
+    stage: Stage | None = None
+    """Used by the benchmark itself: one measurement, in this process."""
+
+
+def libero() -> PolicyConfig:
+    """The contract of the released LIBERO checkpoint, its codec beside it."""
+    unit = {"min": (-1.0,), "max": (1.0,)}
+    state, action = (
+        Normalization(mode="min_max", statistics={name: value * dim for name, value in unit.items()}) for dim in (8, 7)
+    )
+    trained = Trained(preset="libero", variant="fast", action_shift=5.0)
+    sizes = FastWAMConfig(action_dim=7, proprio_dim=8)
+    return replace(contract(trained, sizes, state=state, action=action, dtype="bfloat16"), vae=Source(subfolder="vae"))
+
+
+def random_codec() -> VAE:
+    """A codec of Wan 2.2's size."""
+    config = {"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "patch_size": 2, "in_channels": 12}
+    config |= {"out_channels": 12, "scale_factor_spatial": 16}
+    config |= {"latents_mean": originals.WAN22_MEAN, "latents_std": originals.WAN22_STD}
+    return build_vae(config).to(torch.bfloat16)
+
+
+def write(folder: Path) -> None:
+    """Write the checkpoint: 6.02 billion random numbers, norms at one."""
+    config = libero()
+    generator = torch.Generator().manual_seed(0)
+    model = checkpoint.empty_model(config)
+    for name, x in model.state_dict().items():
+        weight = torch.empty(x.shape, dtype=torch.bfloat16)
+        norm = "norm" in name and name.endswith("weight")
+        weight = weight.fill_(1) if norm else weight.normal_(0, 0.02, generator=generator)
+        model.load_state_dict({name: weight}, strict=False, assign=True)
+    prompt = config.prompt.prompt(TASK)
+    embedding = torch.randn(24, config.model.text_dim, generator=generator).to(torch.bfloat16)
+    prompts = Prompts({prompt: embedding}, token_length=config.prompt.token_length, text_dim=config.model.text_dim)
+    parts = checkpoint.Parts(config, model, random_codec, prompts)
+    checkpoint.write(folder, parts, dtype=None, load_by=str(folder), notes="Random weights, for `benchmarks/load.py`.")
+
+
+def peak() -> int:
+    """Largest resident memory of this process so far, mapped files included, in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The shards of the model, without its codec and prompts."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read the weight files, 16 MiB at a time."""
+    buffer = bytearray(2**24)
+    began = time.perf_counter()
+    for path in weight_files(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return {"seconds": time.perf_counter() - began}
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Load the policy and touch every page of its weights."""
+    began = time.perf_counter()
+    policy = WAMPolicy.from_pretrained(folder)
+    mapped = time.perf_counter() - began
+    for parameter in policy.model.parameters():
+        parameter.detach().view(torch.uint8).flatten()[::4096].sum()
+    return {"seconds": time.perf_counter() - began, "mapped": mapped, "peak": peak()}
+
+
+def predict(folder: Path) -> dict[str, Any]:
+    """Load the policy and answer one LIBERO observation."""
+    policy = WAMPolicy.from_pretrained(folder)
+    rng = np.random.default_rng(0)
+    pictures = {f"images.{name}": rng.integers(0, 256, (256, 256, 3), np.uint8) for name in policy.spec.cameras.names}
+    observation = {**pictures, "state": np.zeros(8, np.float32), "instruction": TASK}
+    began = time.perf_counter()
+    chunk = policy.predict_chunk(observation)
+    seconds = time.perf_counter() - began
+    assert chunk.shape == (32, 7) and np.isfinite(chunk).all()
+    return {"seconds": seconds, "peak": peak()}
+
+
+STAGES: dict[Stage, Callable[[Path], dict[str, Any]]] = {"read": read, "load": load, "predict": predict}
+
+
+def run(stage: Stage, folder: Path, *, cold: bool) -> dict[str, Any]:
+    """One measurement in a fresh process."""
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            if cold:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    command = [sys.executable, __file__, "--folder", str(folder), "--stage", stage]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def main(config: LoadConfig) -> None:
+    """Run the benchmark, or one measurement of it."""
+    if config.stage is not None:
+        print(json.dumps(STAGES[config.stage](config.folder)))
+        return
+    if not (config.folder / checkpoint.CONFIG).is_file():
+        print(f"writing {config.folder} …", flush=True)
+        write(config.folder)
+        os.sync()
+    size = sum(path.stat().st_size for path in weight_files(config.folder))
+    print(f"weight files {size / GIB:.2f} GiB")
+    ratios, peaks = {}, []
+    for cold in (True, False):
+        seconds: dict[Stage, list[float]] = {"read": [], "load": []}
+        mapped = []
+        for _ in range(config.repeats):
+            for stage in ("read", "load"):
+                found = run(stage, config.folder, cold=cold)
+                seconds[stage].append(found["seconds"])
+                if stage == "load":
+                    peaks.append(found["peak"])
+                    mapped.append(found["mapped"])
+        middle = {stage: statistics.median(values) for stage, values in seconds.items()}
+        ratios[cold] = middle["load"] / middle["read"]
+        print(
+            f"{'cold' if cold else 'warm'}: load {middle['load']:.1f} s ({statistics.median(mapped):.1f} s until mapped), "
+            f"read {middle['read']:.1f} s, ratio {ratios[cold]:.2f}",
+            flush=True,
+        )
+    print(f"peak RSS of load, every page touched: {max(peaks) / GIB:.2f} GiB")
+    answered = run("predict", config.folder, cold=False)
+    print(f"predict_chunk, bfloat16, CPU: {answered['seconds']:.0f} s, peak RSS {answered['peak'] / GIB:.2f} GiB")
+    print(f"peak_minus_file_gib={(max(peaks) - size) / GIB:.3f} load_over_read={ratios[True]:.3f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(LoadConfig, description=__doc__))
