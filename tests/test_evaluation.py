@@ -94,6 +94,19 @@ def test_a_video_shows_the_cameras_of_a_whole_episode(config):
     assert len(frames) == 6 and frames[0].shape == (256, 512, 3)
 
 
+def test_imagined_futures_are_compared_with_what_happened_and_filmed(config):
+    import av
+
+    summary = evaluate(replace(config, episodes=1, imagine=True))
+    scores = json.loads((config.out / "summary.json").read_text())["imagination"]
+    assert scores == summary["imagination"] and set(scores) == {"touch", "leave"}
+    frames_ahead = 4  # frames 5 of stride 1
+    assert all(len(score["psnr_db"]) == len(score["still_psnr_db"]) == frames_ahead for score in scores.values())
+    with av.open(str(config.out / "touch_imagined.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 5 and frames[0].shape == (256, 256, 3)  # the next would begin where the episode ends
+
+
 def test_an_env_without_a_task_argument_is_evaluated_once(config):
     summary = evaluate(replace(config, env="tiny:ToyBare-v0", tasks=(), episodes=1, envs=1))
     assert summary["tasks"]["tiny:ToyBare-v0"]["success"] == 1

@@ -175,14 +175,6 @@ class PolicyConfig:
                 f"{(self.video.frames - 1) * self.video.stride} steps, the action horizon is {self.action.horizon}"
             )
 
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """Height and width of the canvas, in pixels."""
-        cameras = self.cameras
-        if cameras.layout == "t":
-            return 3 * cameras.height, 2 * cameras.width
-        return cameras.height, cameras.width * len(cameras.names)
-
     def action_mode(self, wanted: ActionMode | None = None) -> ActionMode:
         """How actions are sampled: as wanted, else as the contract says, else the variant's own way.
 

@@ -18,7 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from rich.console import Console
 from rich.progress import Progress
 
-from wam_policy import results
+from wam_policy import imagination, results
 from wam_policy.checkpoints import embedded
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.hub.atomic import write_text
@@ -53,6 +53,8 @@ class EvalConfig:
     """Folder of the results; started again, an evaluation goes on where it was."""
     video: bool = True
     """Write one mp4 per task."""
+    imagine: bool = False
+    """Compare imagined with real futures: PSNR, and one mp4 per task, what happened above what was imagined."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -70,6 +72,10 @@ def _success(infos: dict[str, Any]) -> np.ndarray:
         if key in infos:
             return np.asarray(infos[key], bool)
     raise EnvError(f"the env's info tells neither `is_success` nor `success`, only {sorted(infos)}")
+
+
+def _film_of(config: EvalConfig, task: str, kind: str = "") -> Path:
+    return config.out / f"{task.replace('/', '_')}{kind}.mp4"
 
 
 def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[int]) -> Iterator[Episode]:
@@ -121,6 +127,15 @@ def film(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) ->
     write_mp4(path, frames, fps=20, enlarge=max(1, 256 // frames[0].shape[0]))
 
 
+def imagine(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> dict[str, list[float]]:
+    """Play the first seed's episode, film its real and imagined futures, and return how alike they are."""
+    with closing(_vector(config, task, 1, None)) as plain:
+        futures = imagination.watch(policy, policy.wrap(plain), config.seed)
+    frames = imagination.side_by_side(futures)
+    write_mp4(path, frames, fps=max(1, 20 // policy.spec.video.stride), enlarge=max(1, 256 // frames[0].shape[0]))
+    return imagination.score(futures)
+
+
 def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
     """Evaluate, print a table, and return what `summary.json` holds."""
     console = console or Console()
@@ -156,11 +171,17 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
         "versions": results.versions(),
         "commit": results.commit(),
     }
+    if config.imagine:
+        summary["imagination"] = {
+            task: imagine(policy, config, task if config.tasks else None, _film_of(config, task, "_imagined")) for task in tasks
+        }
     write_text(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     for task in tasks if config.video else []:
-        path = config.out / f"{task.replace('/', '_')}.mp4"
+        path = _film_of(config, task)
         if not path.exists():
             film(policy, config, task if config.tasks else None, path)
     console.print(results.table(summary))
+    if config.imagine:
+        console.print(results.imagination_table(summary, policy.spec.video.stride))
     console.print(f"results, episodes and videos: {config.out}/")
     return summary

@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
 
 from wam_policy.errors import ObservationError
+
+if TYPE_CHECKING:
+    from wam_policy.config import CameraConfig
 
 Resize = Literal["exact", "cover", "stretch"]
 Layout = Literal["row", "t"]
@@ -77,6 +80,20 @@ def compose(pictures: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
     if layout == "row":
         return np.concatenate(pictures, axis=2)
     return np.concatenate((pictures[0], np.concatenate(pictures[1:], axis=2)), axis=1)
+
+
+def canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
+    """Pictures by camera, uint8 [B, H, W, 3], as a model sees them: float32 [B, 3, H, W] in [-1, 1].
+
+    Raises:
+        ObservationError: a picture has another size than the contract allows.
+    """
+    places = tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout)
+    fitted = [
+        fit(pictures[name], *place, cameras.resize, name, pixels=cameras.pixels)
+        for name, place in zip(cameras.names, places, strict=True)
+    ]
+    return to_model(compose(fitted, cameras.layout))
 
 
 def to_model(canvas: np.ndarray) -> np.ndarray:

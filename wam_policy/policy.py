@@ -362,6 +362,16 @@ class WAMPolicy:
         actions = queue.pop()
         return (actions if seen.batched else actions[0]), queue
 
+    def canvas(self, observation: Any) -> np.ndarray:
+        """What the model sees of an observation or a batch: float32 [3, H, W] or [B, 3, H, W], in [-1, 1].
+
+        Raises:
+            ObservationError: the observation doesn't fit the contract.
+        """
+        seen = self._check(observation)
+        canvas = images.canvas(seen.images, self.config.cameras)
+        return canvas if seen.batched else canvas[0]
+
     def reset(self, mask: np.ndarray | None = None) -> None:
         """Begin new episodes: drop what is left of the chunks, of all envs or of those where `mask` [B] is true."""
         if self._queue is not None:
@@ -385,7 +395,7 @@ class WAMPolicy:
         """Chunks [B, T, A] of checked observations and, where they are wanted, latents [B, C, f, h, w] of the clips."""
         config, model, device, dtype = self.config, self.model, self.device, self.dtype
         mode = config.action_mode(mode)
-        canvas = torch.from_numpy(self.canvas(seen)).to(device, dtype)
+        canvas = torch.from_numpy(images.canvas(seen.images, config.cameras)).to(device, dtype)
         proprio = None
         if config.state is not None and seen.state is not None:
             proprio = torch.from_numpy(config.state.normalization.normalize(seen.state)).to(device, dtype)
@@ -420,16 +430,6 @@ class WAMPolicy:
             actions = sampling.act(model, observed, actions, actions_schedule, clip)
         chunks = config.action.normalization.denormalize(actions.float().cpu().numpy())
         return chunks, torch.cat((first, future.to(dtype)), dim=2) if imagine and future is not None else None
-
-    def canvas(self, seen: observations.Observation) -> np.ndarray:
-        """The pictures of checked observations as the model sees them: float32 [B, 3, H, W] in [-1, 1]."""
-        cameras = self.config.cameras
-        places = images.tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout)
-        pictures = [
-            images.fit(seen.images[name], *place, cameras.resize, name, pixels=cameras.pixels)
-            for name, place in zip(cameras.names, places, strict=True)
-        ]
-        return images.to_model(images.compose(pictures, cameras.layout))
 
     def _noise(self, size: int, shape: tuple[int, ...], given: np.ndarray | Tensor | None, fresh: bool) -> Tensor:
         """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same."""

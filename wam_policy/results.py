@@ -145,3 +145,17 @@ def table(summary: dict[str, Any]) -> Table:
         )
     rows.add_row("mean", f"{summary['mean_success']:.1%}", "", "", "", style="bold")
     return rows
+
+
+def imagination_table(summary: dict[str, Any], stride: int) -> Table:
+    """How alike imagined and real futures are, for the terminal."""
+    scores = summary["imagination"]
+    frames = max(len(score["psnr_db"]) for score in scores.values())
+    rows = Table(caption="PSNR of imagined frames, dB; in brackets: of the observed frame kept still")
+    rows.add_column("steps ahead")
+    for k in range(1, frames + 1):
+        rows.add_column(str(k * stride), justify="right")
+    for task, score in scores.items():
+        pairs = zip(score["psnr_db"], score["still_psnr_db"], strict=True)
+        rows.add_row(task, *(f"{imagined:.1f} ({still:.1f})" for imagined, still in pairs))
+    return rows

@@ -28,10 +28,8 @@ def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tens
         seen = {name: recorded[f"{robot}/obs/{name}"].numpy() for name in cameras}
         if robot == "libero":  # its simulator's pictures are upside down
             seen = {name: picture[::-1, ::-1] for name, picture in seen.items()}
-        config = preset.cameras
-        places = images.tiles(len(cameras), config.height, config.width, config.layout)
-        fitted = [images.fit(seen[name][None], *place, config.resize) for name, place in zip(cameras, places, strict=True)]
-        yield f"{robot}/model/image", torch.from_numpy(images.to_model(images.compose(fitted, config.layout)))
+        pictures = {ours: seen[theirs][None] for ours, theirs in zip(preset.cameras.names, cameras, strict=True)}
+        yield f"{robot}/model/image", torch.from_numpy(images.canvas(pictures, preset.cameras))
 
         def stats(vector: str, dim: int, robot: str = robot) -> statistics.Normalization:
             file = path.with_name(f"{path.stem}_{robot}_stats.json")

@@ -1,0 +1,76 @@
+"""Compares the future a policy imagines with what then really happens."""
+
+# F frames of a clip, H W pixels of the canvas
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wam_policy import images
+from wam_policy.policy import WAMPolicy
+
+
+class Future(NamedTuple):
+    """What was imagined at one step, and what was seen at the same steps; F is smaller where the episode ended before."""
+
+    imagined: np.ndarray  # uint8 [F, H, W, 3], the observed frame first
+    real: np.ndarray  # uint8 [F, H, W, 3]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of pictures, uint8 of one shape, in dB; infinite for equal ones."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def watch(policy: WAMPolicy, env: Any, seed: int) -> list[Future]:
+    """Play one episode in a wrapped vector env of one, imagining the future each time the last one has passed."""
+    action = policy.spec.action
+    observation, _ = env.reset(seed=[seed])
+    seen, imagined = [_canvas(policy, observation)], []
+    begun: list[int] = []
+    ended = False
+    while not ended:
+        if not begun or len(seen) - 1 >= begun[-1] + action.horizon:
+            chunk, frames = policy.imagine(observation)
+            begun.append(len(seen) - 1)
+            imagined.append(frames[0])
+        else:
+            chunk = policy.predict_chunk(observation)
+        for step in range(action.replan):
+            observation, _, terminated, truncated, _ = env.step(chunk[:, step])
+            seen.append(_canvas(policy, observation))
+            ended = bool(terminated[0] or truncated[0])
+            if ended:
+                break
+    stride = policy.spec.video.stride
+    real = [np.stack(seen[start : start + action.horizon + 1 : stride]) for start in begun]
+    return [Future(frames[: len(there)], there) for frames, there in zip(imagined, real, strict=True)]
+
+
+def _canvas(policy: WAMPolicy, observation: Any) -> np.ndarray:
+    """What the policy sees of a batch of one, uint8 [H, W, 3]."""
+    canvas = policy.canvas(observation)
+    return images.to_pixels(canvas[:, :, None])[0, 0]
+
+
+def score(futures: list[Future]) -> dict[str, list[float]]:
+    """PSNR by frame, in dB, over all futures that reached it: imagined, and of the observed frame kept still."""
+    longest = max(len(future.real) for future in futures)
+    reached = [[future for future in futures if len(future.real) > k] for k in range(1, longest)]
+    return {
+        "psnr_db": [_psnr_over([(f.imagined[k], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
+        "still_psnr_db": [_psnr_over([(f.real[0], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
+    }
+
+
+def _psnr_over(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """PSNR of many pictures as of one large one, at most 100 dB."""
+    return min(100.0, psnr(*(np.stack(side) for side in zip(*pairs, strict=True))))
+
+
+def side_by_side(futures: list[Future]) -> list[np.ndarray]:
+    """Frames for a film, uint8 [2·H, W, 3]: what happened above what was imagined."""
+    return [np.concatenate(pair) for future in futures for pair in zip(future.real, future.imagined, strict=True)]
