@@ -62,8 +62,11 @@ class EnvContract:
     state: str | None = None  # path of a float vector
     state_names: tuple[str, ...] = field(default=())  # one a number of that vector
     instruction: str | None = None  # the sentence itself; None: the env's `instruction` attribute
+    turned: tuple[str, ...] = field(default=())  # cameras whose pictures are upside down; they are turned by 180°
 
     def __post_init__(self) -> None:
         check_names("camera names", tuple(self.cameras))
+        if unknown := sorted(set(self.turned) - set(self.cameras)):
+            raise ConfigError(f"`turned` names cameras there aren't: {unknown}; there are {sorted(self.cameras)}")
         if self.state is not None:
             check_names("state names", self.state_names)

@@ -227,6 +227,7 @@ class WAMPolicy:
         env: EnvT,
         *,
         cameras: Mapping[str, str] | None = None,
+        turned: tuple[str, ...] | None = None,
         state: str | None = None,
         state_names: tuple[str, ...] | None = None,
         instruction: str | None = None,
@@ -238,7 +239,9 @@ class WAMPolicy:
 
         Args:
             env: the env.
-            cameras: camera name -> path in the observation ("pixels.front"), or "render()".
+            cameras: camera name -> path in the observation ("pixels.front"), or "render()"; known aliases of the policy's
+                names will do (`wam_policy.cameras`).
+            turned: the cameras whose pictures are upside down, as LIBERO's are.
             state: path of the state vector.
             state_names: what its numbers are; the policy picks the ones it wants by name.
             instruction: the sentence to follow; the default is the env's `instruction` attribute.
@@ -252,6 +255,7 @@ class WAMPolicy:
 
         given = {
             "cameras": cameras,
+            "turned": turned,
             "state": state,
             "state_names": state_names,
             "instruction": instruction,

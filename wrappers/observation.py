@@ -23,6 +23,7 @@ class _Places(NamedTuple):
     """Where in an env's observation the policy's entries are, and how they are read; the same for one and for many."""
 
     cameras: dict[str, str]
+    turned: tuple[str, ...]
     state: str | None
     pick: tuple[int, ...] | None
 
@@ -61,6 +62,9 @@ class _Places(NamedTuple):
             for name, path in self.cameras.items()
             if path != RENDER or picture is not None
         }
+        for name in self.turned:
+            if IMAGE + name in new:
+                new[IMAGE + name] = np.ascontiguousarray(new[IMAGE + name][..., ::-1, ::-1, :])
         if self.state is not None:
             values = np.asarray(at(observation, self.state), np.float32)
             new[STATE] = values if self.pick is None else values[..., list(self.pick)]
@@ -99,6 +103,7 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         env: gym.Env[Any, Any],
         *,
         cameras: Mapping[str, str],
+        turned: tuple[str, ...] = (),
         state: str | None = None,
         pick: tuple[int, ...] | None = None,
         instruction: str | None = None,
@@ -108,6 +113,7 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         Args:
             env: the env.
             cameras: camera name -> path in the observation, or "render()".
+            turned: cameras whose pictures are upside down, to be turned by 180°.
             state: path of the state vector; None: no state.
             pick: which of its numbers, in which order; None: all.
             instruction: the sentence; None: the env's `instruction` attribute, read at every reset.
@@ -115,9 +121,11 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         Raises:
             EnvError: a path leads nowhere, or to something else than pictures or a vector.
         """
-        gym.utils.RecordConstructorArgs.__init__(self, cameras=dict(cameras), state=state, pick=pick, instruction=instruction)
+        gym.utils.RecordConstructorArgs.__init__(
+            self, cameras=dict(cameras), turned=turned, state=state, pick=pick, instruction=instruction
+        )
         gym.Wrapper.__init__(self, env)
-        self._places, self._given = _Places(dict(cameras), state, pick), instruction
+        self._places, self._given = _Places(dict(cameras), turned, state, pick), instruction
         self._instruction = self._sentence()
         picture = None
         if self._places.rendered:
@@ -166,13 +174,14 @@ class VectorWAMObservation(VectorWrapper):
         env: VectorEnv,
         *,
         cameras: Mapping[str, str],
+        turned: tuple[str, ...] = (),
         state: str | None = None,
         pick: tuple[int, ...] | None = None,
         instruction: str | None = None,
     ) -> None:
         """Wrap a vector env; arguments and errors are those of `WAMObservation`."""
         super().__init__(env)
-        self._places, self._given = _Places(dict(cameras), state, pick), instruction
+        self._places, self._given = _Places(dict(cameras), turned, state, pick), instruction
         self._mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self._ended = np.zeros(env.num_envs, bool)  # sub-envs that the next step will reset (NEXT_STEP)
         self._instructions = self._sentences()

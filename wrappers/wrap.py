@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 
+from wam_policy import cameras as camera_names
 from wam_policy.contract import ActionLayout, EnvContract
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.wrappers.action import VectorWAMAction, WAMAction
@@ -25,15 +26,19 @@ def contract_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv, given: Mapping[st
     if "state" in given and "state_names" not in given:
         raise EnvError("`state` says where the numbers are; say what they are too: policy.wrap(env, state=…, state_names=(…))")
     if declared is not None:
-        return replace(declared, **given)
+        return _described(lambda: replace(declared, **given))
     missing = [name for name in ("cameras", "action") if name not in given]
     if missing:
         raise EnvError(
             f"the env declares no `contract`; say {' and '.join(missing)}: "
             f"policy.wrap(env, cameras={{'front': 'render()'}}, action=ActionLayout(names=…, control=…, gripper=…))"
         )
+    return _described(lambda: EnvContract(**given))
+
+
+def _described(make: Callable[[], EnvContract]) -> EnvContract:
     try:
-        return EnvContract(**given)
+        return make()
     except ConfigError as error:
         raise EnvError(f"the env's description is incomplete: {error}") from error
 
@@ -49,6 +54,31 @@ def _declared(env: gym.Env[Any, Any] | gym.vector.VectorEnv) -> EnvContract | No
     return found[0]
 
 
+def _named(wanted: tuple[str, ...], contract: EnvContract) -> dict[str, str]:
+    """The env's names of the cameras that are wanted, by the same name or by an alias.
+
+    Raises:
+        EnvError: a camera is missing, or two of them are swapped.
+    """
+    try:
+        found = {name: camera_names.find(name, contract.cameras) for name in wanted}
+    except ConfigError as error:
+        raise EnvError(f"{error}: policy.wrap(env, cameras=…)") from error
+    missing = [name for name, there in found.items() if there is None]
+    if missing:
+        raise EnvError(
+            f"the policy needs the cameras {list(wanted)}, the env has {sorted(contract.cameras)}; "
+            f"name them: policy.wrap(env, cameras={{{missing[0]!r}: 'path.in.the.observation'}})"
+        )
+    named = {name: there for name, there in found.items() if there is not None}
+    places = {name: contract.cameras[there] for name, there in named.items()}
+    if swap := camera_names.swapped(places):
+        raise EnvError(
+            f"cameras are swapped: {swap[0]!r} is said to be at {places[swap[0]]!r}, which is the policy's {swap[1]!r} by name"
+        )
+    return named
+
+
 def wrap(
     env: gym.Env[Any, Any] | gym.vector.VectorEnv,
     *,
@@ -60,18 +90,13 @@ def wrap(
     """Wrap `env` for a policy that wants `cameras`, a state of `state_names` and acts in `layout`.
 
     Raises:
-        EnvError: cameras or state numbers are missing.
+        EnvError: cameras or state numbers are missing, or cameras are swapped.
         ActionError: the actions can't be mapped.
     """
     if not isinstance(env, (gym.Env, gym.vector.VectorEnv)):
         raise EnvError(f"expected a Gymnasium env, single or vector, got {type(env).__name__}")
     contract = contract_of(env, given)
-    missing = [name for name in cameras if name not in contract.cameras]
-    if missing:
-        raise EnvError(
-            f"the policy needs the cameras {list(cameras)}, the env has {sorted(contract.cameras)}; "
-            f"name them: policy.wrap(env, cameras={{{missing[0]!r}: 'path.in.the.observation'}})"
-        )
+    named = _named(cameras, contract)
     pick = None
     if state_names is not None:
         lacking = [name for name in state_names if name not in contract.state_names]
@@ -89,7 +114,8 @@ def wrap(
             )
         pick = tuple(contract.state_names.index(name) for name in state_names)
     where: dict[str, Any] = {
-        "cameras": {name: contract.cameras[name] for name in cameras},
+        "cameras": {name: contract.cameras[there] for name, there in named.items()},
+        "turned": tuple(name for name, there in named.items() if there in contract.turned),
         "state": None if state_names is None else contract.state,
         "pick": pick,
         "instruction": contract.instruction,

@@ -1,5 +1,7 @@
 """The wrappers on a toy env and on Gymnasium's own, single and vector."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorStatistics
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import LAYOUT, TASK, ToyEnv
+from tiny import LAYOUT, TASK, ToyEnv, make_policy
 
+from wam_policy.config import CameraConfig
 from wam_policy.contract import ActionLayout, Gripper
 from wam_policy.errors import ActionError, EnvError
 from wam_policy.wrappers import (
@@ -370,6 +373,26 @@ def test_an_env_that_lacks_a_camera_or_state_number_is_refused(policy, toy):
         policy.wrap(toy, state="robot.0")
     with pytest.raises(EnvError, match=r"has shape \(3,\), but 2 names"):
         policy.wrap(toy, state_names=("x", "y"))
+
+
+def test_swapped_cameras_are_refused(policy, toy):
+    toy.contract = replace(toy.contract, cameras={"front": "pixels.front", "wrist": "pixels.front"})
+    with pytest.raises(EnvError, match=r"cameras are swapped: 'wrist' is said to be at 'pixels\.front'"):
+        policy.wrap(toy)
+
+
+def test_cameras_are_found_by_their_aliases_and_turned_where_the_env_says_so(toy):
+    policy = make_policy(cameras=CameraConfig(names=("image", "wrist_image"), height=16, width=16))
+    plain, _ = policy.wrap(toy, cameras={"agentview": "pixels.front", "eye_in_hand_rgb": "pixels.hand.cam"}).reset(seed=0)
+    turned = {"cameras": {"agentview": "pixels.front", "image2": "pixels.hand.cam"}, "turned": ("image2",)}
+    observation, _ = policy.wrap(ToyEnv(), **turned).reset(seed=0)
+    assert (observation["images.image"] == plain["images.image"]).all()
+    assert (observation["images.wrist_image"] == plain["images.wrist_image"][::-1, ::-1]).all()
+    envs = gym.vector.SyncVectorEnv([ToyEnv] * 2)
+    many, _ = policy.wrap(envs, **turned).reset(seed=[0, 0])
+    assert (many["images.wrist_image"] == observation["images.wrist_image"]).all()
+    with pytest.raises(EnvError, match=r"`turned` names cameras there aren't: \['top'\]"):
+        policy.wrap(ToyEnv(), turned=("top",))
 
 
 def test_something_else_than_an_env_is_refused(policy):
