@@ -28,7 +28,7 @@ from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.hub import weights
 from wam_policy.models.config import FastWAMConfig
 from wam_policy.normalize import Mode, Normalization, needs
-from wam_policy.presets import PRESETS, WAN
+from wam_policy.presets import PRESETS, WAN, Preset
 
 CAMERA, STATE, ACTION = "observation.images.", "observation.state", "action"
 MODES: dict[str, Mode] = {"IDENTITY": "identity", "MIN_MAX": "min_max", "MEAN_STD": "z_score", "QUANTILES": "quantile"}
@@ -139,11 +139,10 @@ def _contract(
     config: Mapping[str, Any], sizes: FastWAMConfig, before: Statistics, after: Statistics
 ) -> tuple[PolicyConfig, dict[str, str]]:
     origin = {"contract": "`config.json`", "statistics": f"`{before.path.name}`, `{after.path.name}` and their tensors"}
-    cameras = sorted(name.removeprefix(CAMERA) for name in config["input_features"] if name.startswith(CAMERA))
-    height, width = config["image_size"]
-    if width % len(cameras):
-        raise ConfigError(f"a canvas {width} wide can't hold {len(cameras)} cameras of one width: {cameras}")
-    if _normalised_twice(before, cameras):
+    cameras = _cameras(config, sizes)
+    if cameras.layout == "t":
+        origin["cameras"] = f"{', '.join(cameras.names)}, composed here; the checkpoint takes them as one picture"
+    if _normalised_twice(before, config["input_features"]):
         origin["pixels"] = "scaled to [-1, 1] once: the preprocessor's mean and deviation of 0.5 would do it a second time"
     tokenizer, encoder = config.get("tokenizer_model_id", TOKENIZER), config.get("text_encoder_model_id", WAN)
     if tokenizer != TOKENIZER:
@@ -159,9 +158,7 @@ def _contract(
     layout = _layout(config, sizes)
     policy = PolicyConfig(
         model=sizes,
-        cameras=CameraConfig(
-            names=tuple(cameras), height=height, width=width // len(cameras), resize="stretch", pixels="float"
-        ),
+        cameras=cameras,
         video=VideoConfig(frames=(config.get("num_video_frames", 33) - 1) // ratio + 1, stride=ratio),
         state=state,
         action=ActionConfig(
@@ -186,12 +183,32 @@ def _contract(
     return policy, origin
 
 
-def _normalised_twice(before: Statistics, cameras: list[str]) -> bool:
+def _cameras(config: Mapping[str, Any], sizes: FastWAMConfig) -> CameraConfig:
+    """The cameras side by side, in the order of their names; or the preset's, where one picture is its T."""
+    names = sorted(name.removeprefix(CAMERA) for name in config["input_features"] if name.startswith(CAMERA))
+    height, width = config["image_size"]
+    preset = _preset(sizes)
+    if preset is not None and len(names) == 1 and preset.cameras.layout == "t":
+        whole = (3 * preset.cameras.height, 2 * preset.cameras.width)
+        if (height, width) == whole:
+            return preset.cameras
+    if width % len(names):
+        raise ConfigError(f"a canvas {width} wide can't hold {len(names)} cameras of one width: {names}")
+    return CameraConfig(names=tuple(names), height=height, width=width // len(names), resize="stretch", pixels="float")
+
+
+def _preset(sizes: FastWAMConfig) -> Preset | None:
+    """The robot whose state and actions have these sizes."""
+    dims = (sizes.proprio_dim, sizes.action_dim)
+    return next((preset for preset in PRESETS.values() if (len(preset.state_names), preset.layout.dim) == dims), None)
+
+
+def _normalised_twice(before: Statistics, features: Mapping[str, Any]) -> bool:
     """Whether the preprocessor scales pixels to [-1, 1], which the model does too; any other scaling is refused."""
     if before.mode("VISUAL") == "identity":
         return False
-    for camera in cameras:
-        found = before.normalization("VISUAL", CAMERA + camera)
+    for camera in (name for name in features if name.startswith(CAMERA)):
+        found = before.normalization("VISUAL", camera)
         halves = found.mode == "z_score" and all(np.allclose(values, 0.5) for values in found.statistics.values())
         if not halves:
             raise CheckpointError(
@@ -202,9 +219,9 @@ def _normalised_twice(before: Statistics, cameras: list[str]) -> bool:
 
 
 def _state_names(sizes: FastWAMConfig) -> tuple[str, ...]:
-    for preset in PRESETS.values():
-        if (len(preset.state_names), preset.layout.dim) == (sizes.proprio_dim, sizes.action_dim):
-            return preset.state_names
+    preset = _preset(sizes)
+    if preset is not None:
+        return preset.state_names
     return tuple(f"state_{i}" for i in range(sizes.proprio_dim or 0))
 
 
@@ -213,9 +230,7 @@ def _layout(config: Mapping[str, Any], sizes: FastWAMConfig) -> ActionLayout:
     toggled = [index % sizes.action_dim for index in config.get("toggle_action_dimensions") or []]
     if len(toggled) > 1:
         raise ConfigError(f"`toggle_action_dimensions` names several grippers, {toggled}; this package maps one")
-    for preset in PRESETS.values():
-        if (len(preset.state_names), preset.layout.dim) != (sizes.proprio_dim, sizes.action_dim):
-            continue
+    if (preset := _preset(sizes)) is not None:
         names, control, gripper = preset.layout.names, preset.layout.control, preset.layout.gripper
         if gripper is not None and not toggled:  # trained on LIBERO's own convention
             gripper = Gripper(index=gripper.index, open=-1.0, closed=1.0)

@@ -30,10 +30,10 @@ LIBERO = "libero_uncond_2cam224"
 LAYOUTS = {"legacy": formats.LEROBOT_LEGACY, "current": formats.lerobot(SIZES.layers)}
 
 
-def tensors(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Tensor]:
+def tensors(dtype: torch.dtype = torch.bfloat16, sizes: FastWAMConfig = SIZES) -> dict[str, Tensor]:
     """A policy's weights in our names."""
-    torch.manual_seed(seed)
-    return {name: x.to(dtype) for name, x in FastWAM(SIZES).state_dict().items()}
+    torch.manual_seed(0)
+    return {name: x.to(dtype) for name, x in FastWAM(sizes).state_dict().items()}
 
 
 def statistics(state: int = 8, action: int = 7) -> dict:
@@ -58,8 +58,10 @@ def upstream(folder: Path, ours: dict[str, Tensor], stem: str = LIBERO, stats: d
     return path
 
 
-def lerobot(folder: Path, ours: dict[str, Tensor], layout: str = "current", visual: str = "IDENTITY", **changes) -> Path:
-    """A folder of LeRobot's; `changes` go into its config."""
+def lerobot(
+    folder: Path, ours: dict[str, Tensor], layout: str = "current", visual: str = "IDENTITY", dims=(8, 7), **changes
+) -> Path:
+    """A folder of LeRobot's, with statistics of `dims` state and action numbers; `changes` go into its config."""
     folder.mkdir(exist_ok=True)
     save_file(formats.to_theirs(ours, LAYOUTS[layout]), folder / "model.safetensors", metadata={"format": "pt"})
     features = {
@@ -97,7 +99,9 @@ def lerobot(folder: Path, ours: dict[str, Tensor], layout: str = "current", visu
         "output_features": {"action": {"type": "ACTION", "shape": [7]}},
     }
     (folder / "config.json").write_text(json.dumps(config | changes))
-    stats = {f"{name}.{stat}": x for name, dim in (("observation.state", 8), ("action", 7)) for stat, x in _range(dim).items()}
+    stats = {}
+    for name, dim in zip(("observation.state", "action"), dims, strict=True):
+        stats |= {f"{name}.min": torch.full((dim,), -2.0), f"{name}.max": torch.full((dim,), 2.0)}
     for camera in ("image", "wrist_image"):
         stats |= {f"observation.images.{camera}.{stat}": torch.full((3, 1, 1), 0.5) for stat in ("mean", "std")}
     for pipeline, step in (("policy_preprocessor", "normalizer_processor"), ("policy_postprocessor", "unnormalizer_processor")):
@@ -109,7 +113,3 @@ def lerobot(folder: Path, ours: dict[str, Tensor], layout: str = "current", visu
         ]
         (folder / f"{pipeline}.json").write_text(json.dumps({"name": pipeline, "steps": steps}))
     return folder
-
-
-def _range(dim: int) -> dict[str, Tensor]:
-    return {"min": torch.full((dim,), -2.0), "max": torch.full((dim,), 2.0)}

@@ -1,11 +1,13 @@
 """Checkpoints of other projects load as they are published, and what is wrong with one is said."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from foreign_files import LAYOUTS, LIBERO, SIZES, lerobot, statistics, tensors, upstream
+from safetensors.torch import load_file, save_file
 from stand_in import serving
 from tiny import TINY_VAE
 
@@ -13,7 +15,7 @@ from wam_policy import WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
 from wam_policy.hub import formats
 from wam_policy.models.vae import build_vae
-from wam_policy.presets import PRESETS, WAN, Trained
+from wam_policy.presets import PRESETS, RELEASES, WAN, Trained
 
 TRAINED = Trained(preset="libero", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim)
 
@@ -43,7 +45,7 @@ def test_an_upstream_file_loads_in_its_own_dtype_with_the_contract_of_its_preset
     assert policy.spec.action.normalization.statistics == {"min": (-2.0,) * 7, "max": (2.0,) * 7}
 
 
-def test_a_foreign_policy_acts(tmp_path, ours, monkeypatch):
+def test_a_foreign_policy_acts(tmp_path, ours):
     policy = WAMPolicy.from_pretrained(upstream(tmp_path, ours), trained=TRAINED, dtype=torch.float32)
     policy._vae = build_vae(TINY_VAE).eval()
     policy.add_prompt("lift", torch.ones(3, 8))
@@ -51,9 +53,7 @@ def test_a_foreign_policy_acts(tmp_path, ours, monkeypatch):
     assert chunk.shape == (32, 7) and np.isfinite(chunk).all()
 
 
-def test_a_release_is_known_by_its_name_and_keeps_its_own_shift(tmp_path):
-    from wam_policy.presets import RELEASES
-
+def test_a_release_is_known_by_its_name_and_keeps_its_own_shift():
     assert RELEASES["libero_optional_idm_2cam224"].action_shift == 1.0
     assert RELEASES["libero_optional_idm_2cam224"].variant == "optional_idm"
 
@@ -86,6 +86,14 @@ def test_lerobot_folders_of_both_layouts_load_with_their_own_contract(tmp_path, 
     assert spec.vae.repo == spec.text.repo == WAN
 
 
+def test_a_picture_composed_of_robotwin_s_three_cameras_is_composed_here(tmp_path):
+    ours = tensors(sizes=replace(SIZES, action_dim=14, proprio_dim=14))
+    one = {"observation.images.image": {"type": "VISUAL", "shape": [3, 384, 320]}}
+    changes = {"image_size": [384, 320], "input_features": one, "toggle_action_dimensions": []}
+    spec = WAMPolicy.from_pretrained(lerobot(tmp_path / "lr", ours, dims=(14, 14), **changes)).spec
+    assert spec.cameras == PRESETS["robotwin"].cameras and spec.action.layout == PRESETS["robotwin"].layout
+
+
 def test_pictures_that_would_be_normalised_twice_are_normalised_once(tmp_path, ours):
     once = WAMPolicy.from_pretrained(lerobot(tmp_path / "once", ours))
     twice = WAMPolicy.from_pretrained(lerobot(tmp_path / "twice", ours, visual="MEAN_STD"))
@@ -104,18 +112,9 @@ def test_a_gripper_that_is_not_toggled_is_libero_s_own(tmp_path, ours):
 
 
 def test_another_robot_s_numbers_keep_the_names_the_file_gives(tmp_path):
-    from dataclasses import replace
-
-    from wam_policy.models.fast_wam import FastWAM
-
-    torch.manual_seed(0)
-    ours = {n: x.to(torch.bfloat16) for n, x in FastWAM(replace(SIZES, action_dim=3, proprio_dim=None)).state_dict().items()}
-    folder = lerobot(tmp_path / "lr", ours, action_feature_names=["a", "b", "c"], toggle_action_dimensions=[])
-    stats = {"action.min": torch.zeros(3), "action.max": torch.ones(3)}
-    from safetensors.torch import save_file
-
-    save_file(stats, folder / "policy_postprocessor_step_1_unnormalizer_processor.safetensors")
-    policy = WAMPolicy.from_pretrained(folder)
+    ours = tensors(sizes=replace(SIZES, action_dim=3, proprio_dim=None))
+    changes = {"action_feature_names": ["a", "b", "c"], "toggle_action_dimensions": []}
+    policy = WAMPolicy.from_pretrained(lerobot(tmp_path / "lr", ours, dims=(8, 3), **changes))
     assert policy.spec.action.layout.names == ("a", "b", "c") and policy.spec.state is None
 
 
@@ -207,8 +206,6 @@ def test_a_lerobot_folder_without_processors_is_refused(tmp_path, ours, name):
 
 
 def test_lerobot_statistics_that_are_missing_are_not_passed_over(tmp_path, ours):
-    from safetensors.torch import load_file, save_file
-
     folder = lerobot(tmp_path / "lr", ours)
     file = folder / "policy_postprocessor_step_1_unnormalizer_processor.safetensors"
     stats = load_file(file)
@@ -219,8 +216,12 @@ def test_lerobot_statistics_that_are_missing_are_not_passed_over(tmp_path, ours)
 
 
 def test_pictures_normalised_by_anything_else_are_refused(tmp_path, ours):
-    folder = lerobot(tmp_path / "lr", ours, visual="MIN_MAX")
-    with pytest.raises(CheckpointError, match=r"observation\.images\.image is normalised by min_max, but"):
+    with pytest.raises(CheckpointError, match=r"observation\.images\.\w+ is normalised by min_max, but"):
+        WAMPolicy.from_pretrained(lerobot(tmp_path / "range", ours, visual="MIN_MAX"))
+    folder = lerobot(tmp_path / "imagenet", ours, visual="MEAN_STD")
+    file = folder / "policy_preprocessor_step_1_normalizer_processor.safetensors"
+    save_file(load_file(file) | {"observation.images.image.mean": torch.full((3, 1, 1), 0.456)}, file)
+    with pytest.raises(CheckpointError, match=r"normalises the pictures of 'observation\.images\.image' by z_score.*IDENTITY"):
         WAMPolicy.from_pretrained(folder)
 
 
