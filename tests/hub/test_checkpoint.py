@@ -249,6 +249,14 @@ def test_weights_cast_a_piece_at_a_time_are_the_same(policy, folder, monkeypatch
     assert all(torch.equal(found[name], x.to(torch.bfloat16)) for name, x in policy.model.state_dict().items())
 
 
+def test_weights_that_need_no_cast_stay_mapped_from_their_file(folder):
+    policy = WAMPolicy.from_pretrained(folder)
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("/model.safetensors")]
+    spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps if str(folder) in line[-1]]
+    inside = [any(start <= p.data_ptr() < stop for start, stop in spans) for p in policy.model.parameters()]
+    assert spans and all(inside)
+
+
 def test_a_folder_of_parts_is_refused_with_what_it_is_for(folder):
     (folder / "base.json").write_text("{}")
     with pytest.raises(CheckpointError, match="wam train --init"):
