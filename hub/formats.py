@@ -45,6 +45,23 @@ def lerobot(layers: int) -> dict[str, str]:
     return LEROBOT_LEGACY | blocks
 
 
+def light_wam(layers: int) -> dict[str, str]:
+    """Light-WAM upstream's `payload["mot"]`, `["state_fusion_action_expert"]` and `["proprio_encoder"]`, joined by a dot."""
+    table = {
+        "video.": "mot.mixtures.video.",
+        "adapters.": "mot.mixtures.video.wam_adapters.",
+        "expert.": "state_fusion_action_expert.",
+        "proprio_encoder.": "proprio_encoder.",
+    }
+    places = {f"{name}.{x}": f"{name}.lora_{x}" for name in ("self_attn", "cross_attn") for x in "qkvo"}
+    places |= {"ffn.0": "ffn_lora_in", "ffn.2": "ffn_lora_out"}
+    for i in range(layers):
+        for ours, theirs in places.items():
+            for side in ("down", "up"):
+                table[f"video.blocks.{i}.{ours}.lora_{side}."] = f"mot.mixtures.video.blocks.{i}.{theirs}.{side}_proj."
+    return table
+
+
 def umt5(layers: int) -> dict[str, str]:
     """The original UMT5 encoder; ours is `transformers.UMT5EncoderModel`."""
     table = {"shared.": "token_embedding.", "encoder.final_layer_norm.": "norm."}

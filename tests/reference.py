@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from recorded import bf16, fast_wam, init, io, text, vae
+from recorded import bf16, fast_wam, init, io, light_wam, text, vae
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -53,6 +53,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def values(path: Path, recorded: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our value of everything recorded in a file."""
     match path.name.split("_")[0]:
+        case "lightwam":
+            return dict(light_wam.tensors(recorded, json.loads(path.with_suffix(".json").read_text())))
         case "init":
             return dict(init.tensors(*read(path, "fastwam")))
         case "bf16":

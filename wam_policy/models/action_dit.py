@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.config import FastWAMConfig, shared
 from wam_policy.models.layers import DiT, Precision
 
 
@@ -13,7 +13,7 @@ class ActionDiT(DiT):
 
     def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
         super().__init__(
-            dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **config.shared(), precision=precision
+            dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **shared(config), precision=precision
         )
         self.action_encoder = nn.Linear(config.action_dim, self.dim)
         self.head = nn.Linear(self.dim, config.action_dim)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wam_policy.errors import ObservationError
 from wam_policy.models.action_dit import ActionDiT
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.layers import FAST, KeyValue, Precision, action_rope
+from wam_policy.models.layers import FAST, KeyValue, Precision, action_rope, append_proprio
 from wam_policy.models.mot import Stream, narrow, run
 from wam_policy.models.video_dit import VideoDiT
 
@@ -30,23 +29,7 @@ class FastWAM(nn.Module):
 
     def context(self, prompt: Tensor, proprio: Tensor | None) -> Tensor:
         """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
-        if (self.proprio_encoder is None) != (proprio is None):
-            raise ObservationError(
-                "this model was trained without proprioception: pass None"
-                if self.proprio_encoder is None
-                else f"this model needs its {self.config.proprio_dim} numbers of proprioception, got none"
-            )
-        if self.proprio_encoder is None or proprio is None:
-            return prompt
-        return torch.cat((prompt, self.proprio_encoder(proprio.to(prompt.dtype)).unsqueeze(1)), dim=1)
-
-    def video_stream(self, latents: Tensor, t: Tensor, text: list[KeyValue], *, start: int = 0) -> tuple[Stream, Tensor]:
-        """Latents [B, C, F, h, w] at timesteps `t` [B, F] -> the video stream and its time embedding [B, F, D].
-
-        `start` is the number of frames that come before these in their clip.
-        """
-        embedding, time = self.video.embed_time(t)
-        return Stream(self.video, self.video.embed(latents), time, self.video.rope(latents, start), text), embedding
+        return append_proprio(prompt, proprio, self.proprio_encoder)
 
     def watch(self, latents: Tensor, t: Tensor, text: list[KeyValue], *, read: bool) -> tuple[Tensor | None, list[KeyValue]]:
         """Run the video expert over a whole clip, whose first frame is the observation.
@@ -62,7 +45,7 @@ class FastWAM(nn.Module):
         """
         frames, rows, columns = grid = self.video.grid(latents)
         t_frames = torch.cat((torch.zeros_like(t).unsqueeze(1), t.unsqueeze(1).expand(-1, frames - 1)), dim=1)
-        stream, embedding = self.video_stream(latents, t_frames, text)
+        stream, embedding = self.video.stream(latents, t_frames, text)
         x, cache = run(stream, first=rows * columns if frames > 1 else 0, read=read)
         return self.video.read(x, embedding, grid) if read else None, cache
 

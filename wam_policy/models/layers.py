@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from wam_policy.errors import ObservationError
+
 THETA = 10_000.0
 
 
@@ -97,6 +99,23 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def gated(x: Tensor, gate: Tensor) -> Tensor:
     """`gate·x`, with a [B, G, D] gate for the G equal groups of the S tokens of `x` [B, S, D]."""
     return (x.unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)).flatten(1, 2)
+
+
+def append_proprio(prompt: Tensor, proprio: Tensor | None, encoder: nn.Linear | None) -> Tensor:
+    """Append the proprio token, the encoded state [B, P], to prompt embeddings [B, L, text_dim].
+
+    Raises:
+        ObservationError: there is a state and no encoder, or an encoder and no state.
+    """
+    if (encoder is None) != (proprio is None):
+        raise ObservationError(
+            "this model was trained without proprioception: pass None"
+            if encoder is None
+            else f"this model needs its {encoder.in_features} numbers of proprioception, got none"
+        )
+    if encoder is None or proprio is None:
+        return prompt
+    return torch.cat((prompt, encoder(proprio.to(prompt.dtype)).unsqueeze(1)), dim=1)
 
 
 class RMSNorm(nn.Module):

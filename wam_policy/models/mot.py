@@ -8,6 +8,7 @@ action expert: no mask over all tokens is needed, and a pass that changes nothin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,8 @@ def run(
     first: int = 0,
     mask: Tensor | None = None,
     read: bool = True,
+    after: Callable[[int, Tensor], Tensor] | None = None,
+    blocks: int | None = None,
 ) -> tuple[Tensor, list[KeyValue]]:
     """Run one expert's blocks over its tokens.
 
@@ -60,19 +63,23 @@ def run(
         first: see `attend`.
         mask: see `attend`.
         read: False leaves out what only the tokens' own output needs: the rest of the last block.
+        after: what replaces the tokens after each block, given the block's number.
+        blocks: how many blocks to run; None: all.
 
     Returns:
         The last block's tokens [B, S, D] (those of the block before, if `read` is False), and every block's keys and values.
     """
     x, cache = stream.tokens, []
-    last = len(stream.expert.blocks) - 1
-    for i, (block, text) in enumerate(zip(stream.expert.blocks, stream.text, strict=True)):
+    last = (len(stream.expert.blocks) if blocks is None else blocks) - 1
+    for i, (block, text) in enumerate(zip(stream.expert.blocks[: last + 1], stream.text, strict=False)):
         modulations = block.modulations(stream.time)
         query, own = block.attention_inputs(x, modulations, stream.rope)
         cache.append(own)
         if read or i < last:
             attended = attend(query, own, None if seen is None else seen[i], first=first, mask=mask)
             x = block.finish(x, attended, modulations, text)
+        if after is not None:
+            x = after(i, x)
     return x, cache
 
 

@@ -110,10 +110,10 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
             raise ConfigError(f"the variant {variant!r} needs draws of its own: `draw(batch, variant={variant!r})`")
         noised = draws.copy.u_noised < NOISED_COPIES
         t_copy = flow.timesteps(draws.copy.u_copy, config.video_shift, clean.dtype) * noised
-        copy = (_noisy(clean, draws.copy.noise_copy, t_copy), t_copy)
+        copy = (noisy(clean, draws.copy.noise_copy, t_copy), t_copy)
         see_all = draws.copy.u_see_all < config.action_idm_prob if kind.optional else None
     velocity_video, velocity_action = model(
-        _noisy(clean, noise_video, t_video),
+        noisy(clean, noise_video, t_video),
         t_video,
         flow.add_noise(batch.action, draws.noise_action, t_action),
         t_action,
@@ -123,27 +123,28 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
         see_all=see_all,
         read_video=with_video,
     )
-    action_error = _squared_error(velocity_action, flow.velocity(batch.action, draws.noise_action)).mean(2)
-    action = _weighted_mean(action_error, ~batch.action_is_pad, flow.loss_weight(t_action, config.action_shift))
+    action_error = squared_error(velocity_action, flow.velocity(batch.action, draws.noise_action)).mean(2)
+    action = weighted_mean(action_error, ~batch.action_is_pad, flow.loss_weight(t_action, config.action_shift))
     video = action.new_zeros(())
     if velocity_video is not None:
         target = flow.velocity(clean, noise_video)[:, :, 1:]
-        video_error = _squared_error(velocity_video[:, :, 1:], target).mean((1, 3, 4))
-        video = _weighted_mean(video_error, ~batch.latent_is_pad, flow.loss_weight(t_video, config.video_shift))
+        video_error = squared_error(velocity_video[:, :, 1:], target).mean((1, 3, 4))
+        video = weighted_mean(video_error, ~batch.latent_is_pad, flow.loss_weight(t_video, config.video_shift))
     total = config.lambda_video * video + config.lambda_action * action
     return Losses(total, video, action, velocity_video, velocity_action)
 
 
-def _noisy(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def noisy(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """A clip [B, C, F, h, w] noised at timesteps `t` [B], but for its first frame."""
     return torch.cat((clean[:, :, :1], flow.add_noise(clean[:, :, 1:], noise[:, :, 1:], t)), dim=2)
 
 
-def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared differences, float32."""
     return (prediction.float() - target.float()).square()
 
 
-def _weighted_mean(error: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
+def weighted_mean(error: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
     """Mean of `error` [B, K] over each sample's valid places, weighted per sample [B], averaged over the batch."""
     mean = (error * valid).sum(1) / valid.sum(1).clamp(min=1)
     return (mean * weight).mean()

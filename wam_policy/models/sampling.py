@@ -140,6 +140,6 @@ def _future(
     model: FastWAM, observed: Observed, future: Tensor, t: Tensor, *, read: bool
 ) -> tuple[Tensor | None, list[KeyValue]]:
     """Velocity (None if not read), and keys and values, of the frames after the observed one at one timestep `t` []."""
-    stream, embedding = model.video_stream(future, t.expand(len(future), 1), observed.video_text, start=1)
+    stream, embedding = model.video.stream(future, t.expand(len(future), 1), observed.video_text, start=1)
     x, cache = run(stream, observed.video, read=read)
     return model.video.read(x, embedding, model.video.grid(future)) if read else None, cache

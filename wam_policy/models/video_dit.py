@@ -7,8 +7,9 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.layers import DiT, Precision, Rope, modulate, video_rope
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig, shared
+from wam_policy.models.layers import DiT, KeyValue, Precision, Rope, modulate, video_rope
+from wam_policy.models.mot import Stream
 
 
 class Head(nn.Module):
@@ -29,8 +30,8 @@ class Head(nn.Module):
 class VideoDiT(DiT):
     """Embeds latent frames as tokens and reads tokens back as latent frames."""
 
-    def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
-        super().__init__(dim=config.video_dim, ffn_dim=config.video_ffn_dim, **config.shared(), precision=precision)
+    def __init__(self, config: FastWAMConfig | LightWAMConfig, precision: Precision) -> None:
+        super().__init__(dim=config.video_dim, ffn_dim=config.video_ffn_dim, **shared(config), precision=precision)
         self.patch = config.patch_size
         self.channels = config.latent_channels
         self.patch_embedding = nn.Conv3d(self.channels, self.dim, self.patch, self.patch)
@@ -48,6 +49,14 @@ class VideoDiT(DiT):
     def embed(self, latents: Tensor) -> Tensor:
         """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row."""
         return self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+
+    def stream(self, latents: Tensor, t: Tensor, text: list[KeyValue], *, start: int = 0) -> tuple[Stream, Tensor]:
+        """Latents [B, C, F, h, w] at timesteps `t` [B, F] -> the stream of their tokens and its time embedding [B, F, D].
+
+        `start` is the number of frames that come before these in their clip.
+        """
+        embedding, time = self.embed_time(t)
+        return Stream(self, self.embed(latents), time, self.rope(latents, start), text), embedding
 
     def read(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""
