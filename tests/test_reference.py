@@ -14,7 +14,7 @@ reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
 
-@pytest.mark.parametrize("name", ["fastwam_dev", "init_dev", "bf16_dev", "vae_dev", "text_dev", "io_dev"])
+@pytest.mark.parametrize("name", ["fastwam_dev", "lightwam_dev", "init_dev", "bf16_dev", "vae_dev", "text_dev", "io_dev"])
 def test_every_recorded_tensor_is_within_tolerance(name, capsys):
     assert reference.main([str(HERE / "golden" / f"{name}.safetensors")]) == 0, capsys.readouterr().out
 
