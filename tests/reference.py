@@ -3,7 +3,8 @@
     python tests/reference.py FILE.safetensors [...]
 
 The file's name says what it holds: `fastwam_*`, `lightwam_*`, `init_*` and `bf16_*` (with the `fastwam_*` of the same name
-beside them), `vae_*`, `text_*`, `io_*` (with its two statistics files beside it); the configuration is in the `.json` beside it.
+beside them), `vae_*`, `text_*`, `io_*` (with its two statistics files beside it);
+the configuration is in the `.json` beside it.
 Prints one row per recorded tensor with its error (max |a − b| / max(1, max |b|)) and exits non-zero if one is over its
 tolerance.
 """
