@@ -406,7 +406,6 @@ class WAMPolicy:
         prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
         context = model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
         first = self.vae.encode_first_frame(canvas)
-        observed = sampling.observe(model, first, context)
         time = model.precision.time or dtype
 
         def schedule(shift: float) -> sampling.Schedule:
@@ -415,23 +414,21 @@ class WAMPolicy:
         def start(shape: tuple[int, ...], given: np.ndarray | Tensor | None) -> Tensor:
             return self._noise(len(seen), shape, given, fresh or config.sampling.noise == "fresh").to(device, time)
 
-        actions_schedule = schedule(config.sampling.action_shift)
         actions = start((config.action.horizon, config.action.layout.dim), noise)
         future = None
         if imagine or mode != "first_frame":
             frames = 1 + (config.video.frames - 1) // self.vae.temporal_ratio
             future = start((first.shape[1], frames, *first.shape[3:]), noise_video)[:, :, 1:]
-            video_schedule = schedule(config.sampling.video_shift)
-        if future is None:
-            actions = sampling.act(model, observed, actions, actions_schedule)
-        elif mode == "joint":
-            actions, future = sampling.act_jointly(
-                model, observed, actions, future, actions_schedule, video_schedule, read_video=imagine
-            )
-        else:
-            future = sampling.imagine(model, observed, future, video_schedule)
-            clip = sampling.watch_future(model, observed, future) if mode == "idm" else None
-            actions = sampling.act(model, observed, actions, actions_schedule, clip)
+        actions, future = sampling.sample(
+            model,
+            sampling.observe(model, first, context),
+            actions,
+            future,
+            mode=mode,
+            action_schedule=schedule(config.sampling.action_shift),
+            video_schedule=schedule(config.sampling.video_shift),
+            read_video=imagine,
+        )
         chunks = config.action.normalization.denormalize(actions.float().cpu().numpy())
         return chunks, torch.cat((first, future.to(dtype)), dim=2) if imagine and future is not None else None
 

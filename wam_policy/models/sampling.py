@@ -16,6 +16,7 @@ from wam_policy import flow
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import KeyValue
 from wam_policy.models.mot import join, run
+from wam_policy.models.variants import ActionMode
 
 
 class Schedule(NamedTuple):
@@ -47,6 +48,41 @@ def observe(model: FastWAM, first_frame: Tensor, context: Tensor) -> Observed:
     text = model.video.embed_text(context)
     _, cache = model.watch(first_frame, first_frame.new_zeros(len(first_frame)), text, read=False)
     return Observed(cache, text, model.action.embed_text(context))
+
+
+def sample(
+    model: FastWAM,
+    observed: Observed,
+    actions: Tensor,
+    future: Tensor | None,
+    *,
+    mode: ActionMode,
+    action_schedule: Schedule,
+    video_schedule: Schedule,
+    read_video: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Denoise one chunk of actions in any mode and, where the mode or the caller needs them, the frames.
+
+    Args:
+        model: the model.
+        observed: from `observe()`.
+        actions: [B, T, A] initial noise.
+        future: [B, C, F − 1, h, w] initial noise of the frames after the observed one; None: neither side needs them.
+        mode: what the actions see.
+        action_schedule: the actions' steps.
+        video_schedule: the video's steps.
+        read_video: whether the caller wants the frames.
+
+    Returns:
+        [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if nobody needed them to the end).
+    """
+    if future is None:
+        return act(model, observed, actions, action_schedule), None
+    if mode == "joint":
+        return act_jointly(model, observed, actions, future, action_schedule, video_schedule, read_video=read_video)
+    future = imagine(model, observed, future, video_schedule)
+    seen = watch_future(model, observed, future) if mode == "idm" else None
+    return act(model, observed, actions, action_schedule, seen), future
 
 
 def act(model: FastWAM, observed: Observed, noise: Tensor, schedule: Schedule, seen: list[KeyValue] | None = None) -> Tensor:
