@@ -63,7 +63,7 @@ def test_the_command_line_lists_its_commands_and_refuses_others():
 def test_the_command_line_prints_our_errors_without_a_traceback(tmp_path):
     result = run(sys.executable, "-m", "wam_policy.cli", "eval", "--checkpoint", "./nowhere", "--out", str(tmp_path))
     assert result.returncode == 1
-    assert result.stderr.strip().startswith("wam: no folder './nowhere'") and "Traceback" not in result.stderr
+    assert result.stderr.strip().startswith("wam: no folder or file './nowhere'") and "Traceback" not in result.stderr
 
 
 def test_the_embedded_checkpoint_is_small_and_loads():
