@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MUJOCO_GL ?= osmesa
 
-.PHONY: demo test slow style check reference checkpoint twin evaluate clean
+.PHONY: demo test slow style check reference checkpoint light-checkpoint twin evaluate clean
 
 demo: $(VENV)/.ready  ## the embedded policy solves Meta-World tasks: table and videos in runs/demo/
 	$(BIN)/wam demo
@@ -38,14 +38,20 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 # The codec learns from plain demonstrations, the policy from ones with shoves: see README, "The embedded checkpoint".
 
 RUN := runs/checkpoint
-NAME := metaworld-fast-wam
-SHIPPED := wam_policy/checkpoints/$(NAME)
+SHIPPED := wam_policy/checkpoints/metaworld-fast-wam
+SHIPPED_LIGHT := wam_policy/checkpoints/metaworld-light-wam
 
-checkpoint: $(RUN)/fast/.done  ## remake the embedded checkpoint: record, train the codec, train
+checkpoint: $(RUN)/fast/.done  ## remake the embedded Fast-WAM: record, train the codec, train
 	rm -rf $(SHIPPED)
 	cp -r $(RUN)/fast/checkpoint $(SHIPPED)
 	mkdir $(SHIPPED)/curves
 	for part in codec-1 codec-2 fast; do cp $(RUN)/$$part/curve.jsonl $(SHIPPED)/curves/$$part.jsonl; done
+
+light-checkpoint: $(RUN)/light/.done  ## remake the embedded Light-WAM on the embedded Fast-WAM's codec and video expert
+	rm -rf $(SHIPPED_LIGHT)
+	cp -r $(RUN)/light/checkpoint $(SHIPPED_LIGHT)
+	mkdir $(SHIPPED_LIGHT)/curves
+	cp $(RUN)/light/curve.jsonl $(SHIPPED_LIGHT)/curves/light.jsonl
 
 twin: $(RUN)/no-video/.done  ## the same policy without video co-training
 	$(BIN)/wam eval --checkpoint $(RUN)/no-video/checkpoint --out runs/eval-no-video
@@ -72,6 +78,11 @@ $(RUN)/fast/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 
 $(RUN)/no-video/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/no-video --loss.lambda-video 0
+	touch $@
+
+$(RUN)/light/.done: $(RUN)/shoved/meta/info.json
+	$(BIN)/wam train-light --dataset $(RUN)/shoved --codec $(SHIPPED)/vae --init $(SHIPPED) \
+	  --cache $(RUN)/latents-light.safetensors --replan 4 --steps 2500 --out $(RUN)/light
 	touch $@
 
 evaluate: $(VENV)/.ready  ## the README's table: 50 episodes per task on seeds never trained on

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import CheckpointError
-from wam_policy.hub import frozen, weights
+from wam_policy.hub import frozen, slim, weights
 from wam_policy.hub.atomic import replace_files
 from wam_policy.hub.card import card
 from wam_policy.hub.locate import Download
-from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.build import Model, build
 from wam_policy.models.layers import PRECISIONS
+from wam_policy.models.light_wam import trained
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 
@@ -36,7 +37,7 @@ class Parts:
     """What a policy is made of; the codec is loaded when it is asked for."""
 
     config: PolicyConfig
-    model: FastWAM
+    model: Model
     vae: Callable[[], VAE]
     prompts: Prompts
 
@@ -90,20 +91,42 @@ def read(
     """
     config = read_config(folder)
     model = empty_model(config)
-    weights.load(model, folder, dtype=dtype or getattr(torch, config.dtype), device=device)
+    dtype = dtype or getattr(torch, config.dtype)
+    if config.base is None:
+        weights.load(model, folder, dtype=dtype, device=device)
+    else:
+        weights.assign(model, tensors(folder, download), str(folder), dtype=dtype, device=device)
     table = weights.read(folder, PROMPTS) if (folder / f"{PROMPTS}.safetensors").is_file() else {}
     return assemble(config, model, table, folder, download, text_device=text_device or device)
 
 
-def empty_model(config: PolicyConfig) -> FastWAM:
+def tensors(folder: Path, download: Download) -> dict[str, Tensor]:
+    """The weights of a checkpoint folder or of a folder of parts, a slim one's frozen ones among them; mapped, not yet read.
+
+    Raises:
+        CheckpointError: they can't be read, or a slim one's base can't be found or is another.
+    """
+    own = weights.read(folder)
+    if (folder / BASE).is_file() or (config := read_config(folder)).base is None:
+        return own
+    expected = empty_model(config).state_dict()
+    weights.fit(own, {name: x for name, x in expected.items() if trained(name)}, str(folder))
+    rest = {name: x for name, x in expected.items() if not trained(name)}
+    return own | {
+        name: x.to(next(iter(own.values())).dtype)
+        for name, x in slim.frozen_weights(config.base, rest, folder, download).items()
+    }
+
+
+def empty_model(config: PolicyConfig) -> Model:
     """The model of a contract, without weights, on the `meta` device."""
     with torch.device("meta"):
-        return FastWAM(config.model, PRECISIONS[config.precision])
+        return build(config.model, PRECISIONS[config.precision])
 
 
 def assemble(
     config: PolicyConfig,
-    model: FastWAM,
+    model: Model,
     table: dict[str, Tensor],
     folder: Path,
     download: Download,
@@ -134,7 +157,8 @@ def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, load_by: str
     """
     config, prompts = parts.config, parts.prompts
     with replace_files(folder, CONFIG, STALE) as stage:
-        weights.write(stage, parts.model.state_dict(), dtype=dtype)
+        held = parts.model.state_dict()
+        weights.write(stage, {name: x for name, x in held.items() if config.base is None or trained(name)}, dtype=dtype)
         if prompts.table:
             weights.write(stage, prompts.table, PROMPTS, dtype=dtype)
         if config.vae.repo is None:

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tyro.conf import Positional
 
-from wam_policy.config import FORMAT_VERSION, DtypeName, Source
+from wam_policy.config import FORMAT_VERSION, DtypeName, Form, Source
 from wam_policy.errors import CheckpointError, ConfigError
-from wam_policy.hub import checkpoint, frozen, originals, reader, weights
+from wam_policy.hub import checkpoint, forms, frozen, originals, reader, slim, weights
 from wam_policy.hub.atomic import replace_files
 from wam_policy.hub.foreign import Foreign
 from wam_policy.hub.locate import Download
 from wam_policy.hub.sizes import sizes
+from wam_policy.models.light_wam import trained
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import build_vae
 from wam_policy.models.variants import VariantName
@@ -47,11 +48,12 @@ class ConvertConfig:
     filename: str | None = None
     """The file, in a folder or Hub repository of several."""
     preset: str | None = None
-    """What a file of the reference implementation was trained for, "libero" or "robotwin"; known of the releases."""
+    """What a file of a reference implementation was trained for: "libero", "robotwin" or, a Light-WAM, "real_robot"; known of
+    Fast-WAM's releases, and mostly said by a Light-WAM's config.yaml."""
     variant: VariantName | None = None
-    """Its variant; known of the releases."""
+    """A Fast-WAM's variant; known of the releases."""
     action_shift: float | None = None
-    """The shift its actions are sampled with; known of the releases."""
+    """The shift a Fast-WAM's actions are sampled with; known of the releases."""
     head_dim: int = 128
     """Width of its attention heads."""
     stats: Path | None = None
@@ -64,6 +66,12 @@ class ConvertConfig:
     """Folder of a text encoder (`text_encoder/`, `tokenizer/`) to put into the checkpoint; without it, it names the Hub's."""
     tokenizer: Path | None = None
     """For a text encoder: the folder of its tokenizer; the default is `google/umt5-xxl` beside the file."""
+    form: Form = "fat"
+    """What of a Light-WAM to write: all weights, those that were trained ("slim"), or those that acting needs ("lean")."""
+    base: str | None = None
+    """Of a slim checkpoint: folder or Hub id of its frozen weights, which are compared with those in the source."""
+    base_revision: str | None = None
+    """Branch, tag or commit of the base on the Hub."""
     sha256: str | None = None
     """Refuse a source file that isn't this one."""
     revision: str | None = None
@@ -75,13 +83,15 @@ class ConvertConfig:
         Raises:
             ConfigError: only a part of what has to be said.
         """
-        said = (self.preset, self.variant, self.action_shift)
-        trained = None
-        if self.preset is not None and self.variant is not None and self.action_shift is not None:
-            trained = Trained(preset=self.preset, variant=self.variant, action_shift=self.action_shift, head_dim=self.head_dim)
-        elif any(x is not None for x in said):
-            raise ConfigError("say all of --preset, --variant and --action-shift, or none of them for a known release")
-        return reader.Wanted(self.src, self.filename, trained, self.stats)
+        given = None
+        if self.preset is not None:
+            given = Trained(preset=self.preset, variant=self.variant, action_shift=self.action_shift, head_dim=self.head_dim)
+        if (self.variant is None) != (self.action_shift is None) or (given is None and self.variant is not None):
+            raise ConfigError(
+                "say all of --preset, --variant and --action-shift of a Fast-WAM, or none of them for a known release; "
+                "of a Light-WAM --preset alone"
+            )
+        return reader.Wanted(self.src, self.filename, given, self.stats)
 
 
 def convert(config: ConvertConfig) -> Path:
@@ -96,7 +106,7 @@ def convert(config: ConvertConfig) -> Path:
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists already; choose a new folder")
     if path.is_dir() and checkpoint.is_ours(path):
-        raise CheckpointError(f"{path} is a wam-policy checkpoint already: load it with WAMPolicy.from_pretrained")
+        return _reform(config, path, download)
     hashes = _hashes(path)
     if config.sha256 is not None and [*hashes.values()] != [config.sha256.lower()]:
         raise CheckpointError(f"{path} isn't the wanted file: {config.sha256} was wanted, found {hashes}; fetch it again")
@@ -115,6 +125,32 @@ def convert(config: ConvertConfig) -> Path:
             _text_encoder(dst, found, dtype, config.tokenizer or path.parent / TOKENIZER_BESIDE, _map(origin, hashes))
     logger.info("%s: %s, %s -> %s", path, found.kind, found.layout, dst)
     return dst
+
+
+def _reform(config: ConvertConfig, path: Path, download: Download) -> Path:
+    """A checkpoint of ours in another form."""
+    present = checkpoint.read_config(path)
+    if present.form == config.form:
+        raise CheckpointError(
+            f"{path} is a {present.form} wam-policy checkpoint already: load it with WAMPolicy.from_pretrained"
+        )
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    parts = checkpoint.read(path, download, device=torch.device("cpu"), dtype=dtype)
+    if config.dtype is not None:
+        parts = replace(parts, config=replace(present, dtype=config.dtype))
+    with _no_space(config.dst):
+        _write(config, parts, _map({"weights": f"`{path.name}`, a {present.form} checkpoint"}, _hashes(path)))
+    return config.dst
+
+
+def _write(config: ConvertConfig, parts: checkpoint.Parts, notes: str) -> None:
+    """Write a policy in the form that is wanted; a slim one's base is compared first."""
+    base = None if config.base is None else Source(repo=config.base, revision=config.base_revision)
+    shaped = forms.shaped(parts, config.form, base, None)
+    if shaped.config.base is not None:
+        expected = {name: x for name, x in parts.model.state_dict().items() if not trained(name)}
+        slim.frozen_weights(shaped.config.base, expected, config.dst, Download())
+    checkpoint.write(config.dst, shaped, dtype=None, load_by=f"path/to/{config.dst.name}", notes=notes)
 
 
 def _policy(
@@ -154,14 +190,13 @@ def _policy(
         encoder=lambda: load(frozen.load_text, config.text),
     )
     parts = checkpoint.Parts(contract, model, lambda: load(frozen.load_vae, config.codec), prompts)
-    notes = _map({**origin, **said}, hashes)
-    checkpoint.write(config.dst, parts, dtype=None, load_by=f"path/to/{config.dst.name}", notes=notes)
+    _write(config, parts, _map({**origin, **said}, hashes))
 
 
 def _part(config: ConvertConfig, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:
     """A folder to train from: the weights that there are, and the sizes they tell."""
-    base = {"format_version": FORMAT_VERSION, "family": "fast_wam", "sizes": sizes(found.tensors, config.head_dim)}
-    title = f"# {config.dst.name}\n\nParts of a Fast-WAM, to train from: `wam train --init {config.dst.name}`\n\n"
+    base = {"format_version": FORMAT_VERSION, "sizes": sizes(found.tensors, config.head_dim)}
+    title = f"# {config.dst.name}\n\nParts of a policy, to train from: `wam train --init {config.dst.name}`\n\n"
     with replace_files(config.dst, checkpoint.BASE) as stage:
         weights.write(stage, found.tensors, dtype=dtype)
         (stage / "README.md").write_text(f"{title}{notes}\n")

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from wam_policy.config import Family
 from wam_policy.errors import WeightsError
 from wam_policy.hub import formats, pickles, weights
 
+LIGHT = "state_fusion_action_expert"  # the group of tensors that only a Light-WAM has
 Kind = Literal["policy", "part", "codec", "text encoder"]
 NEEDED = (
     "video.patch_embedding.weight",
@@ -28,6 +30,7 @@ class Foreign:
     kind: Kind
     tensors: dict[str, Tensor]  # a policy's or a part of one, ours; a codec's, diffusers'; a text encoder's, transformers'
     layout: str  # what it was, for the card
+    family: Family = "fast_wam"  # of a policy
 
 
 def read(path: Path) -> Foreign:
@@ -50,9 +53,13 @@ def sort(payload: Any, path: Path) -> Foreign:
     for wrapper in ("model_state", "state_dict"):
         payload = payload.get(wrapper, payload)
     if "mot" in payload:
-        proprio = payload.get("proprio_encoder") or {}
-        named = {f"mot.{name}": x for name, x in payload["mot"].items()}
-        return _policy(named | {f"proprio_encoder.{name}": x for name, x in proprio.items()}, "upstream `.pt`", path)
+        groups = ("mot", LIGHT, "proprio_encoder")
+        named = {f"{group}.{name}": x for group in groups for name, x in (payload.get(group) or {}).items()}
+        if LIGHT in payload:
+            return Foreign(
+                "policy", formats.to_ours(named, formats.light_wam(formats.blocks(named))), "upstream `.pt`", "light_wam"
+            )
+        return _policy(named, "upstream `.pt`", path)
     if "dit" in payload:
         return _part(formats.to_ours(payload["dit"], formats.WAN_DIT), "upstream `.pt` of a video expert", path)
     if "backbone_state_dict" in payload:
@@ -64,8 +71,11 @@ def sort(payload: Any, path: Path) -> Foreign:
         return Foreign("codec", bare, "original Wan codec")
     if "token_embedding.weight" in bare and "blocks.0.attn.q.weight" in bare:
         return Foreign("text encoder", bare, "original UMT5 encoder")
-    if "patch_embedding.weight" in tensors and "blocks.0.self_attn.q.weight" in tensors:
-        return _part(formats.to_ours(tensors, formats.WAN_DIT), "raw Wan DiT", path)
+    if "patch_embedding.weight" in bare and "blocks.0.self_attn.q.weight" in bare:
+        return _part(formats.to_ours(bare, formats.WAN_DIT), "raw Wan DiT", path)
+    if "patch_embedding.weight" in bare and "blocks.0.attn1.to_q.weight" in bare:
+        named = formats.to_ours(bare, formats.wan_diffusers(formats.blocks(bare)))
+        return _part(named, "raw Wan DiT in diffusers' names", path)
     layer_by_layer = any(".layers.0.blocks." in name for name in tensors)
     return _policy(tensors, "LeRobot's layer by layer" if layer_by_layer else "upstream's names", path)
 

@@ -7,7 +7,7 @@ Source: spec/fastwam.md section 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -60,6 +60,31 @@ def light_wam(layers: int) -> dict[str, str]:
             for side in ("down", "up"):
                 table[f"video.blocks.{i}.{ours}.lora_{side}."] = f"mot.mixtures.video.blocks.{i}.{theirs}.{side}_proj."
     return table
+
+
+def wan_diffusers(layers: int) -> dict[str, str]:
+    """A Wan DiT in diffusers' names (`WanTransformer3DModel`)."""
+    table = {
+        "video.patch_embedding.": "patch_embedding.",
+        "video.time_projection.1.": "condition_embedder.time_proj.",
+        "video.head.head.": "proj_out.",
+        "video.head.modulation": "scale_shift_table",
+    }
+    for ours, theirs in (("time_embedding", "time_embedder"), ("text_embedding", "text_embedder")):
+        for i in (0, 2):
+            table[f"video.{ours}.{i}."] = f"condition_embedder.{theirs}.linear_{i // 2 + 1}."
+    inside = {"modulation": "scale_shift_table", "norm3.": "norm2.", "ffn.0.": "ffn.net.0.proj.", "ffn.2.": "ffn.net.2."}
+    for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        inside |= {f"{ours}.{x}.": f"{theirs}.to_{x}." for x in "qkv"}
+        inside |= {f"{ours}.o.": f"{theirs}.to_out.0."} | {f"{ours}.norm_{x}.": f"{theirs}.norm_{x}." for x in "qk"}
+    for i in range(layers):
+        table |= {f"video.blocks.{i}.{ours}": f"blocks.{i}.{theirs}" for ours, theirs in inside.items()}
+    return table
+
+
+def blocks(names: Iterable[str]) -> int:
+    """How many blocks a DiT of these foreign names has."""
+    return 1 + max((int(m[1]) for name in names if (m := re.search(r"\bblocks\.(\d+)\.", name))), default=-1)
 
 
 def umt5(layers: int) -> dict[str, str]:

@@ -22,7 +22,7 @@ ENCODER, DECODER = ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # diffusers' folder names
 
 
-def _folder(source: Source, checkpoint: Path, download: Download, parts: tuple[str, ...] = ("",)) -> Path:
+def folder(source: Source, checkpoint: Path, download: Download, parts: tuple[str, ...] = ("",)) -> Path:
     """The local folder of a frozen part, of which only the folders `parts` are needed."""
     if source.repo is None:
         return checkpoint / source.subfolder
@@ -38,14 +38,14 @@ def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: tor
     """
     if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         dtype = torch.float32
-    folder = _folder(source, checkpoint, download)
+    place = folder(source, checkpoint, download)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
             model = build_vae(config).model.eval().requires_grad_(False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"no video codec in {folder}: {error}") from error
-    load = functools.partial(weights.load, model, folder, VAE_STEM, dtype=dtype, device=device)
+        raise CheckpointError(f"no video codec in {place}: {error}") from error
+    load = functools.partial(weights.load, model, place, VAE_STEM, dtype=dtype, device=device)
     load(only=ENCODER)
     vae = VAE(model, lambda: load(only=DECODER))  # its statistics come from the config: they were not on the meta device
     vae.mean, vae.std = vae.mean.to(device), vae.std.to(device)
@@ -56,7 +56,7 @@ def load_text(source: Source, checkpoint: Path, download: Download, *, dtype: to
     """The text encoder and its tokenizer, from a folder in transformers' layout (`text_encoder/`, `tokenizer/`)."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    root = _folder(source, checkpoint, download, (TEXT_ENCODER, TOKENIZER))
+    root = folder(source, checkpoint, download, (TEXT_ENCODER, TOKENIZER))
     try:
         model, report = UMT5EncoderModel.from_pretrained(
             root / TEXT_ENCODER, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True

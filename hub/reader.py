@@ -10,13 +10,13 @@ import torch
 
 from wam_policy.config import DtypeName, PolicyConfig
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
-from wam_policy.hub import checkpoint, foreign, lerobot, statistics, weights
+from wam_policy.hub import checkpoint, foreign, lerobot, lightwam, statistics, weights
 from wam_policy.hub.checkpoint import Parts
 from wam_policy.hub.foreign import Foreign
 from wam_policy.hub.locate import Download, locate
 from wam_policy.hub.sizes import sizes
-from wam_policy.models.config import FastWAMConfig
-from wam_policy.presets import PRESETS, RELEASES, Trained, contract
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig
+from wam_policy.presets import PRESETS, RELEASES, Trained, contract, preset_of
 
 STATISTICS = "dataset_stats.json"
 
@@ -37,7 +37,7 @@ class Wanted:
             return path
         if self.filename is None:
             return locate(self.place, download)
-        found = locate(self.place, download, [self.filename, f"*{STATISTICS}"]) / self.filename
+        found = locate(self.place, download, [self.filename, f"*{STATISTICS}", f"*{lightwam.CONFIG}"]) / self.filename
         if not found.is_file():
             raise CheckpointError(f"{str(self.place)!r} has no file {self.filename!r}")
         return found
@@ -88,28 +88,45 @@ def contract_of(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfi
     """
     if path.is_dir():
         return lerobot.contract(path, FastWAMConfig(**sizes(found.tensors, lerobot.head_dim(path))))
+    if found.family == "light_wam":
+        return _light_contract(found, path, wanted)
     trained = wanted.trained or RELEASES.get(path.stem)
-    if trained is None:
+    if trained is None or trained.variant is None or trained.action_shift is None:
         raise CheckpointError(
             f"{path.name} doesn't say what it was trained for, and is none of the releases ({', '.join(RELEASES)}); say it: "
             f"from_pretrained(…, trained=Trained(preset=…, variant=…, action_shift=…)), "
             f"or wam convert --preset {'|'.join(PRESETS)} --variant … --action-shift …"
         )
     model = FastWAMConfig(**sizes(found.tensors, trained.head_dim))
-    preset, stats = PRESETS[trained.preset], wanted.stats or _statistics(path)
-    state = None
-    if model.proprio_dim is not None:
-        state = statistics.read(stats, "state", preset.normalization, model.proprio_dim)
-    action = statistics.read(stats, "action", preset.normalization, model.action_dim)
-    try:
-        config = contract(trained, model, state=state, action=action, dtype=_dtype(found, path))
-    except ConfigError as error:
-        raise ConfigError(f"{path} was not trained for the preset {trained.preset!r}: {error}") from error
+    config, stats = _contract(found, path, trained, model, wanted.stats or _statistics(path))
     said = "release of this name" if wanted.trained is None else "given by the caller"
     return config, {
         "contract": f"preset `{trained.preset}`, variant `{trained.variant}`, action shift {trained.action_shift:g} ({said})",
         "statistics": f"`{stats.name}`",
     }
+
+
+def _light_contract(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfig, Mapping[str, str]]:
+    run = lightwam.RunConfig(lightwam.beside(path, lightwam.CONFIG))
+    trained, origin = lightwam.trained(run, wanted.trained)
+    model = lightwam.sizes(run, found.tensors, trained.head_dim)
+    config, stats = _contract(found, path, trained, model, wanted.stats or lightwam.beside(path, STATISTICS))
+    return config, {**origin, "statistics": f"`{stats.name}`"}
+
+
+def _contract(
+    found: Foreign, path: Path, trained: Trained, model: FastWAMConfig | LightWAMConfig, stats: Path
+) -> tuple[PolicyConfig, Path]:
+    """The contract of a file of a reference implementation, whose statistics are in `stats`."""
+    preset, state = preset_of(found.family, trained.preset), None
+    if model.proprio_dim is not None:
+        state = statistics.read(stats, "state", preset.normalization, model.proprio_dim)
+    also = () if preset.snap is None else ("min", "max")
+    action = statistics.read(stats, "action", preset.normalization, model.action_dim, also)
+    try:
+        return contract(trained, model, state=state, action=action, dtype=_dtype(found, path)), stats
+    except ConfigError as error:
+        raise ConfigError(f"{path} was not trained for the preset {trained.preset!r}: {error}") from error
 
 
 def _statistics(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Reads the sizes of a Fast-WAM off its tensors' shapes. Source: spec/fastwam.md section 1.2."""
+"""Reads the sizes of a model off its tensors' shapes. Sources: spec/fastwam.md section 1.2, spec/lightwam.md section 2."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from wam_policy.errors import WeightsError
+from wam_policy.models.config import LORA_TARGETS
 
 
 def sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Any]:
@@ -49,4 +50,54 @@ def sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Any]:
     if "action.action_encoder.weight" in tensors:
         found["action_dim"] = shape("action.action_encoder.weight")[1]
         found["proprio_dim"] = shape("proprio_encoder.weight")[1] if "proprio_encoder.weight" in tensors else None
+    return found
+
+
+def light_sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Any]:
+    """The fields of `LightWAMConfig` that these tensors, in our names, decide; `features` only where queries pool them.
+
+    Raises:
+        WeightsError: as `sizes`.
+    """
+    found = sizes(tensors, head_dim)
+
+    def numbers(pattern: str) -> tuple[int, ...]:
+        return tuple(sorted({int(m[1]) for name in tensors if (m := re.match(pattern, name))}))
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in tensors:
+            raise WeightsError(f"the weights lack {name!r}, which tells the model's size")
+        return tuple(tensors[name].shape)
+
+    taps = numbers(r"adapters\.(\d+)\.")
+    if not taps:
+        raise WeightsError("the weights hold no adapters: a Light-WAM acts on what they record")
+    lora = {m[1] for name in tensors if (m := re.match(r"video\.blocks\.\d+\.(.+)\.lora_down\.weight", name))}
+    layers = numbers(r"video\.blocks\.(\d+)\..+\.lora_down\.weight")
+    found |= {
+        "taps": taps,
+        "adapter_dim": shape(f"adapters.{taps[0]}.down_proj.weight")[0],
+        "lora_rank": 0,
+        "lora_layers": None if len(layers) in (0, found["layers"]) else layers,
+        "layer_dim": shape("expert.layer_compressors.0.fc1.weight")[0],
+        "trunk_dim": shape("expert.fused_proj.weight")[0],
+        "trunk_blocks": len(numbers(r"expert\.trunk\.(\d+)\.")),
+        "step_dim": shape("expert.step_pos_proj.0.weight")[0],
+        "action_dim": shape("expert.output.2.weight")[0],
+        "proprio_dim": shape("proprio_encoder.weight")[1] if "proprio_encoder.weight" in tensors else None,
+    }
+    if layers:
+        ranks = {x.shape[0] for name, x in tensors.items() if name.endswith(".lora_down.weight")}
+        if len(ranks) > 1:
+            raise WeightsError(f"LoRA of several ranks in one file: {sorted(ranks)}")
+        found |= {"lora_rank": ranks.pop(), "lora_targets": tuple(target for target in LORA_TARGETS if target in lora)}
+    poolers = [m.groups() for name in tensors if (m := re.match(r"expert\.layer_poolers\.(\d+)\.(\w+)\.query_tokens", name))]
+    found["pooling"] = "learned_query" if poolers else "mean"
+    if poolers:
+        found["features"] = tuple(tuple(source for i, source in poolers if int(i) == tap) for tap in range(len(taps)))
+        first = f"expert.layer_poolers.0.{found['features'][0][0]}."
+        found["queries"] = shape(f"{first}query_tokens")[0]
+        if f"{first}query_slot_merge_logits" in tensors:
+            found["merge_slots"] = shape(f"{first}query_slot_merge_logits")[0]
+            found["merge_dim"] = shape(f"{first}query_merge_projector.1.weight")[0]
     return found

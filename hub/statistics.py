@@ -12,7 +12,7 @@ from wam_policy.normalize import Mode, Normalization, needs
 KEY = "default"  # the released files hold one group of statistics for all datasets
 
 
-def read(path: Path, vector: str, mode: Mode, dim: int) -> Normalization:
+def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = ()) -> Normalization:
     """The normalisation of a whole vector, the same for every step of a chunk.
 
     Args:
@@ -20,16 +20,17 @@ def read(path: Path, vector: str, mode: Mode, dim: int) -> Normalization:
         vector: "state" or "action".
         mode: what the checkpoint was trained with; the file doesn't say.
         dim: numbers of the vector.
+        also: statistics to keep that the mode doesn't need.
 
     Raises:
         CheckpointError: no such file, or it lacks these statistics or has them of another length.
     """
-    wanted = needs(mode)
+    wanted = {*needs(mode), *also}
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         found = data[vector][KEY]
         normalization = Normalization(
-            mode=mode, statistics={name: tuple(map(float, found[f"global_{name}"])) for name in wanted}
+            mode=mode, statistics={name: tuple(map(float, found[f"global_{name}"])) for name in sorted(wanted)}
         )
         normalization.check(vector, dim)
     except OSError as error:

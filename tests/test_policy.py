@@ -123,7 +123,7 @@ def test_every_episode_of_a_vector_env_begins_with_its_own_chunk_in_every_autore
         for i in np.flatnonzero(starts):
             fresh = policy.predict_chunk({k: v[i] for k, v in observation.items()})[0]
             assert np.allclose(actions[i], fresh, atol=1e-5)
-            asked.append(queue._played[i])
+            asked.append(queue._step[i, 0])
         observation, _, terminated, truncated, _ = envs.step(actions)
         ended = terminated | truncated
         if mode == AutoresetMode.DISABLED and ended.any():

@@ -24,7 +24,8 @@ COMMANDS = {  # name -> (options, function, what it does)
         "wam_policy.training.codec:train_codec",
         "train a video codec",
     ),
-    "train": ("wam_policy.training.loop:TrainConfig", "wam_policy.training.loop:train", "train a policy"),
+    "train": ("wam_policy.training.config:TrainConfig", "wam_policy.training.loop:train", "train a Fast-WAM"),
+    "train-light": ("wam_policy.training.config:LightTrainConfig", "wam_policy.training.loop:train", "train a Light-WAM"),
 }
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from wam_policy.contract import ActionLayout, check_names
 from wam_policy.errors import ConfigError
 from wam_policy.images import Layout, Pixels, Resize
-from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.variants import VARIANTS, ActionMode, VariantName
 from wam_policy.normalize import Normalization
 
@@ -23,6 +25,10 @@ FORMAT_VERSION = 1
 
 T = TypeVar("T")
 DtypeName = Literal["float32", "bfloat16", "float16"]
+Family = Literal["fast_wam", "light_wam"]
+Form = Literal["fat", "slim", "lean"]
+"""All weights; only those that were trained; those that acting needs, folded together."""
+SIZES: dict[str, type[FastWAMConfig] | type[LightWAMConfig]] = {"fast_wam": FastWAMConfig, "light_wam": LightWAMConfig}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +78,33 @@ class StateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GripperSnap:
+    """Gripper numbers are kept in the range of the training data, rounded, and drawn to the closed end when near it.
+
+    Source: spec/lightwam.md section 5.5, the real robot's rule.
+    """
+
+    indices: tuple[int, ...]  # of the gripper numbers in an action
+    within: float  # so close to the smallest value seen in training, the number becomes that value
+
+    def check(self, dim: int, normalization: Normalization) -> None:
+        """Refuse a rule that doesn't fit the actions."""
+        if not self.indices or not all(0 <= index < dim for index in self.indices) or self.within < 0:
+            raise ConfigError(f"grippers {list(self.indices)} within {self.within} don't fit actions of {dim} numbers")
+        missing = {"min", "max"} - normalization.statistics.keys()
+        if missing:
+            raise ConfigError(f"a snapping gripper needs the action statistics {sorted(missing)}")
+
+    def apply(self, actions: np.ndarray, normalization: Normalization) -> np.ndarray:
+        """Actions [..., A] with their gripper numbers snapped, float32."""
+        snapped, places = actions.copy(), list(self.indices)
+        low, high = (np.asarray(normalization.statistics[name], np.float32)[places] for name in ("min", "max"))
+        grippers = np.round(np.clip(actions[..., places], low, high))
+        snapped[..., places] = np.where(grippers - low <= self.within, low, grippers)
+        return snapped
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ActionConfig:
     """What one chunk of actions is."""
 
@@ -79,11 +112,18 @@ class ActionConfig:
     normalization: Normalization
     horizon: int  # actions per chunk
     replan: int  # actions played before the next chunk is asked for
+    supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
+    ensemble: float | None = None  # decay of the weights by which chunks that overlap are averaged; None: the newest plays
+    snap: GripperSnap | None = None  # what gripper numbers are rounded to
 
     def __post_init__(self) -> None:
         self.normalization.check("action", self.layout.dim)
         if not 1 <= self.replan <= self.horizon:
             raise ConfigError(f"`replan` must lie between 1 and the horizon {self.horizon}, got {self.replan}")
+        if self.supervised_steps is not None and not 1 <= self.supervised_steps <= self.horizon:
+            raise ConfigError(f"`supervised_steps` must lie between 1 and {self.horizon}, got {self.supervised_steps}")
+        if self.snap is not None:
+            self.snap.check(self.layout.dim, self.normalization)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,17 +146,17 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    """How actions are denoised."""
+    """How actions and imagined frames are denoised."""
 
     steps: int
     video_shift: float
-    action_shift: float
+    action_shift: float | None  # None: actions are read off in one pass, without noise
     seed: int = 42  # of the initial noise
     noise: Literal["fixed", "fresh"] = "fixed"  # at every call the same noise (as the references do), or new noise
     mode: ActionMode | None = None  # what the actions see while they are denoised; None: the variant's own way
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.video_shift <= 0 or self.action_shift <= 0:
+        if self.steps < 1 or self.video_shift <= 0 or (self.action_shift is not None and self.action_shift <= 0):
             raise ConfigError(f"steps and shifts must be positive, got {self}")
         if self.noise not in ("fixed", "fresh"):
             raise ConfigError(f"`noise` must be 'fixed' or 'fresh', got {self.noise!r}")
@@ -139,12 +179,21 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Base:
+    """The frozen weights that a slim checkpoint doesn't hold."""
+
+    source: Source  # a folder with a video expert in it: any policy of this package, or what `wam convert` made of Wan's
+    dtype: DtypeName  # that those weights are cast to before they are hashed
+    sha256: str  # of them, by `hub.slim.digest`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyConfig:
     """The whole contract of a policy."""
 
-    family: Literal["fast_wam"] = "fast_wam"
-    variant: VariantName = "fast"
-    model: FastWAMConfig
+    family: Family = "fast_wam"
+    variant: VariantName | None = "fast"  # of a Fast-WAM
+    model: FastWAMConfig | LightWAMConfig
     cameras: CameraConfig
     video: VideoConfig
     state: StateConfig | None
@@ -155,12 +204,23 @@ class PolicyConfig:
     text: Source | None  # None: the checkpoint's own table of prompt embeddings is all there is
     dtype: DtypeName = "float32"  # computed in, whatever the file stores
     precision: Literal["fast", "reference"] = "fast"  # "reference" rounds where the released weights were trained to round
+    base: Base | None = None  # of a slim checkpoint; None: all weights are in its own file
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         for field, known in _LITERALS.items():
             if getattr(self, field) not in known:
-                raise ConfigError(f"unknown {field} {getattr(self, field)!r}; this version knows {', '.join(known)}")
+                raise ConfigError(f"unknown {field} {getattr(self, field)!r}; this version knows {', '.join(map(str, known))}")
+        if not isinstance(self.model, SIZES[self.family]):
+            raise ConfigError(f"`model` holds the sizes of a {type(self.model).__name__}, the family is {self.family!r}")
+        flow_matching = self.family == "fast_wam"
+        if (self.variant is not None) != flow_matching or (self.sampling.action_shift is not None) != flow_matching:
+            raise ConfigError(
+                f"a Fast-WAM has a `variant` and an `action_shift`, a Light-WAM has neither; got {self.family!r} with "
+                f"{self.variant!r} and {self.sampling.action_shift}"
+            )
+        if self.base is not None and flow_matching:
+            raise ConfigError("only a Light-WAM, whose video expert is frozen, can leave its `base` to another checkpoint")
         self.action_mode()
         state_dim = None if self.state is None else len(self.state.names)
         if self.model.proprio_dim != state_dim:
@@ -175,17 +235,24 @@ class PolicyConfig:
                 f"{(self.video.frames - 1) * self.video.stride} steps, the action horizon is {self.action.horizon}"
             )
 
+    @property
+    def form(self) -> Form:
+        """What of a Light-WAM a checkpoint holds; a Fast-WAM's is always whole."""
+        if self.base is not None:
+            return "slim"
+        return "lean" if isinstance(self.model, LightWAMConfig) and self.model.lean_steps is not None else "fat"
+
     def action_mode(self, wanted: ActionMode | None = None) -> ActionMode:
         """How actions are sampled: as wanted, else as the contract says, else the variant's own way.
 
         Raises:
             ConfigError: the variant wasn't trained for it.
         """
-        modes = VARIANTS[self.variant].modes
+        modes: tuple[ActionMode, ...] = ("first_frame",) if self.variant is None else VARIANTS[self.variant].modes
         mode = wanted or self.sampling.mode or modes[0]
         if mode not in modes:
             raise ConfigError(
-                f"the variant {self.variant!r} samples actions by {' or '.join(map(repr, modes))}, not by {mode!r}"
+                f"{self.variant or self.family!r} samples actions by {' or '.join(map(repr, modes))}, not by {mode!r}"
             )
         return mode
 
@@ -219,9 +286,13 @@ class PolicyConfig:
         return from_plain(cls, data)
 
 
-_LITERALS = {
-    name: typing.get_args(typing.get_type_hints(PolicyConfig)[name]) for name in ("family", "variant", "dtype", "precision")
-}
+def _literals(hint: Any) -> tuple[Any, ...]:
+    """The values of a literal or of a union with one; `NoneType` stands for itself."""
+    values = [_literals(a) if typing.get_origin(a) is Literal else (a,) for a in typing.get_args(hint)]
+    return tuple(None if value is type(None) else value for part in values for value in part)
+
+
+_LITERALS = {name: _literals(typing.get_type_hints(PolicyConfig)[name]) for name in ("family", "variant", "dtype", "precision")}
 
 
 def _refuse_constant(name: str) -> float:
@@ -247,7 +318,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
+        kinds = [a for a in arguments if a is not type(None)]
+        if len(kinds) > 1 and isinstance(value, Mapping):  # several dataclasses: the one that has most of these fields
+            kinds.sort(key=lambda kind: -len(value.keys() & {field.name for field in dataclasses.fields(kind)}))
+        return _value(kinds[0], value, where)
     if dataclasses.is_dataclass(hint):
         return from_plain(typing.cast(type, hint), value, where)
     if origin is tuple and isinstance(value, list):

@@ -82,6 +82,16 @@ def compose(pictures: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
     return np.concatenate((pictures[0], np.concatenate(pictures[1:], axis=2)), axis=1)
 
 
+def split(canvas: np.ndarray, cameras: CameraConfig) -> dict[str, np.ndarray]:
+    """A canvas [..., H, W] cut into its cameras' places, the inverse of `compose`."""
+    height, width, names = cameras.height, cameras.width, cameras.names
+    if cameras.layout == "row":
+        return {name: canvas[..., i * width : (i + 1) * width] for i, name in enumerate(names)}
+    below = canvas[..., 2 * height :, :]
+    rest = {name: below[..., i * width : (i + 1) * width] for i, name in enumerate(names[1:])}
+    return {names[0]: canvas[..., : 2 * height, :], **rest}
+
+
 def canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
     """Pictures by camera, uint8 [B, H, W, 3], as a model sees them: float32 [B, 3, H, W] in [-1, 1].
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -14,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wam_policy import flow, images
+from wam_policy import acting, explanation, images
 from wam_policy import observation as observations
 from wam_policy.action_queue import ActionQueue
-from wam_policy.config import PolicyConfig
-from wam_policy.errors import CheckpointError, ObservationError
-from wam_policy.hub import checkpoint, reader
+from wam_policy.config import Form, PolicyConfig, Source
+from wam_policy.errors import ConfigError, ObservationError
+from wam_policy.hub import checkpoint, forms, reader
 from wam_policy.hub.locate import Download
-from wam_policy.models import sampling
-from wam_policy.models.fast_wam import FastWAM
+from wam_policy.hub.upload import upload
+from wam_policy.models.build import Model
+from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 from wam_policy.models.variants import ActionMode
@@ -43,6 +45,14 @@ class Imagined(NamedTuple):
     frames: np.ndarray  # uint8 [F, H, W, 3], or [B, F, H, W, 3]: the canvas, the observed frame first
 
 
+class Explained(NamedTuple):
+    """A chunk of actions and what the action head looked at."""
+
+    actions: np.ndarray  # float32 [T, A], or [B, T, A] for a batch
+    canvas: np.ndarray  # uint8 [H, W, 3], or [B, H, W, 3]: what the model saw
+    maps: np.ndarray  # float32 [K, Q, H, W], or [B, K, Q, H, W]: per tap and query, over the canvas; see `images.split`
+
+
 class WAMPolicy:
     """A World Action Model as a robot policy.
 
@@ -54,7 +64,7 @@ class WAMPolicy:
         ('front', 'wrist')
     """
 
-    def __init__(self, config: PolicyConfig, model: FastWAM, *, vae: VAE | Callable[[], VAE], prompts: Prompts) -> None:
+    def __init__(self, config: PolicyConfig, model: Model, *, vae: VAE | Callable[[], VAE], prompts: Prompts) -> None:
         """Put a policy together from its parts; `from_pretrained` is the usual way.
 
         Args:
@@ -124,7 +134,15 @@ class WAMPolicy:
         )
         return cls(parts.config, parts.model, vae=parts.vae, prompts=parts.prompts)
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None, notes: str = "") -> Path:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        notes: str = "",
+        form: Form = "fat",
+        base: Source | None = None,
+    ) -> Path:
         """Write the policy as a checkpoint folder: `config.json`, `model.safetensors`, prompts, codec, card.
 
         A kill in the middle leaves the old checkpoint, or a folder that `from_pretrained` refuses as incomplete.
@@ -133,14 +151,22 @@ class WAMPolicy:
             folder: where; made if it doesn't exist, other files in it stay.
             dtype: what the weights are stored in; the default is what they are.
             notes: markdown for the end of the card, for example results.
+            form: what of a Light-WAM is written: all of it ("fat"), only what was trained ("slim"), or what acting needs,
+                folded together ("lean").
+            base: of a slim checkpoint: where the frozen video expert is.
+
+        Raises:
+            ConfigError: a form this policy doesn't have, a slim one without a base.
         """
         folder = Path(folder)
-        self._write(folder, dtype, f"path/to/{folder.name}", notes)
+        self._write(folder, dtype, f"path/to/{folder.name}", notes, form, base)
         return folder
 
-    def _write(self, folder: Path, dtype: torch.dtype | None, load_by: str, notes: str) -> None:
+    def _write(
+        self, folder: Path, dtype: torch.dtype | None, load_by: str, notes: str, form: Form, base: Source | None
+    ) -> None:
         parts = checkpoint.Parts(self.config, self.model, lambda: self.vae, self.prompts)
-        checkpoint.write(folder, parts, dtype=dtype, load_by=load_by, notes=notes)
+        checkpoint.write(folder, forms.shaped(parts, form, base, dtype), dtype=dtype, load_by=load_by, notes=notes)
 
     def push_to_hub(
         self,
@@ -153,6 +179,8 @@ class WAMPolicy:
         create_pr: bool = False,
         dtype: torch.dtype | None = None,
         notes: str = "",
+        form: Form = "fat",
+        base: Source | None = None,
     ) -> str:
         """Upload the policy to the Hub as one commit and return the commit's address.
 
@@ -165,26 +193,20 @@ class WAMPolicy:
             create_pr: open a pull request instead of committing.
             dtype: what the weights are stored in.
             notes: markdown for the end of the card.
+            form: as in `save_pretrained`.
+            base: as in `save_pretrained`.
         """
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
-
-        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder), dtype, repo_id, notes)
-            try:
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                commit = api.upload_folder(
-                    repo_id=repo_id,
-                    folder_path=folder,
-                    delete_patterns=list(checkpoint.STALE),
-                    revision=revision,
-                    commit_message=commit_message,
-                    create_pr=create_pr,
-                )
-            except (HfHubHTTPError, OSError, ValueError) as error:
-                raise CheckpointError(f"can't upload to {repo_id!r}: {error}; check the token's write access") from error
-        return str(commit.commit_url)
+            self._write(Path(folder), dtype, repo_id, notes, form, base)
+            return upload(
+                Path(folder),
+                repo_id,
+                token=token,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
 
     # -- contract ----------------------------------------------------------------------------------------------------
 
@@ -273,15 +295,22 @@ class WAMPolicy:
     # -- acting ------------------------------------------------------------------------------------------------------
 
     def predict_chunk(
-        self, observation: Any, noise: np.ndarray | Tensor | None = None, *, mode: ActionMode | None = None
+        self,
+        observation: Any,
+        noise: np.ndarray | Tensor | None = None,
+        *,
+        mode: ActionMode | None = None,
+        horizon: int | None = None,
     ) -> np.ndarray:
         """Predict one chunk of actions for each observation.
 
         Args:
             observation: one observation or a batch (see `wam_policy.observation`).
-            noise: initial noise [T, A] or [B, T, A]; the default is what the contract says: fixed by its seed and the
-                same for every sample, or fresh.
+            noise: initial noise [T, A] or [B, T, A] of a Fast-WAM; the default is what the contract says: fixed by its seed and
+                the same for every sample, or fresh.
             mode: what the actions see while they are denoised, where the variant leaves a choice (`models.variants`).
+            horizon: actions per chunk T; the default is the contract's, which the policy was trained with. In a Light-WAM the
+                first actions don't depend on it, in a Fast-WAM all do.
 
         Returns:
             float32 [T, A], or [B, T, A] for a batch, in the units the policy was trained with.
@@ -289,10 +318,10 @@ class WAMPolicy:
         Raises:
             ObservationError: the observation doesn't fit the contract.
             PromptError: an instruction can't be embedded.
-            ConfigError: the variant wasn't trained for this mode.
+            ConfigError: the variant wasn't trained for this mode, a horizon below 1, noise for a model that takes none.
         """
         seen = self._check(observation)
-        chunks, _ = self._sample(seen, noise, mode=mode)
+        chunks, _ = self._sample(seen, noise, mode=mode, horizon=horizon)
         return chunks if seen.batched else chunks[0]
 
     def imagine(
@@ -305,24 +334,25 @@ class WAMPolicy:
     ) -> Imagined:
         """Predict one chunk of actions and the future video frames.
 
-        In the modes "joint" and "idm" the actions depend on these frames. In the mode "first_frame" (the fast variant) they
-        do NOT: the frames show what the model learned about the world, not why it acts.
+        In the modes "joint" and "idm" the actions depend on these frames. In the mode "first_frame" (the fast variant) and in a
+        Light-WAM they do NOT: the frames show what the model learned about the world, not why it acts.
 
         Args:
             observation: one observation or a batch (see `wam_policy.observation`).
             noise: initial noise of the actions, as in `predict_chunk`.
             noise_video: initial noise of the clip's latents, [C, f, h, w] or [B, C, f, h, w], whose first frame is not used;
-                the default is drawn like that of the actions.
+                the default is drawn like that of the actions. A Light-WAM's h and w are those of its pooled grid.
             mode: as in `predict_chunk`.
 
         Returns:
-            The actions, those of `predict_chunk` for the same noise, and the frames, `config.video.stride` env steps apart.
+            The actions, those of `predict_chunk` for the same noise, and the frames, `config.video.stride` env steps apart;
+            a Light-WAM's are smaller than its canvas by `config.model.video_pool`.
 
         Raises:
             As `predict_chunk`.
         """
         seen = self._check(observation)
-        chunks, latents = self._sample(seen, noise, mode=mode, imagine=True, noise_video=noise_video)
+        chunks, latents = self._sample(seen, noise, noise_video, mode=mode, imagine=True)
         assert latents is not None
         with torch.no_grad():
             video = self.vae.decode(latents.to(self.dtype))
@@ -356,7 +386,7 @@ class WAMPolicy:
             raise ObservationError(f"`state` belongs to {state.size} envs, the observation has {len(seen)}")
         queue = state if state is not None else self._queue
         if queue is None or queue.size != len(seen):
-            queue = ActionQueue(len(seen), self.config.action.replan)
+            queue = self.queue(len(seen))
         if state is None:
             self._queue = queue
         queue.reset(seen.episode_start | observations.episode_flags(episode_start, len(seen)))
@@ -365,6 +395,53 @@ class WAMPolicy:
             queue.push(self._sample(_pick(seen, empty), fresh=not deterministic)[0], empty)
         actions = queue.pop()
         return (actions if seen.batched else actions[0]), queue
+
+    def queue(self, size: int = 1, replan: int | Sequence[int] | None = None, ensemble: float | None = None) -> ActionQueue:
+        """A queue of chunks to play by `predict(observation, state=queue)`.
+
+        Args:
+            size: number of envs.
+            replan: actions played of a chunk, or a number for each chunk of an episode (see `ActionQueue`); the default is the
+                contract's.
+            ensemble: average chunks that overlap (see `ActionQueue`); the default is the contract's.
+
+        Raises:
+            ConfigError: more actions are to be played than a chunk holds.
+        """
+        action = self.config.action
+        queue = ActionQueue(
+            size, action.replan if replan is None else replan, action.ensemble if ensemble is None else ensemble
+        )
+        most = int(queue.replan.max())
+        if most > action.horizon:
+            raise ConfigError(f"`replan` is {most}, a chunk holds {action.horizon} actions")
+        if action.supervised_steps is not None and most > action.supervised_steps:
+            warnings.warn(
+                f"{most} actions of each chunk are played, but only the first {action.supervised_steps} were trained; "
+                f"`policy.queue(replan={action.supervised_steps})` plays no others",
+                stacklevel=2,
+            )
+        return queue
+
+    def explain(self, observation: Any) -> Explained:
+        """Predict one chunk and show what the action head of a Light-WAM looked at.
+
+        Args:
+            observation: one observation or a batch (see `wam_policy.observation`).
+
+        Returns:
+            The actions of `predict_chunk`, the canvas, and a map of it per tap and query.
+
+        Raises:
+            As `predict_chunk`; ConfigError: the policy has no learned queries.
+        """
+        seen = self._check(observation)
+        if not isinstance(self.model, LightWAM) or self.model.config.pooling != "learned_query":
+            raise ConfigError("only a Light-WAM that pools by learned queries can be explained")
+        canvas = images.to_pixels(images.canvas(seen.images, self.config.cameras)[:, :, None])[:, 0]
+        maps = explanation.attention_maps(self.model, *self._see(seen), canvas.shape[1:3])
+        explained = Explained(self._sample(seen)[0], canvas, maps)
+        return explained if seen.batched else Explained(*(x[0] for x in explained))
 
     def canvas(self, observation: Any) -> np.ndarray:
         """What the model sees of an observation or a batch: float32 [3, H, W] or [B, 3, H, W], in [-1, 1].
@@ -386,51 +463,43 @@ class WAMPolicy:
         return observations.check(observation, self.config.cameras.names, None if state is None else state.names)
 
     @torch.no_grad()
-    def _sample(
-        self,
-        seen: observations.Observation,
-        noise: np.ndarray | Tensor | None = None,
-        *,
-        mode: ActionMode | None = None,
-        fresh: bool = False,
-        imagine: bool = False,
-        noise_video: np.ndarray | Tensor | None = None,
-    ) -> tuple[np.ndarray, Tensor | None]:
-        """Chunks [B, T, A] of checked observations and, where they are wanted, latents [B, C, f, h, w] of the clips."""
-        config, model, device, dtype = self.config, self.model, self.device, self.dtype
-        mode = config.action_mode(mode)
+    def _see(self, seen: observations.Observation) -> tuple[Tensor, Tensor]:
+        """Latents [B, C, 1, h, w] of the observed canvases, and the context [B, L + 1, text_dim]."""
+        config, device, dtype = self.config, self.device, self.dtype
         canvas = torch.from_numpy(images.canvas(seen.images, config.cameras)).to(device, dtype)
         proprio = None
         if config.state is not None and seen.state is not None:
             proprio = torch.from_numpy(config.state.normalization.normalize(seen.state)).to(device, dtype)
         prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
-        context = model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
-        first = self.vae.encode_first_frame(canvas)
-        time = model.precision.time or dtype
+        context = self.model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
+        return self.vae.encode_first_frame(canvas), context
 
-        def schedule(shift: float) -> sampling.Schedule:
-            return sampling.Schedule(*flow.schedule(config.sampling.steps, shift, dtype=time, device=device))
+    def _sample(
+        self,
+        seen: observations.Observation,
+        noise: np.ndarray | Tensor | None = None,
+        noise_video: np.ndarray | Tensor | None = None,
+        *,
+        mode: ActionMode | None = None,
+        horizon: int | None = None,
+        fresh: bool = False,
+        imagine: bool = False,
+    ) -> tuple[np.ndarray, Tensor | None]:
+        """Chunks [B, T, A] of checked observations and, where they are wanted, latents [B, C, f, h, w] of the clips."""
+        action, steps = self.config.action, horizon if horizon is not None else self.config.action.horizon
+        if steps < 1:
+            raise ConfigError(f"`horizon` must be positive, got {steps}")
+        if noise is not None and self.config.sampling.action_shift is None:
+            raise ConfigError("a Light-WAM reads its actions off in one pass: it takes no `noise`")
 
-        def start(shape: tuple[int, ...], given: np.ndarray | Tensor | None) -> Tensor:
-            return self._noise(len(seen), shape, given, fresh or config.sampling.noise == "fresh").to(device, time)
+        def drawn(given: np.ndarray | Tensor | None) -> acting.Noise:
+            return lambda shape: self._noise(len(seen), shape, given, fresh or self.config.sampling.noise == "fresh")
 
-        actions = start((config.action.horizon, config.action.layout.dim), noise)
-        future = None
-        if imagine or mode != "first_frame":
-            frames = 1 + (config.video.frames - 1) // self.vae.temporal_ratio
-            future = start((first.shape[1], frames, *first.shape[3:]), noise_video)[:, :, 1:]
-        actions, future = sampling.sample(
-            model,
-            sampling.observe(model, first, context),
-            actions,
-            future,
-            mode=mode,
-            action_schedule=schedule(config.sampling.action_shift),
-            video_schedule=schedule(config.sampling.video_shift),
-            read_video=imagine,
-        )
-        chunks = config.action.normalization.denormalize(actions.float().cpu().numpy())
-        return chunks, torch.cat((first, future.to(dtype)), dim=2) if imagine and future is not None else None
+        wish = acting.Wish(steps, drawn(noise), drawn(noise_video), mode, imagine)
+        frames = 1 + (self.config.video.frames - 1) // self.vae.temporal_ratio
+        actions, latents = acting.act(self.config, self.model, *self._see(seen), frames, wish)
+        chunks = action.normalization.denormalize(actions.float().cpu().numpy())
+        return chunks if action.snap is None else action.snap.apply(chunks, action.normalization), latents
 
     def _noise(self, size: int, shape: tuple[int, ...], given: np.ndarray | Tensor | None, fresh: bool) -> Tensor:
         """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same."""

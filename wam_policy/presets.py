@@ -1,4 +1,7 @@
-"""What the released Fast-WAM checkpoints were trained and evaluated with, as data. Source: spec/fastwam.md section 5."""
+"""What the released checkpoints were trained and evaluated with, as data.
+
+Sources: spec/fastwam.md section 5; spec/lightwam.md section 5.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from wam_policy.config import (
     ActionConfig,
     CameraConfig,
     DtypeName,
+    Family,
+    GripperSnap,
     PolicyConfig,
     PromptConfig,
     SamplingConfig,
@@ -17,11 +22,12 @@ from wam_policy.config import (
 )
 from wam_policy.contract import ActionLayout, Gripper
 from wam_policy.errors import ConfigError
-from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.variants import VariantName
 from wam_policy.normalize import Mode, Normalization
 
-WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # the frozen codec and text encoder of every release
+WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # the frozen codec and text encoder of every Fast-WAM
+LIGHT_WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # of every Light-WAM
 
 PROMPT = PromptConfig(
     template="A video recorded from a robot's point of view executing the following instruction: {task}", token_length=128
@@ -42,6 +48,8 @@ class Preset:
     replan: int
     prompt: PromptConfig
     sampling: SamplingConfig
+    wan: str = WAN  # Hub id of the frozen codec and text encoder
+    snap: GripperSnap | None = None
 
 
 PRESETS = {
@@ -80,18 +88,35 @@ PRESETS = {
 }
 
 
+def _light(preset: Preset) -> Preset:
+    """The contract of a Light-WAM for the same robot: its pictures are resized as in training, its actions read in one pass."""
+    cameras = replace(preset.cameras, resize="stretch", pixels="float")
+    return replace(preset, cameras=cameras, sampling=replace(preset.sampling, action_shift=None), wan=LIGHT_WAN)
+
+
+LIGHT_PRESETS = {
+    "libero": _light(PRESETS["libero"]),
+    "robotwin": _light(PRESETS["robotwin"]),
+    "real_robot": replace(
+        _light(PRESETS["robotwin"]),
+        snap=GripperSnap(indices=tuple(i for i, name in enumerate(JOINTS) if name.endswith("gripper")), within=5.0),
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What a file of the reference implementation doesn't say about itself."""
+    """What a file of the reference implementations doesn't say about itself."""
 
-    preset: str  # key of `PRESETS`
-    variant: VariantName
-    action_shift: float  # of the flow schedule its actions are sampled with; releases differ
+    preset: str  # key of `PRESETS`, or of `LIGHT_PRESETS`
+    variant: VariantName | None = None  # of a Fast-WAM
+    action_shift: float | None = None  # of the flow schedule a Fast-WAM's actions are sampled with; releases differ
     head_dim: int = 128
+    supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ConfigError(f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+        if self.preset not in LIGHT_PRESETS:
+            raise ConfigError(f"no preset {self.preset!r}; there are {', '.join(LIGHT_PRESETS)}")
 
 
 RELEASES = {  # by the names of their files in the repository yuanty/fastwam; sources: spec/fastwam.md sections 1.1 and 9
@@ -102,9 +127,14 @@ RELEASES = {  # by the names of their files in the repository yuanty/fastwam; so
 
 
 def contract(
-    trained: Trained, sizes: FastWAMConfig, *, state: Normalization | None, action: Normalization, dtype: DtypeName
+    trained: Trained,
+    sizes: FastWAMConfig | LightWAMConfig,
+    *,
+    state: Normalization | None,
+    action: Normalization,
+    dtype: DtypeName,
 ) -> PolicyConfig:
-    """The contract of a file of the reference implementation.
+    """The contract of a file of a reference implementation.
 
     Args:
         trained: what the file doesn't say.
@@ -116,18 +146,39 @@ def contract(
     Raises:
         ConfigError: the preset isn't this model's.
     """
-    preset = PRESETS[trained.preset]
+    family: Family = "fast_wam" if isinstance(sizes, FastWAMConfig) else "light_wam"
+    preset = preset_of(family, trained.preset)
     return PolicyConfig(
+        family=family,
         variant=trained.variant,
         model=sizes,
         cameras=preset.cameras,
         video=preset.video,
         state=None if state is None else StateConfig(names=preset.state_names, normalization=state),
-        action=ActionConfig(layout=preset.layout, normalization=action, horizon=preset.horizon, replan=preset.replan),
+        action=ActionConfig(
+            layout=preset.layout,
+            normalization=action,
+            horizon=preset.horizon,
+            replan=preset.replan,
+            supervised_steps=trained.supervised_steps,
+            snap=preset.snap,
+        ),
         prompt=preset.prompt,
         sampling=replace(preset.sampling, action_shift=trained.action_shift),
-        vae=Source(repo=WAN, subfolder="vae"),
-        text=Source(repo=WAN),
+        vae=Source(repo=preset.wan, subfolder="vae"),
+        text=Source(repo=preset.wan),
         dtype=dtype,
         precision="reference",
     )
+
+
+def preset_of(family: Family, name: str) -> Preset:
+    """A preset of a family.
+
+    Raises:
+        ConfigError: the family has none of this name.
+    """
+    presets = PRESETS if family == "fast_wam" else LIGHT_PRESETS
+    if name not in presets:
+        raise ConfigError(f"no preset {name!r} of the family {family!r}; there are {', '.join(presets)}")
+    return presets[name]

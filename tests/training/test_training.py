@@ -13,8 +13,10 @@ from wam_policy.errors import DatasetError, EnvError
 from wam_policy.hub import frozen
 from wam_policy.hub.locate import Download
 from wam_policy.training.codec import CodecConfig, train_codec
+from wam_policy.training.config import SizeConfig, TrainConfig
+from wam_policy.training.examples import encode_windows
 from wam_policy.training.lerobot_reader import LeRobotDataset
-from wam_policy.training.loop import SizeConfig, TrainConfig, encode_windows, train
+from wam_policy.training.loop import train
 from wam_policy.training.record import RecordConfig, Shoves, record
 from wam_policy.training.schedule import warm_cosine
 from wam_policy.training.windows import cut

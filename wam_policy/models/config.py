@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypedDict, get_args
 
 from wam_policy.errors import ConfigError
@@ -39,16 +39,34 @@ class FastWAMConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("patch_size", "eps")}
-        wrong = {name: size for name, size in sizes.items() if size is not None and size < 1}
-        if wrong or min(self.patch_size) < 1 or not self.eps > 0:
-            raise ConfigError(f"model sizes must be positive, got {wrong or {'patch_size': self.patch_size, 'eps': self.eps}}")
-        if self.head_dim % 2 or self.freq_dim % 2:
-            raise ConfigError(f"`head_dim` and `freq_dim` must be even, got {self.head_dim} and {self.freq_dim}")
-        if self.patch_size[0] != 1:
-            raise ConfigError(f"patches must be one latent frame long, got `patch_size` {self.patch_size}")
+        check_sizes(self)
 
 
+def check_sizes(config: FastWAMConfig | LightWAMConfig, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Refuse sizes that no model can have."""
+    sizes = {f.name: getattr(config, f.name) for f in fields(config)}
+    wrong = {n: x for n, x in sizes.items() if isinstance(x, int) and x < 1 and not (x == 0 and n in may_be_zero)}
+    if wrong or min(config.patch_size) < 1 or not config.eps > 0:
+        raise ConfigError(f"model sizes must be positive, got {wrong or {n: sizes[n] for n in ('patch_size', 'eps')}}")
+    odd = {n: sizes[n] for n in ("head_dim", "freq_dim", "step_dim") if sizes.get(n, 0) % 2}
+    if odd:
+        raise ConfigError(f"{' and '.join(f'`{n}`' for n in odd)} must be even, got {odd}")
+    if config.patch_size[0] != 1:
+        raise ConfigError(f"patches must be one latent frame long, got `patch_size` {config.patch_size}")
+
+
+TRUNK = (  # the sizes of a video expert's trunk
+    "latent_channels",
+    "patch_size",
+    "video_dim",
+    "video_ffn_dim",
+    "layers",
+    "heads",
+    "head_dim",
+    "text_dim",
+    "freq_dim",
+    "eps",
+)
 Feature = Literal["backbone", "adapted", "delta"]
 Pooling = Literal["learned_query", "mean"]
 LORA_TARGETS = (
@@ -92,8 +110,10 @@ class LightWAMConfig:
     trunk_blocks: int = 1
     step_dim: int = 256
     video_pool: int = 2  # latent pixels whose square is averaged for the video's supervision
+    lean_steps: int | None = None  # a lean model, which acts only: so many steps of a chunk are known; None: as trained
 
     def __post_init__(self) -> None:
+        check_sizes(self, may_be_zero=("lora_rank", "trunk_blocks"))
         outside = [tap for tap in self.taps if not 0 <= tap < self.layers]
         if outside or list(self.taps) != sorted(set(self.taps)) or not self.taps:
             raise ConfigError(f"taps must be blocks 0 … {self.layers - 1} in rising order, got {list(self.taps)}")
@@ -106,8 +126,10 @@ class LightWAMConfig:
             raise ConfigError(f"{self.pool_heads} pooling heads don't divide the width {self.video_dim}")
         if self.lora_rank < 0 or set(self.lora_targets) - set(LORA_TARGETS):
             raise ConfigError(f"LoRA of rank {self.lora_rank} on {self.lora_targets}; targets are {LORA_TARGETS}")
-        if self.head_dim % 2 or self.freq_dim % 2 or self.step_dim % 2:
-            raise ConfigError("`head_dim`, `freq_dim` and `step_dim` must be even")
+        if self.lora_layers is not None and not set(self.lora_layers) <= set(range(self.layers)):
+            raise ConfigError(f"LoRA on blocks {list(self.lora_layers)}; there are blocks 0 … {self.layers - 1}")
+        if self.lean_steps is not None and (self.lean_steps < 1 or self.lora_rank or self.taps[-1] + 1 != self.layers):
+            raise ConfigError("a lean model knows at least one step, has no LoRA and ends at its last tap")
 
     def lora_paths(self) -> list[str]:
         """Paths of the adapted layers inside the video expert."""

@@ -118,6 +118,11 @@ def append_proprio(prompt: Tensor, proprio: Tensor | None, encoder: nn.Linear | 
     return torch.cat((prompt, encoder(proprio.to(prompt.dtype)).unsqueeze(1)), dim=1)
 
 
+def text_mlp(text_dim: int, dim: int) -> nn.Sequential:
+    """An expert's own embedding of the raw context."""
+    return nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, in float32; unless fused, the weight is applied in the input's dtype."""
 
@@ -217,7 +222,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.head_dim, self.freq_dim, self.eps, self.precision = dim, head_dim, freq_dim, eps, precision
-        self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.text_embedding = text_mlp(text_dim, dim)
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps, precision) for _ in range(layers))

@@ -53,6 +53,11 @@ class LightLossConfig:
         if (self.prefix_steps is not None and self.prefix_steps < 1) or not 0 <= self.tail_weight <= 1:
             raise ConfigError(f"`prefix_steps` must be positive and `tail_weight` in [0, 1], got {self}")
 
+    @property
+    def supervised_steps(self) -> int | None:
+        """So many first steps of a chunk are trained at all; None: all."""
+        return self.prefix_steps if self.tail_weight == 0 else None
+
     def step_weights(self, horizon: int, like: Tensor) -> Tensor:
         """Weights [T] of the steps of a chunk."""
         steps = torch.arange(horizon, device=like.device)

@@ -7,11 +7,14 @@ Source: spec/lightwam.md sections 1 and 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.layers import FAST, KeyValue, Precision, append_proprio
+from wam_policy.models.lean import LeanVideo
 from wam_policy.models.lora import attach
 from wam_policy.models.mot import run
 from wam_policy.models.state_fusion import StateFusionActionExpert, Taps
@@ -40,7 +43,7 @@ class LightWAM(nn.Module):
     def __init__(self, config: LightWAMConfig, precision: Precision = FAST) -> None:
         super().__init__()
         self.config, self.precision = config, precision
-        self.video = VideoDiT(config, precision)
+        self.video = VideoDiT(config, precision) if config.lean_steps is None else LeanVideo(config, precision)
         if config.lora_rank:
             attach(self.video, config.lora_paths(), rank=config.lora_rank, alpha=config.lora_alpha)
         self.adapters = nn.ModuleDict(
@@ -53,10 +56,8 @@ class LightWAM(nn.Module):
         """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
         return append_proprio(prompt, proprio, self.proprio_encoder)
 
-    def _watch(self, latents: Tensor, t: Tensor, text: list[KeyValue], *, blocks: int | None) -> tuple[Tensor, Tensor, Taps]:
-        """The stream after so many blocks [B, S, D], its time embedding, and what the taps before recorded."""
-        frames, rows, columns = self.video.grid(latents)
-        stream, embedding = self.video.stream(latents, t, text)
+    def _recorder(self) -> tuple[list[dict[str, Tensor]], Callable[[int, Tensor], Tensor]]:
+        """A list, and what adapts the tokens after each block and records the taps' features in that list."""
         taps: list[dict[str, Tensor]] = []
 
         def adapt(i: int, x: Tensor) -> Tensor:
@@ -66,24 +67,39 @@ class LightWAM(nn.Module):
             taps.append({"backbone": x, "adapted": adapted, "delta": adapted - x})
             return adapted
 
-        x, _ = run(stream, first=rows * columns if frames > 1 else 0, after=adapt, blocks=blocks)
-        return x, embedding, taps
+        return taps, adapt
 
     def states(self, first_frame: Tensor, text: list[KeyValue]) -> Taps:
         """What the taps record of the observation [B, C, 1, h, w]; blocks after the last tap are not run."""
-        t = first_frame.new_zeros(len(first_frame), 1)
-        return self._watch(first_frame, t, text, blocks=self.config.taps[-1] + 1)[2]
+        taps, adapt = self._recorder()
+        if isinstance(self.video, LeanVideo):
+            self.video.watch(first_frame, text, adapt)
+            return taps
+        stream, _ = self.video.stream(first_frame, first_frame.new_zeros(len(first_frame), 1), text)
+        run(stream, after=adapt, blocks=self.config.taps[-1] + 1)
+        return taps
 
     def velocity(self, latents: Tensor, t: Tensor, text: list[KeyValue]) -> Tensor:
         """Velocity [B, C, F, h, w] of a pooled clip whose first frame is clean, at timesteps `t` [B] of the later frames."""
-        t_frames = t.unsqueeze(1).repeat(1, latents.shape[2])
+        assert isinstance(self.video, VideoDiT), "a lean model has no video head"
+        frames, rows, columns = grid = self.video.grid(latents)
+        t_frames = t.unsqueeze(1).repeat(1, frames)
         t_frames[:, 0] = 0
-        x, embedding, _ = self._watch(latents, t_frames, text, blocks=None)
-        return self.video.read(x, embedding, self.video.grid(latents))
+        stream, embedding = self.video.stream(latents, t_frames, text)
+        x, _ = run(stream, first=rows * columns if frames > 1 else 0, after=self._recorder()[1])
+        return self.video.read(x, embedding, grid)
 
     def act(self, first_frame: Tensor, context: Tensor, horizon: int) -> Tensor:
         """Actions [B, horizon, A] for latents [B, C, 1, h, w] of the observation and `context` from `context()`."""
         return self.expert(self.states(first_frame, self.video.embed_text(context)), horizon)
+
+
+def trained(name: str) -> bool:
+    """Whether the parameter of this name is trained; the rest, the video expert's trunk, is frozen.
+
+    Source: spec/lightwam.md section 1.5.
+    """
+    return not name.startswith("video.") or name.startswith("video.head.") or ".lora_" in name
 
 
 def pool(latents: Tensor, factor: int) -> Tensor:

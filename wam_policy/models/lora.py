@@ -1,4 +1,4 @@
-"""Low-rank adaptation of linear layers: attached to a finished module, merged back into plain weights.
+"""Low-rank adaptation of linear layers, attached to a finished module; `fold` merges it back into plain weights.
 
 Source: spec/lightwam.md section 1.3.
 """
@@ -6,14 +6,11 @@ Source: spec/lightwam.md section 1.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
 from wam_policy.errors import ConfigError
-
-DOWN, UP = "lora_down.weight", "lora_up.weight"
 
 
 class LoRALinear(nn.Linear):
@@ -48,16 +45,3 @@ def attach(module: nn.Module, targets: Iterable[str], *, rank: int, alpha: float
         adapted = LoRALinear(plain.in_features, plain.out_features, rank=rank, scale=alpha / rank)
         adapted.weight, adapted.bias = plain.weight, plain.bias
         module.set_submodule(path, adapted)
-
-
-def merge(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Weights with LoRA as the plain weights that do the same: `W + scale·Up·Down`, in float32, rounded once."""
-    merged = {name: x for name, x in tensors.items() if not name.endswith((DOWN, UP))}
-    for name, down in tensors.items():
-        if name.endswith(DOWN):
-            layer = name.removesuffix(DOWN)
-            weight, up = tensors[f"{layer}weight"], tensors[f"{layer}{UP}"]
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            product = scale * (up.to(wide) @ down.to(wide))
-            merged[f"{layer}weight"] = (weight.to(wide) + product).to(weight.dtype)
-    return merged

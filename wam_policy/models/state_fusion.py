@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
+from wam_policy.errors import ConfigError
 from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.layers import sinusoid
+from wam_policy.models.lean import LeanPooler, merge_projector
 
 Taps = Sequence[Mapping[str, Tensor]]
 """Per tap the features that were recorded there, by source, each [B, S, D]."""
@@ -25,7 +27,6 @@ class QueryPooler(nn.Module):
 
     query_merge_logits: nn.Parameter | None
     query_slot_merge_logits: nn.Parameter | None
-    query_merge_projector: nn.Sequential | None
 
     def __init__(self, config: LightWAMConfig) -> None:
         super().__init__()
@@ -33,13 +34,10 @@ class QueryPooler(nn.Module):
         self.token_norm = nn.LayerNorm(dim)
         self.query_tokens = nn.Parameter(0.02 * torch.randn(queries, dim))
         self.attn = nn.MultiheadAttention(dim, config.pool_heads, batch_first=True)
-        self.query_merge_logits = self.query_slot_merge_logits = self.query_merge_projector = None
-        if config.merge_dim is None:
-            self.query_merge_logits = nn.Parameter(torch.zeros(queries))
-        else:
-            slots = config.merge_slots
-            self.query_slot_merge_logits = nn.Parameter(torch.zeros(slots, queries))
-            self.query_merge_projector = nn.Sequential(nn.LayerNorm(slots * dim), nn.Linear(slots * dim, config.merge_dim))
+        one = config.merge_dim is None
+        self.query_merge_logits = nn.Parameter(torch.zeros(queries)) if one else None
+        self.query_slot_merge_logits = None if one else nn.Parameter(torch.zeros(config.merge_slots, queries))
+        self.query_merge_projector = merge_projector(config)
         self.output_norm = nn.LayerNorm(config.merge_dim or dim)
 
     def merge_weights(self) -> Tensor:
@@ -49,15 +47,18 @@ class QueryPooler(nn.Module):
         assert self.query_merge_logits is not None
         return self.query_merge_logits.unsqueeze(0).softmax(-1)
 
-    def attend(self, tokens: Tensor, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Tokens [B, S, D] -> answers [B, Q, D] and, if asked for, attention weights [B, heads, Q, S]."""
+    def _attend(self, tokens: Tensor, *, weights: bool) -> tuple[Tensor, Tensor]:
         normed = self.token_norm(tokens)
         queries = self.query_tokens.expand(len(tokens), -1, -1)
         return self.attn(queries, normed, normed, need_weights=weights, average_attn_weights=False)
 
+    def attention(self, tokens: Tensor) -> Tensor:
+        """What each query looks at: tokens [B, S, D] -> [B, heads, Q, S]; rows sum to 1."""
+        return self._attend(tokens, weights=True)[1]
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, S, D] -> one vector [B, merge_dim or D]."""
-        answers, _ = self.attend(tokens)
+        answers, _ = self._attend(tokens, weights=False)
         merged = (self.merge_weights() @ answers).flatten(1)
         return self.output_norm(merged if self.query_merge_projector is None else self.query_merge_projector(merged))
 
@@ -80,20 +81,23 @@ class StateFusionActionExpert(nn.Module):
 
     def __init__(self, config: LightWAMConfig) -> None:
         super().__init__()
-        self.features, self.step_dim = config.features, config.step_dim
+        self.features, self.step_dim, self.lean_steps = config.features, config.step_dim, config.lean_steps
         width, trunk = config.merge_dim or config.video_dim, config.trunk_dim
-        learned = config.pooling == "learned_query"
+        learned, pooler = config.pooling == "learned_query", QueryPooler if config.lean_steps is None else LeanPooler
         self.layer_poolers = nn.ModuleList(
-            nn.ModuleDict({source: QueryPooler(config) for source in sources if learned}) for sources in config.features
+            nn.ModuleDict({source: pooler(config) for source in sources if learned}) for sources in config.features
         )
         self.layer_compressors = nn.ModuleList(MLP(width * len(sources), config.layer_dim) for sources in config.features)
         self.fused_norm = nn.LayerNorm(config.layer_dim * len(config.features))
         self.fused_proj = nn.Linear(config.layer_dim * len(config.features), trunk)
         self.trunk = nn.ModuleList(MLP(trunk, trunk) for _ in range(config.trunk_blocks))
         gelu = nn.GELU(approximate="tanh")
-        self.step_pos_proj = nn.Sequential(
-            nn.LayerNorm(self.step_dim), nn.Linear(self.step_dim, trunk), gelu, nn.Linear(trunk, trunk)
-        )
+        if config.lean_steps is None:
+            self.step_pos_proj = nn.Sequential(
+                nn.LayerNorm(self.step_dim), nn.Linear(self.step_dim, trunk), gelu, nn.Linear(trunk, trunk)
+            )
+        else:
+            self.places = nn.Parameter(torch.zeros(config.lean_steps, trunk))
         self.output_norm = nn.LayerNorm(trunk)
         self.output = nn.Sequential(nn.Linear(trunk, trunk), gelu, nn.Linear(trunk, config.action_dim))
 
@@ -111,9 +115,23 @@ class StateFusionActionExpert(nn.Module):
             state = state + block(state)
         return state
 
+    def steps(self, horizon: int) -> Tensor:
+        """Embeddings [horizon, trunk_dim] of a chunk's steps.
+
+        Raises:
+            ConfigError: a lean model doesn't know so many.
+        """
+        if self.lean_steps is None:
+            weight = self.fused_proj.weight
+            steps = torch.arange(horizon, device=weight.device, dtype=weight.dtype)
+            return self.step_pos_proj(sinusoid(steps, self.step_dim))
+        if horizon > self.lean_steps:
+            raise ConfigError(
+                f"this lean checkpoint knows {self.lean_steps} steps of a chunk, {horizon} are wanted; "
+                f"load the fat or slim one, which knows any number"
+            )
+        return self.places[:horizon]
+
     def forward(self, taps: Taps, horizon: int) -> Tensor:
         """Features of the taps -> actions [B, horizon, A]; any horizon, also one longer than trained."""
-        state = self.fuse(taps)
-        steps = torch.arange(horizon, device=state.device, dtype=state.dtype)
-        places = self.step_pos_proj(sinusoid(steps, self.step_dim))
-        return self.output(self.output_norm(state.unsqueeze(1) + places))
+        return self.output(self.output_norm(self.fuse(taps).unsqueeze(1) + self.steps(horizon)))

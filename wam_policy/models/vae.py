@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
+from wam_policy.models.first_frame import FirstFrameEncoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -34,6 +35,7 @@ class VAE(nn.Module):
         """
         super().__init__()
         self.model, self._load_decoder = model, load_decoder
+        self._first_frame: FirstFrameEncoder | None = None  # made of the encoder when it is first used
         self.spatial_ratio = int(model.config["scale_factor_spatial"])
         self.temporal_ratio = int(model.config["scale_factor_temporal"])
         for name in ("mean", "std"):
@@ -52,18 +54,27 @@ class VAE(nn.Module):
         Raises:
             ObservationError: a size the codec can't halve evenly.
         """
-        frames, height, width = video.shape[2:]
+        self._check(*video.shape[2:])
+        mean = self.model.encode(video.to(self.model.dtype)).latent_dist.mode()
+        return ((mean - self.mean.to(mean.dtype)) * (1 / self.std).to(mean.dtype)).to(video.dtype)
+
+    def _check(self, frames: int, height: int, width: int) -> None:
         if (frames - 1) % self.temporal_ratio or height % self.spatial_ratio or width % self.spatial_ratio:
             raise ObservationError(
                 f"the codec takes 1 + {self.temporal_ratio}·n frames whose sides are multiples of {self.spatial_ratio}, "
                 f"got {frames} frames of {height}×{width}"
             )
-        mean = self.model.encode(video.to(self.model.dtype)).latent_dist.mode()
-        return ((mean - self.mean.to(mean.dtype)) * (1 / self.std).to(mean.dtype)).to(video.dtype)
 
     def encode_first_frame(self, image: Tensor) -> Tensor:
-        """Encode single pictures [B, 3, H, W] as [B, C, 1, h, w]: the first latent frame of any clip they begin."""
-        return self.encode(image.unsqueeze(2))
+        """Encode single pictures [B, 3, H, W] as [B, C, 1, h, w]: the first latent frame of any clip they begin.
+
+        Raises:
+            ObservationError: a size the codec can't halve evenly.
+        """
+        self._check(1, *image.shape[2:])
+        if self._first_frame is None:
+            self._first_frame = FirstFrameEncoder(self.model, self.mean, self.std)
+        return self._first_frame(image.to(self.model.dtype)).to(image.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W] in the codec's dtype, clamped to [-1, 1]."""

@@ -27,6 +27,17 @@ class Head(nn.Module):
         return self.head(modulate(F.layer_norm(x, x.shape[-1:], eps=self.eps), shift, scale))
 
 
+def token_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
+    frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], patch, strict=True))
+    return frames, rows, columns
+
+
+def embed(patches: nn.Conv3d, latents: Tensor) -> Tensor:
+    """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row."""
+    return patches(latents.to(patches.weight.dtype)).flatten(2).transpose(1, 2)
+
+
 class VideoDiT(DiT):
     """Embeds latent frames as tokens and reads tokens back as latent frames."""
 
@@ -39,16 +50,11 @@ class VideoDiT(DiT):
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
-        frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], self.patch, strict=True))
-        return frames, rows, columns
+        return token_grid(latents, self.patch)
 
     def rope(self, latents: Tensor, start: int) -> Rope:
         """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
         return video_rope(self.grid(latents), self.head_dim, latents.device, self.precision.rope, start)
-
-    def embed(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row."""
-        return self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
 
     def stream(self, latents: Tensor, t: Tensor, text: list[KeyValue], *, start: int = 0) -> tuple[Stream, Tensor]:
         """Latents [B, C, F, h, w] at timesteps `t` [B, F] -> the stream of their tokens and its time embedding [B, F, D].
@@ -56,7 +62,7 @@ class VideoDiT(DiT):
         `start` is the number of frames that come before these in their clip.
         """
         embedding, time = self.embed_time(t)
-        return Stream(self, self.embed(latents), time, self.rope(latents, start), text), embedding
+        return Stream(self, embed(self.patch_embedding, latents), time, self.rope(latents, start), text), embedding
 
     def read(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 from wam_policy.errors import CheckpointError
 from wam_policy.hub import checkpoint, weights
+from wam_policy.hub.locate import Download
 from wam_policy.models.initialise import action_from_video
+from wam_policy.models.light_wam import LightWAM, trained
 
 logger = logging.getLogger(__name__)
-EMBODIMENT = ("action.action_encoder.", "action.head.", "proprio_encoder.")  # what another robot needs anew
+EMBODIMENT = (  # what another robot needs anew
+    "action.action_encoder.",
+    "action.head.",
+    "expert.output.2.",
+    "proprio_encoder.",
+)
 
 
 @dataclass(frozen=True)
@@ -39,24 +46,29 @@ def read(folder: Path) -> Start:
         sizes = json.loads(base.read_text(encoding="utf-8"))["sizes"]
     else:
         sizes = asdict(checkpoint.read_config(folder).model)
-    tensors = weights.read(folder)
+    tensors = checkpoint.tensors(folder, Download())
     if not any(name.startswith("video.") for name in tensors):
         raise CheckpointError(f"{folder} holds no video expert: convert the raw Wan weights, or a policy")
-    return Start(folder, sizes | {"patch_size": tuple(sizes["patch_size"])}, tensors)
+    return Start(folder, {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}, tensors)
 
 
 @torch.no_grad()
 def fill(model: nn.Module, start: Start) -> list[str]:
     """Give a new model the weights to begin from, and return the names of those that stay new.
 
-    The action expert is made out of the video expert where there is none. The layers that another robot's numbers go through
-    stay new where they are missing or of another shape; everything else must fit.
+    A Fast-WAM's action expert is made out of the video expert where there is none; what a Light-WAM trains stays new where the
+    weights are of another family. The layers that another robot's numbers go through stay new where they are missing or of
+    another shape; everything else must fit.
 
     Raises:
         WeightsError: it doesn't.
     """
     own, given = model.state_dict(), dict(start.tensors)
-    if not any(name.startswith("action.blocks.") for name in given):
+    if isinstance(model, LightWAM):
+        if not any(name.startswith("expert.") for name in given):  # not a Light-WAM: only its video expert is of use
+            given = {name: x for name, x in given.items() if name in own}
+            given |= {name: x for name, x in own.items() if trained(name) and name not in given}
+    elif not any(name.startswith("action.blocks.") for name in given):
         video, action = (
             {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
             for tensors, prefix in ((given, "video."), (own, "action."))

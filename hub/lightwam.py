@@ -1,0 +1,181 @@
+"""Reads Light-WAM's own checkpoints: their contract is in the run's `config.yaml`, which is read as data and never executed.
+
+Source: spec/lightwam.md sections 1.1, 2.1 and 5.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from wam_policy.errors import CheckpointError, ConfigError, WeightsError
+from wam_policy.hub.sizes import light_sizes
+from wam_policy.models.config import LightWAMConfig
+from wam_policy.presets import LIGHT_PRESETS, Trained
+
+CONFIG = "config.yaml"
+PARENTS = 4  # folders above the weights in which a run keeps its files
+ROBOTS = {"horizontal": "libero", "robotwin": "robotwin"}  # by how the cameras stand on the canvas
+MODES = {"min/max": "min_max", "z-score": "z_score"}
+FEATURES = {  # upstream's names of what a tap records
+    **dict.fromkeys(("h", "backbone", "base", "frozen"), "backbone"),
+    **dict.fromkeys(("h_prime", "hprime", "h'", "adapted", "adapter"), "adapted"),
+    "delta": "delta",
+}
+UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
+    "model.wam_adapter.use_wam_adapter": True,
+    "model.wam_adapter.remove_original_action_expert": True,
+    "model.apply_video_latent_downsample_to_action_branch": False,
+    "model.loss.use_first_frame_residual_video_target": False,
+    "model.history_memory.enabled": False,
+    "data.train.processor.use_stepwise_action_norm": False,
+}
+
+
+class RunConfig:
+    """The values of a `config.yaml`, by dotted path."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file; targets and tags in it are never followed.
+
+        Raises:
+            CheckpointError: it can't be read, or holds more than data.
+        """
+        self.path = path
+        try:
+            self.data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} can't be read: {error}") from error
+        except yaml.YAMLError as error:
+            raise CheckpointError(f"{path} isn't plain data, nothing in it is executed: {error!s:.300}") from error
+        if not isinstance(self.data, dict):
+            raise CheckpointError(f"{path} must hold a mapping, got {type(self.data).__name__}")
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """The value at a path; None in the file counts as not said.
+
+        Raises:
+            ConfigError: the value is an expression that somebody would have to evaluate.
+        """
+        value: Any = self.data
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if "${" in str(value):
+            raise ConfigError(f"{self.path}: `{path}` is {value!r}, an expression; write the value it stands for")
+        return default if value is None else value
+
+
+def beside(path: Path, name: str) -> Path:
+    """A run's file, in the folder of the weights or in one of those above it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for folder in path.resolve().parents[:PARENTS]:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"no {name} beside {path} or in the {PARENTS - 1} folders above it: a Light-WAM's file doesn't say how it was trained, "
+        f"take the files of its run too"
+    )
+
+
+def sizes(run: RunConfig, tensors: Mapping[str, Tensor], head_dim: int) -> LightWAMConfig:
+    """The sizes of the model: what the shapes tell, and of the rest what the file says.
+
+    Raises:
+        ConfigError: the file says another thing than the shapes.
+        WeightsError: the weights are incomplete.
+    """
+    found = light_sizes(tensors, head_dim)
+    adapter, head = "model.wam_adapter.", "model.state_fusion_action_expert_config."
+    uses_lora = run.get(f"{adapter}use_backbone_lora", bool(found["lora_rank"]))
+    said = {
+        "taps": run.get(f"{adapter}adapter_layer_indices"),
+        "adapter_dim": run.get(f"{adapter}adapter_dim"),
+        "lora_rank": run.get(f"{adapter}lora_rank") if uses_lora else 0,
+        "layer_dim": run.get(f"{head}per_layer_dim"),
+        "trunk_dim": run.get(f"{head}trunk_dim"),
+        "trunk_blocks": run.get(f"{head}num_trunk_blocks"),
+        "pooling": run.get(f"{head}token_pooling_type"),
+        "queries": run.get(f"{head}token_pooling_num_queries") if found["pooling"] == "learned_query" else None,
+        "features": _features(run, head, len(found["taps"])),
+    }
+    for name, value in said.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if value is not None and name in found and value != found[name]:
+            raise ConfigError(f"{run.path} says {name} {value!r}, the weights are of {found[name]!r}: they are of two runs")
+    rest = {
+        "features": said["features"] or (("adapted",),) * len(found["taps"]),
+        "adapter_scale": float(run.get(f"{adapter}adapter_scale", 1.0)),
+        "lora_alpha": float(run.get(f"{adapter}lora_alpha", 128.0)),
+        "pool_heads": run.get(f"{head}token_pooling_num_heads", 8),
+        "video_pool": run.get("model.video_latent_spatial_downsample_factor", 1),
+    }
+    proprio = run.get("data.train.processor.proprio_output_dim")
+    if proprio is not None and proprio != found["proprio_dim"]:
+        raise WeightsError(
+            f"{run.path} says {proprio} numbers of proprioception, the weights hold an encoder of {found['proprio_dim']}: "
+            f"without it the policy would act blindly to its state"
+        )
+    return LightWAMConfig(**(rest | found))
+
+
+def _features(run: RunConfig, head: str, taps: int) -> tuple[tuple[Any, ...], ...] | None:
+    """What the head reads of each tap, if the file says it."""
+    spec = run.get(f"{head}layer_feature_sources")
+    if spec is None:
+        common = run.get(f"{head}feature_sources")
+        spec = None if common is None else [common] * taps
+    if spec is None:
+        return None
+    features = []
+    for names in spec:
+        listed = [name.strip().lower() for name in (names.split(",") if isinstance(names, str) else names)]
+        if unknown := [name for name in listed if name not in FEATURES]:
+            raise ConfigError(f"{run.path}: unknown features {unknown}; there are {', '.join(FEATURES)}")
+        features.append(tuple(dict.fromkeys(FEATURES[name] for name in listed)))
+    return tuple(features)
+
+
+def trained(run: RunConfig, given: Trained | None) -> tuple[Trained, dict[str, str]]:
+    """What the file says of the policy's contract, and where each part of it came from; what is `given` counts before it.
+
+    Raises:
+        CheckpointError: settings this package doesn't read.
+        ConfigError: nobody says which robot it was trained for, or the file contradicts that robot's contract.
+    """
+    for path, only in UNREAD.items():
+        if run.get(path, only) != only:
+            raise CheckpointError(f"{run.path}: `{path}` is {run.get(path)!r}, this package reads only {only!r}")
+    layout = run.get("data.train.concat_multi_camera")
+    robot = ROBOTS.get(layout) if given is None else given.preset
+    if robot is None:
+        raise ConfigError(
+            f"{run.path} has the canvas {layout!r}, which doesn't tell the robot; say it: --preset {'|'.join(LIGHT_PRESETS)}"
+        )
+    preset = LIGHT_PRESETS[robot]
+    mode = run.get("data.train.processor.norm_default_mode")
+    if mode is not None and MODES.get(mode) != preset.normalization:
+        raise ConfigError(f"{run.path} normalises by {mode!r}, the contract {robot!r} by {preset.normalization!r}")
+    window, ratio = run.get("data.train.num_frames", 33), run.get("data.train.action_video_freq_ratio", 4)
+    expected = (preset.horizon + 1, preset.video.stride)
+    if (window, ratio) != expected:
+        raise ConfigError(f"{run.path} has windows of {window} steps, a frame every {ratio}; the contract has {expected}")
+    weighting = "model.loss.action_temporal_weighting."
+    prefix = run.get(f"{weighting}num_prefix_steps") if run.get(f"{weighting}enabled", False) else None
+    supervised = prefix if run.get(f"{weighting}tail_weight", 0.0) == 0 else None
+    origin = {"contract": f"`{run.path.name}`, preset `{robot}`"}
+    data = [Path(str(folder)).name for folder in run.get("data.train.dataset_dirs", [])]
+    if data:
+        origin["trained on"] = ", ".join(f"`{name}`" for name in data)
+        if robot == "libero" and len(data) == 1:
+            suite = re.sub(r"_no_noops.*", "", data[0])
+            origin["trained on"] += f": the suite `{suite}` only; there is one checkpoint per suite"
+    head_dim = 128 if given is None else given.head_dim
+    return Trained(preset=robot, head_dim=head_dim, supervised_steps=supervised), origin

@@ -1,0 +1,103 @@
+"""Runs a model on one batch of checked observations: its chunks and, where they are wanted, the latents of the future."""
+
+# B batch, C latent channels, F latent frames, h w latent grid, T actions in a chunk, A numbers per action
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wam_policy import flow
+from wam_policy.config import PolicyConfig
+from wam_policy.errors import ConfigError
+from wam_policy.models import light_sampling, sampling
+from wam_policy.models.build import Model
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.variants import ActionMode
+
+Noise = Callable[[tuple[int, ...]], Tensor]
+"""Gives initial noise of a shape, without its batch axis, as [B, *shape]."""
+
+
+class Wish(NamedTuple):
+    """What a caller wants of a model."""
+
+    horizon: int  # actions per chunk
+    noise: Noise  # of the actions
+    noise_video: Noise
+    mode: ActionMode | None = None  # None: the contract's
+    imagine: bool = False  # the future's latents too
+
+
+@torch.no_grad()
+def act(
+    config: PolicyConfig, model: Model, first: Tensor, context: Tensor, frames: int, wish: Wish
+) -> tuple[Tensor, Tensor | None]:
+    """Chunks, and latents of the clips that begin with the observed frames.
+
+    Args:
+        config: the policy's contract.
+        model: its model.
+        first: [B, C, 1, h, w] latents of the observed frames.
+        context: [B, L + 1, text_dim], from `model.context()`.
+        frames: latent frames of a clip.
+        wish: what is wanted.
+
+    Returns:
+        [B, T, A] normalised actions, and [B, C, F, h, w] (None if not wanted); a Light-WAM imagines on its pooled grid.
+
+    Raises:
+        ConfigError: the model can't do it.
+    """
+    mode = config.action_mode(wish.mode)
+    if isinstance(model, FastWAM):
+        return _denoise(config, model, first, context, frames, wish, mode)
+    text = model.video.embed_text(context)
+    actions = model.expert(model.states(first, text), wish.horizon)
+    if not wish.imagine:
+        return actions, None
+    if model.config.lean_steps is not None:
+        raise ConfigError("a lean checkpoint only acts: its video head is gone; load the fat or slim one to imagine")
+    future = _future_noise(model, first, frames, wish, model.config.video_pool)
+    return actions, light_sampling.imagine(model, first, text, future, _schedule(config, model, first.device))
+
+
+def _time(model: Model) -> torch.dtype:
+    """What is denoised in."""
+    return model.precision.time or next(model.parameters()).dtype
+
+
+def _schedule(config: PolicyConfig, model: Model, device: torch.device, shift: float | None = None) -> sampling.Schedule:
+    """The steps of the sampler, those of the video if no `shift` is given."""
+    return sampling.Schedule(
+        *flow.schedule(config.sampling.steps, shift or config.sampling.video_shift, dtype=_time(model), device=device)
+    )
+
+
+def _future_noise(model: Model, first: Tensor, frames: int, wish: Wish, pool: int = 1) -> Tensor:
+    """Initial noise of the frames after the observed one, on the grid of `first`, pooled."""
+    channels, _, height, width = first.shape[1:]
+    noise = wish.noise_video((channels, frames, height // pool, width // pool))
+    return noise[:, :, 1:].to(first.device, _time(model))
+
+
+def _denoise(
+    config: PolicyConfig, model: FastWAM, first: Tensor, context: Tensor, frames: int, wish: Wish, mode: ActionMode
+) -> tuple[Tensor, Tensor | None]:
+    """A Fast-WAM's chunks and future."""
+    actions = wish.noise((wish.horizon, config.action.layout.dim)).to(first.device, _time(model))
+    wants_video = wish.imagine or mode != "first_frame"
+    actions, future = sampling.sample(
+        model,
+        sampling.observe(model, first, context),
+        actions,
+        _future_noise(model, first, frames, wish) if wants_video else None,
+        mode=mode,
+        action_schedule=_schedule(config, model, first.device, config.sampling.action_shift),
+        video_schedule=_schedule(config, model, first.device),
+        read_video=wish.imagine,
+    )
+    return actions, torch.cat((first, future.to(first.dtype)), dim=2) if wish.imagine and future is not None else None

@@ -1,0 +1,111 @@
+"""The options of training: what both families share, and what each adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from wam_policy.models.light_objective import LightLossConfig
+from wam_policy.models.objective import LossConfig
+from wam_policy.models.variants import VariantName
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Training of a policy on a LeRobot dataset: what every family needs."""
+
+    dataset: Path
+    """LeRobot v3.0 folder with `meta/wam_contract.json` (what `wam record` writes)."""
+    codec: Path
+    """Folder of the video codec, in diffusers' layout."""
+    out: Path
+    """Folder of the run: `checkpoint/`, `curve.jsonl`."""
+    cache: Path | None = None
+    """File of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
+    cameras: tuple[str, ...] = ("front", "wrist")
+    """Cameras, in canvas order."""
+    frames: int = 5
+    """Pixel frames per window, the observation included."""
+    stride: int = 4
+    """Rows from one frame to the next; the horizon is (frames - 1) * stride actions."""
+    every: int = 2
+    """A window begins at every so many rows."""
+    replan: int = 8
+    """Actions played before the next chunk."""
+    sampling_steps: int = 10
+    """Denoising steps, of actions or of imagined frames."""
+    template: str = "{task}"
+    """Prompt template."""
+    token_length: int = 8
+    steps: int = 3000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 100
+    ema: float = 0.998
+    """Decay of the averaged weights, which are the ones kept."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    seed: int = 0
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """CPU threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeConfig:
+    """Sizes of the two experts; the defaults make the embedded policy."""
+
+    patch_size: tuple[int, int, int] = (1, 1, 1)
+    video_dim: int = 128
+    video_ffn_dim: int = 512
+    action_expert_dim: int = 96
+    action_expert_ffn_dim: int = 384
+    layers: int = 6
+    heads: int = 4
+    head_dim: int = 32
+    text_dim: int = 64
+    freq_dim: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Training of a Fast-WAM on a LeRobot dataset."""
+
+    init: Path | None = None
+    """Folder to begin from: a policy, or what `wam convert` made of raw Wan weights; its sizes count, not `sizes`."""
+    variant: VariantName = "fast"
+    """What the actions see: the observed frame, the video being denoised ("joint"), or the finished video ("idm")."""
+    sizes: SizeConfig = field(default_factory=SizeConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightSizeConfig:
+    """Sizes of what is trained beside the frozen video expert; the defaults make the embedded policy."""
+
+    taps: tuple[int, ...] = (1, 3, 4)
+    adapter_dim: int = 32
+    lora_rank: int = 32
+    lora_alpha: float = 64.0
+    queries: int = 16
+    pool_heads: int = 4
+    layer_dim: int = 192
+    trunk_dim: int = 384
+    trunk_blocks: int = 1
+    step_dim: int = 64
+    video_pool: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightTrainConfig(RunConfig):
+    """Training of a Light-WAM, on a frozen video expert, on a LeRobot dataset."""
+
+    init: Path
+    """Folder of the video expert: a policy, or what `wam convert` made of raw Wan weights. A Light-WAM's own sizes count, not
+    `sizes`."""
+    sizes: LightSizeConfig = field(default_factory=LightSizeConfig)
+    loss: LightLossConfig = field(default_factory=LightLossConfig)
