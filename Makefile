@@ -7,8 +7,9 @@ export MUJOCO_GL ?= osmesa
 
 .PHONY: demo test slow style check reference checkpoint light-checkpoint twin evaluate clean
 
-demo: $(VENV)/.ready  ## the embedded policy solves Meta-World tasks: table and videos in runs/demo/
-	$(BIN)/wam demo
+MODEL ?= fast
+demo: $(VENV)/.ready  ## an embedded policy (MODEL=fast or light) solves Meta-World tasks: table and videos in runs/demo/
+	$(BIN)/wam demo --model $(MODEL)
 
 test: $(VENV)/.ready  ## the default tests
 	$(BIN)/python -m pytest
@@ -85,8 +86,8 @@ $(RUN)/light/.done: $(RUN)/shoved/meta/info.json
 	  --cache $(RUN)/latents-light.safetensors --replan 4 --steps 2500 --out $(RUN)/light
 	touch $@
 
-evaluate: $(VENV)/.ready  ## the README's table: 50 episodes per task on seeds never trained on
-	$(BIN)/wam eval --out runs/eval
+evaluate: $(VENV)/.ready  ## the README's table: both embedded policies, 50 episodes per task on seeds never trained on
+	$(BIN)/wam compare --out runs/compare
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

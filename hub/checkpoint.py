@@ -163,9 +163,12 @@ def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, load_by: str
             weights.write(stage, prompts.table, PROMPTS, dtype=dtype)
         if config.vae.repo is None:
             codec, vae = stage / config.vae.subfolder, parts.vae()
-            vae.complete()
+            needed = frozen.ENCODER if config.form == "lean" else ("",)
+            if config.form != "lean":
+                vae.complete()
             vae.model.save_config(codec)
-            weights.write(codec, vae.model.state_dict(), frozen.VAE_STEM, dtype=dtype)
+            held = {name: x for name, x in vae.model.state_dict().items() if name.startswith(needed)}
+            weights.write(codec, held, frozen.VAE_STEM, dtype=dtype)
         if config.text is not None and config.text.repo is None:
             text = stage / config.text.subfolder
             prompts.encoder.model.save_pretrained(text / frozen.TEXT_ENCODER)

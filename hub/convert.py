@@ -132,7 +132,7 @@ def _reform(config: ConvertConfig, path: Path, download: Download) -> Path:
     present = checkpoint.read_config(path)
     if present.form == config.form:
         raise CheckpointError(
-            f"{path} is a {present.form} wam-policy checkpoint already: load it with WAMPolicy.from_pretrained"
+            f"{path} is a wam-policy checkpoint already, a {present.form} one: load it with WAMPolicy.from_pretrained"
         )
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     parts = checkpoint.read(path, download, device=torch.device("cpu"), dtype=dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -45,9 +44,16 @@ def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: tor
             model = build_vae(config).model.eval().requires_grad_(False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"no video codec in {place}: {error}") from error
-    load = functools.partial(weights.load, model, place, VAE_STEM, dtype=dtype, device=device)
-    load(only=ENCODER)
-    vae = VAE(model, lambda: load(only=DECODER))  # its statistics come from the config: they were not on the meta device
+    whole = any(name.startswith(DECODER) for name in weights.read(place, VAE_STEM))
+
+    def load(only: tuple[str, ...]) -> None:
+        if only == DECODER and not whole:
+            raise CheckpointError(f"the codec in {place} has no decoder: a lean checkpoint only acts; load the fat or slim one")
+        holds = ("",) if whole else ENCODER
+        weights.load(model, place, VAE_STEM, dtype=dtype, device=device, only=only, holds=holds)
+
+    load(ENCODER)
+    vae = VAE(model, lambda: load(DECODER))  # its statistics come from the config: they were not on the meta device
     vae.mean, vae.std = vae.mean.to(device), vae.std.to(device)
     return vae
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
 from wam_policy.hub.sizes import light_sizes
-from wam_policy.models.config import LightWAMConfig
+from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
 from wam_policy.presets import LIGHT_PRESETS, Trained
 
 CONFIG = "config.yaml"
@@ -27,6 +27,7 @@ FEATURES = {  # upstream's names of what a tap records
     **dict.fromkeys(("h_prime", "hprime", "h'", "adapted", "adapter"), "adapted"),
     "delta": "delta",
 }
+TARGETS = {"ffn": ("ffn.0", "ffn.2"), "mlp": ("ffn.0", "ffn.2"), "ffn_in": ("ffn.0",), "ffn_out": ("ffn.2",)}  # of LoRA
 UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
     "model.wam_adapter.use_wam_adapter": True,
     "model.wam_adapter.remove_original_action_expert": True,
@@ -76,7 +77,7 @@ def beside(path: Path, name: str) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    for folder in path.resolve().parents[:PARENTS]:
+    for folder in path.absolute().parents[:PARENTS]:  # not resolved: the Hub's cache holds links
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(
@@ -99,12 +100,13 @@ def sizes(run: RunConfig, tensors: Mapping[str, Tensor], head_dim: int) -> Light
         "taps": run.get(f"{adapter}adapter_layer_indices"),
         "adapter_dim": run.get(f"{adapter}adapter_dim"),
         "lora_rank": run.get(f"{adapter}lora_rank") if uses_lora else 0,
+        "lora_targets": targets(run.get(f"{adapter}lora_target_modules")) if uses_lora else None,
         "layer_dim": run.get(f"{head}per_layer_dim"),
         "trunk_dim": run.get(f"{head}trunk_dim"),
         "trunk_blocks": run.get(f"{head}num_trunk_blocks"),
         "pooling": run.get(f"{head}token_pooling_type"),
         "queries": run.get(f"{head}token_pooling_num_queries") if found["pooling"] == "learned_query" else None,
-        "features": _features(run, head, len(found["taps"])),
+        "features": features(run.get(f"{head}layer_feature_sources"), run.get(f"{head}feature_sources"), len(found["taps"])),
     }
     for name, value in said.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -126,21 +128,37 @@ def sizes(run: RunConfig, tensors: Mapping[str, Tensor], head_dim: int) -> Light
     return LightWAMConfig(**(rest | found))
 
 
-def _features(run: RunConfig, head: str, taps: int) -> tuple[tuple[Any, ...], ...] | None:
-    """What the head reads of each tap, if the file says it."""
-    spec = run.get(f"{head}layer_feature_sources")
-    if spec is None:
-        common = run.get(f"{head}feature_sources")
-        spec = None if common is None else [common] * taps
-    if spec is None:
+def _listed(names: Any) -> list[str]:
+    """Names in a list, or in one string with commas."""
+    return [name.strip().lower() for name in (names.split(",") if isinstance(names, str) else names)]
+
+
+def targets(names: Any) -> tuple[str, ...] | None:
+    """The layers that LoRA is on, in our order; None: nothing is said.
+
+    Raises:
+        ConfigError: a name of no layer.
+    """
+    if names is None:
         return None
-    features = []
-    for names in spec:
-        listed = [name.strip().lower() for name in (names.split(",") if isinstance(names, str) else names)]
-        if unknown := [name for name in listed if name not in FEATURES]:
-            raise ConfigError(f"{run.path}: unknown features {unknown}; there are {', '.join(FEATURES)}")
-        features.append(tuple(dict.fromkeys(FEATURES[name] for name in listed)))
-    return tuple(features)
+    expanded = {target for name in _listed(names) for target in TARGETS.get(name, (name,))}
+    if unknown := expanded - set(LORA_TARGETS):
+        raise ConfigError(f"LoRA on unknown layers {sorted(unknown)}; there are {', '.join((*LORA_TARGETS, *TARGETS))}")
+    return tuple(target for target in LORA_TARGETS if target in expanded)
+
+
+def features(per_tap: Any, common: Any, taps: int) -> tuple[tuple[Any, ...], ...] | None:
+    """What the head reads of each tap, from upstream's lists per tap, or for all of them; None: nothing is said.
+
+    Raises:
+        ConfigError: a name of nothing that is recorded.
+    """
+    if per_tap is None and common is None:
+        return None
+    read = [_listed(names) for names in ([common] * taps if per_tap is None else per_tap)]
+    if unknown := {name for names in read for name in names} - FEATURES.keys():
+        raise ConfigError(f"unknown features {sorted(unknown)}; there are {', '.join(FEATURES)}")
+    return tuple(tuple(dict.fromkeys(FEATURES[name] for name in names)) for names in read)
 
 
 def trained(run: RunConfig, given: Trained | None) -> tuple[Trained, dict[str, str]]:

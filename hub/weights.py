@@ -112,6 +112,7 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     only: tuple[str, ...] = ("",),
+    holds: tuple[str, ...] = ("",),
 ) -> None:
     """Give a model built on the `meta` device its weights.
 
@@ -124,13 +125,15 @@ def load(
         stem: their name, as in `files`.
         dtype: what the model computes in.
         device: where.
-        only: prefixes of the tensors to load; all of them are checked.
+        only: prefixes of the tensors to load.
+        holds: prefixes of the tensors that the files must hold, and no others; all of them are checked.
 
     Raises:
         WeightsError: see `read` and `fit`.
     """
     tensors = read(folder, stem)
-    fit(tensors, model.state_dict(), str(folder / stem))
+    expected = {name: x for name, x in model.state_dict().items() if name.startswith(holds)}
+    fit(tensors, expected, str(folder / stem))
     wanted = {name: x for name, x in tensors.items() if name.startswith(only)}
     if device.type == "cpu" and all(x.dtype == dtype for x in wanted.values()):
         model.load_state_dict(wanted, strict=False, assign=True)

@@ -16,8 +16,8 @@ from wam_policy.config import (
     VideoConfig,
 )
 from wam_policy.contract import ActionLayout, EnvContract, Gripper
-from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.build import build
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.layers import PRECISIONS
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import build_vae
@@ -83,26 +83,68 @@ def make_config(**changes) -> PolicyConfig:
     )
 
 
+LIGHT_SIZES = LightWAMConfig(
+    action_dim=3,
+    proprio_dim=2,
+    latent_channels=4,
+    video_dim=16,
+    video_ffn_dim=24,
+    layers=4,
+    heads=2,
+    head_dim=12,
+    text_dim=8,
+    freq_dim=8,
+    taps=(0, 2),
+    adapter_dim=5,
+    lora_rank=3,
+    lora_alpha=6.0,
+    features=(("adapted",),) * 2,
+    queries=5,
+    pool_heads=2,
+    layer_dim=10,
+    trunk_dim=12,
+    step_dim=8,
+)
+
+
+def make_light_config(**changes) -> PolicyConfig:
+    sampling = SamplingConfig(steps=3, video_shift=5.0, action_shift=None)
+    cameras = CameraConfig(names=("front", "wrist"), height=32, width=32)  # a latent grid that can be pooled
+    light = {"family": "light_wam", "variant": None, "model": LIGHT_SIZES, "sampling": sampling, "cameras": cameras}
+    return make_config(**(light | changes))
+
+
 def make_policy(**changes) -> WAMPolicy:
     """A policy with seeded random weights; `changes` go into its config."""
+    return assemble(make_config(**changes))
+
+
+def make_light_policy(**changes) -> WAMPolicy:
+    """The same of a Light-WAM."""
+    policy = assemble(make_light_config(**changes))
+    for parameter in policy.model.parameters():  # new LoRA and adapters add nothing
+        torch.nn.init.normal_(parameter, std=0.3)
+    return policy
+
+
+def assemble(config: PolicyConfig) -> WAMPolicy:
     torch.manual_seed(0)
-    config = make_config(**changes)
     table = {config.prompt.prompt(task): torch.randn(3, 8) for task in (TASK, "leave the cube")}
     return WAMPolicy(
         config,
-        FastWAM(config.model, PRECISIONS[config.precision]),
+        build(config.model, PRECISIONS[config.precision]),
         vae=build_vae(TINY_VAE).eval(),
         prompts=Prompts(table, token_length=config.prompt.token_length, text_dim=8),
     )
 
 
-def make_observation(size: int | None = None, seed: int = 0, task: str = TASK) -> dict:
-    """One observation the tiny policy can read, or a batch of `size`."""
+def make_observation(size: int | None = None, seed: int = 0, task: str = TASK, side: int = 16) -> dict:
+    """One observation the tiny policy can read, or a batch of `size`; a Light-WAM's pictures have a `side` of 32."""
     rng = np.random.default_rng(seed)
     shape = () if size is None else (size,)
     return {
-        "images.front": rng.integers(0, 256, (*shape, 16, 16, 3), np.uint8),
-        "images.wrist": rng.integers(0, 256, (*shape, 16, 16, 3), np.uint8),
+        "images.front": rng.integers(0, 256, (*shape, side, side, 3), np.uint8),
+        "images.wrist": rng.integers(0, 256, (*shape, side, side, 3), np.uint8),
         "state": rng.uniform(-1, 1, (*shape, 2)).astype(np.float32),
         "instruction": task if size is None else (task,) * size,
     }

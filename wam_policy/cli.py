@@ -16,6 +16,11 @@ COMMANDS = {  # name -> (options, function, what it does)
         "wam_policy.evaluation:evaluate",
         "measure a checkpoint in a simulator",
     ),
+    "compare": (
+        "wam_policy.comparison:CompareConfig",
+        "wam_policy.comparison:compare",
+        "measure several checkpoints beside each other",
+    ),
     "convert": ("wam_policy.hub.convert:ConvertConfig", "wam_policy.hub.convert:convert", "convert a foreign checkpoint"),
     "info": ("wam_policy.hub.info:InfoConfig", "wam_policy.hub.info:info", "tell what a checkpoint is and needs"),
     "record": ("wam_policy.training.record:RecordConfig", "wam_policy.training.record:record", "record demonstrations"),

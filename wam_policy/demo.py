@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from wam_policy.errors import ResultsError
 from wam_policy.evaluation import EvalConfig, evaluate
@@ -14,8 +15,8 @@ from wam_policy.evaluation import EvalConfig, evaluate
 class DemoConfig:
     """A short evaluation of an embedded checkpoint."""
 
-    model: str = "metaworld-fast-wam"
-    """Name of the embedded checkpoint."""
+    model: Literal["fast", "light"] = "fast"
+    """Which embedded checkpoint."""
     episodes: int = 5
     """Episodes per task."""
     out: Path = Path("runs/demo")
@@ -27,4 +28,4 @@ def demo(config: DemoConfig) -> None:
     if config.out.exists() and not (config.out / "run.json").is_file():
         raise ResultsError(f"{config.out} exists and holds no demo; choose another --out")
     shutil.rmtree(config.out, ignore_errors=True)
-    evaluate(EvalConfig(checkpoint=f"embedded:{config.model}", episodes=config.episodes, out=config.out))
+    evaluate(EvalConfig(checkpoint=f"embedded:metaworld-{config.model}-wam", episodes=config.episodes, out=config.out))

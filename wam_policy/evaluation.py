@@ -18,7 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from rich.console import Console
 from rich.progress import Progress
 
-from wam_policy import imagination, results
+from wam_policy import explanation, imagination, results
 from wam_policy.checkpoints import embedded
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.hub.atomic import write_text
@@ -55,11 +55,25 @@ class EvalConfig:
     """Write one mp4 per task."""
     imagine: bool = False
     """Compare imagined with real futures: PSNR, and one mp4 per task, what happened above what was imagined."""
+    explain: bool = False
+    """Film what a Light-WAM's action head looks at: one mp4 per task, the cameras above a heat map per tap."""
+    replan: int | None = None
+    """Actions played of each chunk; the default is the checkpoint's."""
+    horizon: int | None = None
+    """Actions per chunk; the default is the checkpoint's."""
+    ensemble: float | None = None
+    """Average chunks that overlap, the i-th oldest weighing exp(-ensemble * i); the default is the checkpoint's."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.envs < 1:
             raise ConfigError(f"`episodes` and `envs` must be positive, got {self.episodes} and {self.envs}")
+
+    @property
+    def playing(self) -> dict[str, float]:
+        """What departs from the checkpoint's own way of playing chunks."""
+        given = {"replan": self.replan, "horizon": self.horizon, "ensemble": self.ensemble}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def _vector(config: EvalConfig, task: str | None, size: int, length: int | None) -> AsyncVectorEnv:
@@ -80,7 +94,9 @@ def _film_of(config: EvalConfig, task: str, kind: str = "") -> Path:
 
 def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[int]) -> Iterator[Episode]:
     """Play one episode per seed, `config.envs` at a time, and yield each as it ends."""
-    size, length = min(config.envs, len(seeds)), policy.spec.action.replan
+    size = min(config.envs, len(seeds))
+    queue = policy.queue(size, config.replan, config.ensemble)
+    length = int(queue.replan.max())
     with closing(_vector(config, task, size, length)) as plain:
         env: Any = policy.wrap(plain)
         waiting = list(seeds)
@@ -91,9 +107,11 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
         observation, _ = env.reset(seed=list(current))
         while not idle.all():
             began = time.perf_counter()
-            chunks = policy.predict_chunk(observation)
+            chunks = policy.predict_chunk(observation, horizon=config.horizon)
             milliseconds = round(1000 * (time.perf_counter() - began), 2)
-            observation, reward, terminated, truncated, infos = env.step(chunks[:, :length])
+            queue.push(chunks, np.ones(size, bool))
+            actions = np.stack([queue.pop() for _ in range(length)], axis=1)
+            observation, reward, terminated, truncated, infos = env.step(actions)
             steps, rewards = steps + infos[EXECUTED], rewards + reward
             ended = terminated | truncated
             success = _success(infos) if ended.any() else ended
@@ -107,6 +125,7 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
                     current[i] = waiting.pop(0) if waiting else current[i]
                 if ended[i]:
                     steps[i], rewards[i], latencies[i] = 0, 0.0, []
+            queue.reset(ended)
             if ended.any() and not idle.all():
                 observation, _ = env.reset(seed=list(current), options={"reset_mask": ended})
 
@@ -136,6 +155,13 @@ def imagine(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path)
     return imagination.score(futures)
 
 
+def explain(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> None:
+    """Play the first seed's episode and film what the action head looks at."""
+    with closing(_vector(config, task, 1, None)) as plain:
+        frames = explanation.watch(policy, policy.wrap(plain), config.seed)
+    write_mp4(path, frames, fps=max(1, 20 // policy.spec.action.replan), enlarge=max(1, 256 // frames[0].shape[0]))
+
+
 def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
     """Evaluate, print a table, and return what `summary.json` holds."""
     console = console or Console()
@@ -145,7 +171,8 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     _ = policy.vae  # loading isn't latency
     digest = results.checkpoint_hash(folder)
     tasks = [*config.tasks] or [config.env]
-    episodes = results.begin(config.out, {"checkpoint_sha256": digest, "env": config.env, "seed": config.seed})
+    settings = {"checkpoint_sha256": digest, "env": config.env, "seed": config.seed, **config.playing}
+    episodes = results.begin(config.out, settings)
     seeds = range(config.seed, config.seed + config.episodes)
     with Progress(console=console) as progress:
         for task in tasks:
@@ -166,6 +193,9 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
         "env": config.env,
         "seeds": [seeds.start, seeds.stop - 1],
         "envs": config.envs,
+        "playing": config.playing,
+        "parameters": sum(p.numel() for p in policy.model.parameters()),
+        "peak_memory_bytes": results.peak_memory(policy.device),
         "device": str(policy.device),
         "dtype": str(policy.dtype).removeprefix("torch."),
         "versions": results.versions(),
@@ -175,6 +205,8 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
         summary["imagination"] = {
             task: imagine(policy, config, task if config.tasks else None, _film_of(config, task, "_imagined")) for task in tasks
         }
+    for task in tasks if config.explain else []:
+        explain(policy, config, task if config.tasks else None, _film_of(config, task, "_explained"))
     write_text(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     for task in tasks if config.video else []:
         path = _film_of(config, task)

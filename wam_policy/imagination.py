@@ -46,8 +46,16 @@ def watch(policy: WAMPolicy, env: Any, seed: int) -> list[Future]:
             if ended:
                 break
     stride = policy.spec.video.stride
-    real = [np.stack(seen[start : start + action.horizon + 1 : stride]) for start in begun]
+    factor = len(seen[0]) // imagined[0].shape[1]  # of a Light-WAM, which imagines on a pooled grid
+    real = [shrink(np.stack(seen[start : start + action.horizon + 1 : stride]), factor) for start in begun]
     return [Future(frames[: len(there)], there) for frames, there in zip(imagined, real, strict=True)]
+
+
+def shrink(frames: np.ndarray, factor: int) -> np.ndarray:
+    """Pictures uint8 [F, H, W, 3] averaged over squares of `factor` pixels."""
+    f, height, width, colours = frames.shape
+    squares = frames.reshape(f, height // factor, factor, width // factor, factor, colours)
+    return squares.mean((2, 4)).round().astype(np.uint8)
 
 
 def _canvas(policy: WAMPolicy, observation: Any) -> np.ndarray:

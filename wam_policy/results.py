@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from wam_policy.errors import ResultsError
@@ -77,6 +78,18 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Largest memory of this process so far, in bytes: the device's on an accelerator, else resident, mapped files included.
+
+    None where the system doesn't tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:

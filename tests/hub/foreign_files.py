@@ -1,15 +1,20 @@
 """Checkpoints as other projects publish them, of a tiny model with LIBERO's numbers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
+from tiny import LIGHT_SIZES
 from torch import Tensor
 
 from wam_policy.hub import formats
-from wam_policy.models.config import FastWAMConfig
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.light_wam import LightWAM
 from wam_policy.presets import PROMPT
 
 SIZES = FastWAMConfig(
@@ -113,3 +118,70 @@ def lerobot(
         ]
         (folder / f"{pipeline}.json").write_text(json.dumps({"name": pipeline, "steps": steps}))
     return folder
+
+
+LIGHT_RUN = {
+    "model": {
+        "_target_": "os.system",  # released files have targets; they are never followed
+        "wam_adapter": {
+            "use_wam_adapter": True,
+            "remove_original_action_expert": True,
+            "adapter_layer_indices": [0, 2],
+            "adapter_dim": 5,
+            "adapter_scale": 1.0,
+            "use_backbone_lora": True,
+            "lora_rank": 3,
+            "lora_alpha": 6.0,
+            "lora_target_modules": ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "ffn"]
+            + [f"cross_attn.{x}" for x in "qkvo"],
+        },
+        "state_fusion_action_expert_config": {
+            "per_layer_dim": 10,
+            "trunk_dim": 12,
+            "token_pooling_type": "learned_query",
+            "token_pooling_num_queries": 5,
+            "token_pooling_num_heads": 2,
+            "feature_sources": ["h_prime"],
+        },
+        "loss": {
+            "action_temporal_weighting": {"enabled": True, "num_prefix_steps": 8, "prefix_weight": 1.0, "tail_weight": 0.0}
+        },
+        "video_latent_spatial_downsample_factor": 2,
+        "apply_video_latent_downsample_to_action_branch": False,
+    },
+    "data": {
+        "train": {
+            "dataset_dirs": ["./data/libero_spatial_no_noops_lerobot"],
+            "num_frames": 33,
+            "action_video_freq_ratio": 4,
+            "concat_multi_camera": "horizontal",
+            "processor": {"norm_default_mode": "min/max", "proprio_output_dim": 8, "note": "${eval:'__import__(1)'}"},
+        }
+    },
+}
+LIGHT = replace(LIGHT_SIZES, action_dim=7, proprio_dim=8)
+
+
+def light_tensors(sizes: LightWAMConfig = LIGHT, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """A Light-WAM's weights in our names."""
+    torch.manual_seed(0)
+    model = LightWAM(sizes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return {name: x.to(dtype) for name, x in model.state_dict().items()}
+
+
+def light_upstream(run: Path, ours: dict[str, Tensor], config: dict | str | None = None, stats: dict | None = None) -> Path:
+    """A run of the Light-WAM repository: weights, `config.yaml` and statistics where it keeps them."""
+    folder = run / "checkpoints/weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[str, Any] = {"mot": {}, "state_fusion_action_expert": {}, "proprio_encoder": {}}
+    for name, x in formats.to_theirs(ours, formats.light_wam(LIGHT.layers)).items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = x
+    path = folder / "step_055000.pt"
+    torch.save({**{name: x for name, x in groups.items() if x}, "step": 55000, "torch_dtype": "torch.bfloat16"}, path)
+    text = config if isinstance(config, str) else yaml.safe_dump(LIGHT_RUN if config is None else config)
+    (run / "config.yaml").write_text(text)
+    (run / "dataset_stats.json").write_text(json.dumps(statistics() if stats is None else stats))
+    return path

@@ -209,8 +209,11 @@ def test_our_own_checkpoint_needs_no_converting(policy, tmp_path):
 
 
 def test_half_said_is_refused(tmp_path, source):
-    with pytest.raises(ConfigError, match="say all of"):
-        convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", preset="libero"))
+    for said in ({"variant": "fast"}, {"preset": "libero", "variant": "fast"}, {"action_shift": 5.0}):
+        with pytest.raises(ConfigError, match="say all of"):
+            convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", **said))
+    with pytest.raises(CheckpointError, match=r"doesn't say what it was trained for.*--variant … --action-shift"):
+        convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", preset="libero"))  # enough for a Light-WAM only
 
 
 @contextmanager

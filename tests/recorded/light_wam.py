@@ -7,8 +7,8 @@ import torch
 from recorded.fast_wam import under
 from torch import Tensor
 
-from wam_policy.hub import formats
-from wam_policy.models.config import LightWAMConfig
+from wam_policy.hub import formats, lightwam
+from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
 from wam_policy.models.layers import FAST, Precision
 from wam_policy.models.light_objective import LightDraws, LightLossConfig, light_losses
 from wam_policy.models.light_wam import LightWAM
@@ -19,7 +19,8 @@ def model_config(info: dict[str, Any]) -> LightWAMConfig:
     """The sizes of a recorded model."""
     video, adapter, head = info["video_dit"], info["adapter"], info["state_fusion_action_expert"]
     taps = tuple(adapter["adapter_layer_indices"])
-    features = head["layer_feature_sources"] or [head["feature_sources"]] * len(taps)
+    features = lightwam.features(head["layer_feature_sources"], head["feature_sources"], len(taps))
+    lora = adapter["use_backbone_lora"]
     return LightWAMConfig(
         action_dim=info["action_dim"],
         proprio_dim=info["proprio_dim"],
@@ -36,11 +37,11 @@ def model_config(info: dict[str, Any]) -> LightWAMConfig:
         taps=taps,
         adapter_dim=adapter["adapter_dim"],
         adapter_scale=adapter["adapter_scale"],
-        lora_rank=adapter["lora_rank"] if adapter["use_backbone_lora"] else 0,
+        lora_rank=adapter["lora_rank"] if lora else 0,
         lora_alpha=adapter["lora_alpha"],
-        lora_layers=tuple(adapter["lora_layer_indices"]),
-        lora_targets=tuple(adapter["lora_target_modules"]),
-        features=tuple(map(tuple, features)),
+        lora_layers=tuple(adapter["lora_layer_indices"] or taps) if lora else None,
+        lora_targets=lightwam.targets(adapter["lora_target_modules"]) if lora else LORA_TARGETS,
+        features=features,
         pooling=head["token_pooling_type"],
         queries=head["token_pooling_num_queries"],
         pool_heads=head["token_pooling_num_heads"],
@@ -54,6 +55,14 @@ def model_config(info: dict[str, Any]) -> LightWAMConfig:
     )
 
 
+def loss_config(weighting: dict[str, Any]) -> LightLossConfig:
+    """How the recorded step weighs the steps of a chunk."""
+    if not weighting.get("enabled", False):
+        return LightLossConfig()
+    tail = weighting.get("tail_weight", 0.0) / weighting.get("prefix_weight", 1.0)
+    return LightLossConfig(prefix_steps=weighting["num_prefix_steps"], tail_weight=tail)
+
+
 def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precision, dtype: torch.dtype) -> LightWAM:
     """The recorded model."""
     config = model_config(info)
@@ -65,7 +74,8 @@ def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precisio
 @torch.no_grad()
 def actions(model: LightWAM, recorded: dict[str, Tensor], dtype: torch.dtype, horizon: int) -> Tensor:
     """The recorded observations' chunks."""
-    context = model.context(recorded["in/context"].to(dtype), recorded["in/proprio"][:, 0].to(dtype))
+    proprio = None if model.proprio_encoder is None else recorded["in/proprio"][:, 0].to(dtype)
+    context = model.context(recorded["in/context"].to(dtype), proprio)
     return model.act(recorded["in/latents"][:, :, :1].to(dtype), context, horizon)
 
 
@@ -76,12 +86,12 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
         recorded["in/latents"],
         recorded["in/context"],
         recorded["in/action"],
-        recorded["in/proprio"][:, 0],
+        None if model.proprio_encoder is None else recorded["in/proprio"][:, 0],
         recorded["in/action_is_pad"],
         latent_padding(recorded["in/image_is_pad"]),
     )
     draws = LightDraws(recorded["train/draw0_rand"], recorded["train/draw1_randn_like"])
-    losses = light_losses(model, batch, draws, LightLossConfig())
+    losses = light_losses(model, batch, draws, loss_config(info.get("action_temporal_weighting") or {}))
     losses.total.backward()
     yield "train/loss", losses.total
     yield "train/loss_video", losses.video

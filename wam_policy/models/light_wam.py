@@ -24,17 +24,17 @@ from wam_policy.models.video_dit import VideoDiT
 class Adapter(nn.Module):
     """A residual bottleneck in the stream; new, it adds nothing."""
 
-    def __init__(self, dim: int, inner: int, scale: float) -> None:
+    def __init__(self, dim: int, inner: int, scale: float, eps: float) -> None:
         super().__init__()
         self.scale = scale
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps)
         self.down_proj, self.up_proj = nn.Linear(dim, inner), nn.Linear(inner, dim)
         nn.init.zeros_(self.up_proj.weight)
         nn.init.zeros_(self.up_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, S, D] -> [B, S, D]."""
-        return x + self.scale * self.up_proj(F.gelu(self.down_proj(self.norm(x)), approximate="tanh"))
+        """What is added to tokens [B, S, D]."""
+        return self.scale * self.up_proj(F.gelu(self.down_proj(self.norm(x)), approximate="tanh"))
 
 
 class LightWAM(nn.Module):
@@ -47,7 +47,7 @@ class LightWAM(nn.Module):
         if config.lora_rank:
             attach(self.video, config.lora_paths(), rank=config.lora_rank, alpha=config.lora_alpha)
         self.adapters = nn.ModuleDict(
-            {str(tap): Adapter(config.video_dim, config.adapter_dim, config.adapter_scale) for tap in config.taps}
+            {str(tap): Adapter(config.video_dim, config.adapter_dim, config.adapter_scale, config.eps) for tap in config.taps}
         )
         self.expert = StateFusionActionExpert(config)
         self.proprio_encoder = None if config.proprio_dim is None else nn.Linear(config.proprio_dim, config.text_dim)
@@ -63,9 +63,9 @@ class LightWAM(nn.Module):
         def adapt(i: int, x: Tensor) -> Tensor:
             if str(i) not in self.adapters:
                 return x
-            adapted = self.adapters[str(i)](x)
-            taps.append({"backbone": x, "adapted": adapted, "delta": adapted - x})
-            return adapted
+            delta = self.adapters[str(i)](x)
+            taps.append({"backbone": x, "adapted": x + delta, "delta": delta})
+            return taps[-1]["adapted"]
 
         return taps, adapt
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from wam_policy.errors import ObservationError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig, shared
 from wam_policy.models.layers import DiT, KeyValue, Precision, Rope, modulate, video_rope
 from wam_policy.models.mot import Stream
@@ -28,8 +29,15 @@ class Head(nn.Module):
 
 
 def token_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
-    frames, rows, columns = (n // p for n, p in zip(latents.shape[2:], patch, strict=True))
+    """Token grid (frames, rows, columns) of latents [B, C, F, h, w].
+
+    Raises:
+        ObservationError: they can't be cut into whole patches.
+    """
+    sizes = latents.shape[2:]
+    if any(n % p for n, p in zip(sizes, patch, strict=True)):
+        raise ObservationError(f"latents {list(sizes)} can't be cut into patches of {list(patch)}; use another canvas")
+    frames, rows, columns = (n // p for n, p in zip(sizes, patch, strict=True))
     return frames, rows, columns
 
 

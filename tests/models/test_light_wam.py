@@ -1,0 +1,290 @@
+"""Light-WAM's parts are what the paper's authors built, and every folding is the same function."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import LIGHT_SIZES, TINY_VAE, make_light_config
+
+from wam_policy.errors import ConfigError, ObservationError
+from wam_policy.hub import formats
+from wam_policy.models.build import build
+from wam_policy.models.config import LightWAMConfig
+from wam_policy.models.first_frame import FirstFrameEncoder
+from wam_policy.models.fold import fold_block, fold_pooler, lean
+from wam_policy.models.layers import REFERENCE
+from wam_policy.models.lean import LeanBlock, LeanPooler
+from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
+from wam_policy.models.light_wam import LightWAM, pool, trained
+from wam_policy.models.objective import Batch
+from wam_policy.models.vae import build_vae
+from wam_policy.training.family import new_model
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+LIMITS = {torch.float64: 1e-10, torch.float32: 2e-5}
+WAN21 = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]}
+
+
+def make(dtype: torch.dtype = torch.float64, **changes) -> LightWAM:
+    """A model whose every weight says something."""
+    torch.manual_seed(0)
+    model = LightWAM(replace(LIGHT_SIZES, **changes)).to(dtype).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def inputs(dtype: torch.dtype = torch.float64, batch: int = 2):
+    torch.manual_seed(1)
+    return (
+        torch.randn(batch, 4, 1, 4, 6, dtype=dtype),
+        torch.randn(batch, 5, 8, dtype=dtype),
+        torch.randn(batch, 2, dtype=dtype),
+    )
+
+
+def make_batch() -> Batch:
+    latents, prompt, action, proprio = (torch.randn(2, *shape) for shape in ((4, 2, 4, 8), (5, 8), (4, 3), (2,)))
+    return Batch(latents, prompt, action, proprio, torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool))
+
+
+@torch.no_grad()
+def act(model: LightWAM, horizon: int = 4) -> torch.Tensor:
+    first, prompt, proprio = inputs(next(model.parameters()).dtype)
+    return model.act(first, model.context(prompt, proprio), horizon)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() / b.abs().max().clamp(min=1) <= LIMITS[a.dtype])
+
+
+# -- what is trained ----------------------------------------------------------------------------------------------------
+
+
+def test_exactly_the_reference_s_parameters_are_trained():
+    info = json.loads((GOLDEN / "lightwam_dev.json").read_text())
+    sizes = {"layers": info["layers"], "taps": tuple(info["adapter_layers"]), "features": (("adapted",),) * 3}
+    with torch.device("meta"):
+        model = build(replace(LIGHT_SIZES, **sizes))
+    names = {name: x for name, x in model.named_parameters() if trained(name)}
+    theirs = formats.to_theirs(names, formats.light_wam(info["layers"]))
+    assert {name.replace("mot.mixtures.video.", "video_expert.") for name in theirs} == set(info["trainable"])
+
+
+@pytest.mark.parametrize(("action", "proprio", "count"), [(7, 8, 441_031_543), (14, 14, 441_099_134)])
+def test_the_released_sizes_have_the_paper_s_counts(action, proprio, count):
+    with torch.device("meta"):
+        model = build(LightWAMConfig(action_dim=action, proprio_dim=proprio))
+    sizes = {name: x.numel() for name, x in model.named_parameters()}
+    assert sum(n for name, n in sizes.items() if trained(name)) == count
+    assert sum(n for name, n in sizes.items() if not trained(name)) == 1_418_895_360
+
+
+def test_the_frozen_trunk_gets_no_gradients():
+    model = new_model(make_light_config(), None)
+    assert isinstance(model, LightWAM)
+    batch = make_batch()
+    light_losses(model, batch, light_draw(batch, 2), LightLossConfig()).total.backward()
+    assert {name for name, x in model.named_parameters() if x.grad is not None} == {
+        name for name, _ in model.named_parameters() if trained(name)
+    }
+
+
+# -- options ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_model_s_lora_and_adapters_add_nothing():
+    torch.manual_seed(0)
+    model = LightWAM(LIGHT_SIZES).double().eval()
+    bare = LightWAM(replace(LIGHT_SIZES, lora_rank=0)).double().eval()
+    held = {name: x for name, x in model.state_dict().items() if ".lora_" not in name}
+    bare.load_state_dict(held)
+    for adapter in bare.adapters.values():
+        torch.nn.init.zeros_(adapter.down_proj.weight)
+    assert torch.equal(act(model), act(bare))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": (("backbone", "delta"), ("adapted",))},
+        {"pooling": "mean"},
+        {"merge_dim": 20},
+        {"lora_layers": (0, 2), "lora_targets": ("self_attn.q", "ffn.2")},
+        {"adapter_scale": 0.5},
+        {"proprio_dim": None},
+        {"trunk_blocks": 0},
+    ],
+)
+def test_every_option_trains_acts_and_folds(changes):
+    model = make(**changes)
+    first, prompt, proprio = inputs()
+    context = model.context(prompt, None if "proprio_dim" in changes else proprio)
+    actions = model.act(first, context, 4)
+    actions.sum().backward()
+    used = [name for name, x in model.named_parameters() if trained(name) and name.startswith(("adapters", "expert"))]
+    assert all(model.get_parameter(name).grad is not None for name in used)
+    assert close(lean(model, 4).act(first, context, 4), actions)
+
+
+def test_features_are_the_stream_before_the_adapter_after_it_and_what_it_adds():
+    model = make(features=(("backbone", "adapted", "delta"),) * 2)
+    first, prompt, proprio = inputs()
+    for tap in model.states(first, model.video.embed_text(model.context(prompt, proprio))):
+        assert torch.allclose(tap["backbone"] + tap["delta"], tap["adapted"]) and tap["delta"].abs().max() > 0
+
+
+def test_any_horizon_gives_the_same_first_actions():
+    model = make()
+    assert torch.allclose(act(model, 9)[:, :4], act(model, 4)) and act(model, 9).shape == (2, 9, 3)
+
+
+def test_only_the_first_steps_count_and_the_rest_by_their_weight():
+    weights = LightLossConfig(prefix_steps=2, tail_weight=0.25).step_weights(4, torch.zeros(1))
+    assert weights.tolist() == [1, 1, 0.25, 0.25]
+    assert LightLossConfig(prefix_steps=2).supervised_steps == 2
+    assert LightLossConfig(prefix_steps=2, tail_weight=0.25).supervised_steps is None
+
+
+def test_without_video_co_training_the_action_loss_and_its_gradients_are_the_same():
+    model = make(torch.float32)
+    batch = make_batch()
+    draws, gradients = light_draw(batch, 2), []
+    for weight in (1.0, 0.0):
+        model.zero_grad()
+        losses = light_losses(model, batch, draws, LightLossConfig(lambda_video=weight))
+        losses.action.backward()
+        gradients.append({name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None})
+    assert losses.velocity_video is None and losses.video == 0
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+
+
+def test_a_missing_state_is_an_error_and_not_a_dropped_row():
+    _, prompt, _ = inputs()
+    with pytest.raises(ObservationError, match="needs its 2 numbers of proprioception"):
+        make().context(prompt, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"taps": (0, 4)}, "taps must be blocks 0 … 3"),
+        ({"taps": (2, 0)}, "in rising order"),
+        ({"features": (("adapted",),)}, "each of the 2 taps"),
+        ({"features": (("adapted",), ("velocity",))}, "unknown features"),
+        ({"lora_layers": (0, 9)}, "there are blocks 0 … 3"),
+        ({"lora_targets": ("ffn.1",)}, "targets are"),
+        ({"pool_heads": 3}, "don't divide the width"),
+        ({"step_dim": 7}, "must be even"),
+        ({"video_dim": 0}, "must be positive"),
+        ({"lean_steps": 4}, "has no LoRA and ends at its last tap"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(LIGHT_SIZES, **changes)
+
+
+# -- foldings: the same function, in float64 to 1e-10, in float32 to 2e-5 -----------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_the_lean_form_acts_as_the_whole_model(dtype):
+    model = make(dtype)
+    assert close(act(lean(model, 4)), act(model)) and close(act(lean(model, 4), 2), act(model, 2))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_merged_lora_is_the_same_layer(dtype):
+    model = make(dtype)
+    layer, x = model.video.blocks[1].ffn[0], torch.randn(2, 7, 16, dtype=dtype)
+    merged = F.linear(x, layer.weight + layer.scale * layer.lora_up.weight @ layer.lora_down.weight, layer.bias)
+    assert close(merged, layer(x))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@torch.no_grad()
+def test_stopping_at_the_last_tap_equals_running_all_blocks(dtype):
+    model = make(dtype)
+    before = act(model)
+    for block in model.video.blocks[model.config.taps[-1] + 1 :]:
+        for parameter in block.parameters():
+            parameter.fill_(float("nan"))
+    assert torch.equal(act(model), before)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@torch.no_grad()
+def test_a_folded_block_equals_the_modulated_one(dtype):
+    model = make(dtype)
+    block, folded = model.video.blocks[1], LeanBlock(replace(LIGHT_SIZES), model.precision).to(dtype)
+    first, prompt, proprio = inputs(dtype)
+    stream, _ = model.video.stream(first, first.new_zeros(2, 1), model.video.embed_text(model.context(prompt, proprio)))
+    folded.load_state_dict({name: x.to(dtype) for name, x in fold_block(block, stream.time[:1])})
+    modulations = block.modulations(stream.time)
+    query, own = block.attention_inputs(stream.tokens, modulations, stream.rope)
+    expected = block.finish(stream.tokens, F.scaled_dot_product_attention(query, *own), modulations, stream.text[1])
+    text = folded.text(model.video.text_embedding(model.context(prompt, proprio)))
+    assert close(folded(stream.tokens, stream.rope, text), expected)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("changes", [{}, {"merge_dim": 20}])
+@torch.no_grad()
+def test_absorbed_pooling_equals_multi_head_attention(dtype, changes):
+    model = make(dtype, **changes)
+    pooler, tokens = model.expert.layer_poolers[0]["adapted"], torch.randn(2, 9, 16, dtype=dtype)
+    folded = LeanPooler(model.config).to(dtype)
+    kept = {name: x for name, x in pooler.state_dict().items() if name.startswith(("output_norm", "query_merge_projector"))}
+    folded.load_state_dict(kept | {name: x.to(dtype) for name, x in fold_pooler(pooler)})
+    assert close(folded(tokens), pooler(tokens))
+    assert close(folded.attention(tokens), pooler.attention(tokens))
+    assert torch.allclose(folded.attention(tokens).sum(-1), torch.ones(1, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@torch.no_grad()
+def test_padding_tokens_are_one_key_that_counts_by_the_logarithm_of_their_number(dtype):
+    model, (_, prompt, proprio) = make(dtype), inputs(dtype)
+    prompt[:, 2:] = 0  # three tokens of padding
+    block, query = model.video.blocks[0], torch.randn(2, 2, 7, 12, dtype=dtype)
+    whole = model.video.embed_text(model.context(prompt, proprio))[0]
+    short = model.video.embed_text(model.context(prompt[:, :3], proprio))[0]
+    bias = torch.tensor([0, 0, 3, 1], dtype=dtype).clamp(min=1).log()  # two tokens, the padding, the state
+    collapsed = F.scaled_dot_product_attention(query, *short, attn_mask=bias.expand(2, 1, 7, 4))
+    assert close(block.cross_attn.merge(collapsed), block.cross_attn.merge(F.scaled_dot_product_attention(query, *whole)))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("config", [WAN21, TINY_VAE])
+@torch.no_grad()
+def test_the_codec_for_one_frame_is_a_2d_network_and_gives_the_first_latent_of_any_clip(dtype, config):
+    torch.manual_seed(0)
+    vae = build_vae(config).to(dtype)
+    for parameter in vae.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    clip = torch.rand(2, 3, 9, 32, 48, dtype=dtype) * 2 - 1
+    first = vae.encode_first_frame(clip[:, :, 0])
+    assert close(first, vae.encode(clip[:, :, :1])) and close(first, vae.encode(clip)[:, :, :1])
+    encoder = FirstFrameEncoder(vae.model, vae.mean, vae.std)
+    assert not any(isinstance(layer, torch.nn.Conv3d) for layer in encoder.modules())
+
+
+def test_pooling_the_clip_and_then_noising_it_keeps_its_first_frame_clean():
+    latents = torch.randn(1, 4, 3, 4, 6)
+    assert torch.allclose(pool(latents, 2)[0, :, 0, 0, 0], latents[0, :, 0, :2, :2].mean((1, 2)))
+
+
+def test_the_lean_form_refuses_more_steps_than_it_holds():
+    with pytest.raises(ConfigError, match="knows 4 steps of a chunk, 5 are wanted"):
+        act(lean(make(), 4), 5)
+
+
+def test_the_reference_precision_folds_too():
+    torch.manual_seed(0)
+    model = LightWAM(LIGHT_SIZES, REFERENCE).to(torch.bfloat16).eval()
+    assert act(lean(model, 4)).dtype == torch.bfloat16 and (act(lean(model, 4)) - act(model)).abs().max() < 0.05
