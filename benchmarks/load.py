@@ -1,11 +1,12 @@
-"""Measures how lean the full-size Fast-WAM loads: peak memory, and time against reading the same files.
+"""Measures how lean a full-size policy loads: peak memory, and time against reading the same files.
 
-    python benchmarks/load.py [--folder runs/full-size] [--repeats 3]
+    python benchmarks/load.py [--family fast_wam|light_wam] [--folder runs/full-size] [--repeats 3]
 
-Writes a LIBERO checkpoint of random bfloat16 weights once (13.5 GB with its codec). Then each measurement is a process of its
-own: *read* reads the weight files through the page cache; *load* is `from_pretrained` and a read of every weight's every page,
-as loading alone only maps them; *predict* answers one observation. The files are dropped from the page cache
-before each (cold), then both are done again with the files in it (warm). The last line is of the cold medians.
+Writes a LIBERO checkpoint of random bfloat16 weights once: a Fast-WAM (13.5 GB with its codec), or the lean form of a Light-WAM
+(3.1 GB). Then each measurement is a process of its own: *read* reads the weight files through the page cache; *load* is
+`from_pretrained` and a read of every weight's every page, as loading alone only maps them; *predict* answers one observation.
+The files are dropped from the page cache before each (cold), then both are done again with the files in it (warm). The last
+line is of the cold medians.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import torch
 import tyro
 
 from wam_policy import WAMPolicy
-from wam_policy.config import PolicyConfig, Source
-from wam_policy.hub import checkpoint, originals
-from wam_policy.models.config import FastWAMConfig
+from wam_policy.config import Family, PolicyConfig, Source
+from wam_policy.hub import checkpoint, forms, originals
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE, build_vae
 from wam_policy.normalize import Normalization
 from wam_policy.presets import Trained, contract
+from wam_policy.results import peak_memory
 
 TASK = "put the bowl on the plate"
 GIB = 2**30
@@ -43,37 +45,49 @@ Stage = Literal["read", "load", "predict"]
 class LoadConfig:
     """The benchmark."""
 
-    folder: Path = Path("runs/full-size")
-    """Where the random checkpoint is, or will be."""
+    family: Family = "fast_wam"
+    folder: Path | None = None
+    """Where the random checkpoint is, or will be; the default is runs/full-size-FAMILY."""
     repeats: int = 3
     stage: Stage | None = None
     """Used by the benchmark itself: one measurement, in this process."""
 
 
-def libero() -> PolicyConfig:
-    """The contract of the released LIBERO checkpoint, its codec beside it."""
+def libero(family: Family) -> PolicyConfig:
+    """The contract of the released LIBERO checkpoints, their codec beside them."""
     unit = {"min": (-1.0,), "max": (1.0,)}
     state, action = (
         Normalization(mode="min_max", statistics={name: value * dim for name, value in unit.items()}) for dim in (8, 7)
     )
-    trained = Trained(preset="libero", variant="fast", action_shift=5.0)
-    sizes = FastWAMConfig(action_dim=7, proprio_dim=8)
+    sizes: FastWAMConfig | LightWAMConfig = LightWAMConfig(action_dim=7, proprio_dim=8)
+    trained = Trained(preset="libero")
+    if family == "fast_wam":
+        sizes, trained = FastWAMConfig(action_dim=7, proprio_dim=8), Trained(preset="libero", variant="fast", action_shift=5.0)
     return replace(contract(trained, sizes, state=state, action=action, dtype="bfloat16"), vae=Source(subfolder="vae"))
 
 
-def random_codec() -> VAE:
-    """A codec of Wan 2.2's size."""
-    config = {"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "patch_size": 2, "in_channels": 12}
-    config |= {"out_channels": 12, "scale_factor_spatial": 16}
-    config |= {"latents_mean": originals.WAN22_MEAN, "latents_std": originals.WAN22_STD}
+def random_codec(family: Family) -> VAE:
+    """A codec of Wan 2.2's size, or of Wan 2.1's."""
+    config: dict[str, Any] = {}
+    if family == "fast_wam":
+        config = {
+            "base_dim": 160,
+            "decoder_base_dim": 256,
+            "z_dim": 48,
+            "is_residual": True,
+            "patch_size": 2,
+            "in_channels": 12,
+        }
+        config |= {"out_channels": 12, "scale_factor_spatial": 16}
+        config |= {"latents_mean": originals.WAN22_MEAN, "latents_std": originals.WAN22_STD}
     return build_vae(config).to(torch.bfloat16)
 
 
-def write(folder: Path) -> None:
-    """Write the checkpoint: 6.02 billion random numbers, norms at one."""
-    config = libero()
+def write(folder: Path, family: Family) -> None:
+    """Write the checkpoint: random numbers, norms at one; a Light-WAM in its lean form."""
+    config = libero(family)
     generator = torch.Generator().manual_seed(0)
-    model = checkpoint.empty_model(config)
+    model = checkpoint.empty_model(config).eval()
     for name, x in model.state_dict().items():
         weight = torch.empty(x.shape, dtype=torch.bfloat16)
         norm = "norm" in name and name.endswith("weight")
@@ -82,14 +96,11 @@ def write(folder: Path) -> None:
     prompt = config.prompt.prompt(TASK)
     embedding = torch.randn(24, config.model.text_dim, generator=generator).to(torch.bfloat16)
     prompts = Prompts({prompt: embedding}, token_length=config.prompt.token_length, text_dim=config.model.text_dim)
-    parts = checkpoint.Parts(config, model, random_codec, prompts)
+    codec = random_codec(family)
+    parts = forms.shaped(
+        checkpoint.Parts(config, model, lambda: codec, prompts), "fat" if family == "fast_wam" else "lean", None, None
+    )
     checkpoint.write(folder, parts, dtype=None, load_by=str(folder), notes="Random weights, for `benchmarks/load.py`.")
-
-
-def peak() -> int:
-    """Largest resident memory of this process so far, mapped files included, in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -115,7 +126,7 @@ def load(folder: Path) -> dict[str, Any]:
     mapped = time.perf_counter() - began
     for parameter in policy.model.parameters():
         parameter.detach().view(torch.uint8).flatten()[::4096].sum()
-    return {"seconds": time.perf_counter() - began, "mapped": mapped, "peak": peak()}
+    return {"seconds": time.perf_counter() - began, "mapped": mapped, "peak": peak_memory(torch.device("cpu"))}
 
 
 def predict(folder: Path) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def predict(folder: Path) -> dict[str, Any]:
     chunk = policy.predict_chunk(observation)
     seconds = time.perf_counter() - began
     assert chunk.shape == (32, 7) and np.isfinite(chunk).all()
-    return {"seconds": seconds, "peak": peak()}
+    return {"seconds": seconds, "peak": peak_memory(torch.device("cpu"))}
 
 
 STAGES: dict[Stage, Callable[[Path], dict[str, Any]]] = {"read": read, "load": load, "predict": predict}
@@ -146,22 +157,24 @@ def run(stage: Stage, folder: Path, *, cold: bool) -> dict[str, Any]:
 
 def main(config: LoadConfig) -> None:
     """Run the benchmark, or one measurement of it."""
+    folder = config.folder or Path(f"runs/full-size-{config.family}")
     if config.stage is not None:
-        print(json.dumps(STAGES[config.stage](config.folder)))
+        print(json.dumps(STAGES[config.stage](folder)))
         return
-    if not (config.folder / checkpoint.CONFIG).is_file():
-        print(f"writing {config.folder} …", flush=True)
-        write(config.folder)
+    if not (folder / checkpoint.CONFIG).is_file():
+        print(f"writing {folder} …", flush=True)
+        write(folder, config.family)
         os.sync()
-    size = sum(path.stat().st_size for path in weight_files(config.folder))
-    print(f"weight files {size / GIB:.2f} GiB")
+    size = sum(path.stat().st_size for path in weight_files(folder))
+    whole = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    print(f"weight files {size / GIB:.2f} GiB, {whole / GIB:.2f} GiB with codec and prompts")
     ratios, peaks = {}, []
     for cold in (True, False):
         seconds: dict[Stage, list[float]] = {"read": [], "load": []}
         mapped = []
         for _ in range(config.repeats):
             for stage in ("read", "load"):
-                found = run(stage, config.folder, cold=cold)
+                found = run(stage, folder, cold=cold)
                 seconds[stage].append(found["seconds"])
                 if stage == "load":
                     peaks.append(found["peak"])
@@ -174,7 +187,7 @@ def main(config: LoadConfig) -> None:
             flush=True,
         )
     print(f"peak RSS of load, every page touched: {max(peaks) / GIB:.2f} GiB")
-    answered = run("predict", config.folder, cold=False)
+    answered = run("predict", folder, cold=False)
     print(f"predict_chunk, bfloat16, CPU: {answered['seconds']:.0f} s, peak RSS {answered['peak'] / GIB:.2f} GiB")
     print(f"peak_minus_file_gib={(max(peaks) - size) / GIB:.3f} load_over_read={ratios[True]:.3f}")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_policy
+from tiny import make_light_policy, make_policy
 
+from wam_policy.comparison import CompareConfig, compare
 from wam_policy.demo import DemoConfig, demo
 from wam_policy.errors import CheckpointError, ConfigError, ResultsError
 from wam_policy.evaluation import EvalConfig, evaluate
@@ -105,6 +106,63 @@ def test_imagined_futures_are_compared_with_what_happened_and_filmed(config):
     with av.open(str(config.out / "touch_imagined.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == 5 and frames[0].shape == (256, 256, 3)  # the next would begin where the episode ends
+
+
+@pytest.fixture
+def light(tmp_path):
+    folder = make_light_policy().save_pretrained(tmp_path / "light")
+    return EvalConfig(
+        checkpoint=str(folder),
+        env="tiny:ToyLarge-v0",
+        tasks=("touch",),
+        episodes=1,
+        envs=1,
+        out=tmp_path / "light-out",
+        video=False,
+    )
+
+
+def test_what_the_action_head_looks_at_is_filmed(light):
+    import av
+
+    evaluate(replace(light, explain=True))
+    with av.open(str(light.out / "touch_explained.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 2 and frames[0].shape == (192, 128, 3)  # 6 steps, 3 a chunk; the canvas and 2 taps, twice as large
+
+
+def test_a_light_wam_s_pooled_futures_are_compared_with_pooled_pictures(light):
+    score = evaluate(replace(light, imagine=True))["imagination"]["touch"]
+    assert len(score["psnr_db"]) == 4 and all(0 < db < 100 for db in score["psnr_db"])
+
+
+def test_chunks_are_played_as_the_caller_says_and_results_are_not_mixed(config, light):
+    summary = evaluate(replace(light, replan=1, horizon=6, ensemble=0.1))
+    assert summary["playing"] == {"replan": 1, "horizon": 6, "ensemble": 0.1}
+    assert len(rows(light)[0]["latency_ms"]) == rows(light)[0]["steps"] == 6
+    with pytest.raises(ResultsError, match="results of another"):
+        evaluate(replace(light, replan=2))
+
+
+def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    other = make_policy(dtype="bfloat16").save_pretrained(tmp_path / "other")
+    compared = CompareConfig(
+        checkpoints=(config.checkpoint, str(other)),
+        env=config.env,
+        tasks=config.tasks,
+        episodes=2,
+        envs=1,
+        out=tmp_path / "both",
+    )
+    summaries = compare(compared)
+    assert list(summaries) == ["checkpoint", "other"] and json.loads((tmp_path / "both/summary.json").read_text()) == summaries
+    for summary in summaries.values():
+        assert summary["parameters"] > 0 and summary["peak_memory_bytes"] > 2**27 and summary["tasks"]["leave"]["episodes"] == 2
+    with pytest.raises(ConfigError, match="names of their own"):
+        replace(compared, checkpoints=("a/x", "b/x"))
+    with pytest.raises(ResultsError, match="ended with code 1"):
+        compare(replace(compared, checkpoints=("./nowhere",)))
 
 
 def test_an_env_without_a_task_argument_is_evaluated_once(config):

@@ -164,9 +164,16 @@ class ToyEnv(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, length: int = 5, instruction: str = TASK, render_mode: str | None = "rgb_array", width: int = 16):
-        self.length, self.instruction, self.render_mode, self.width = length, instruction, render_mode, width
-        picture = spaces.Box(0, 255, (16, width, 3), np.uint8)
+    def __init__(
+        self,
+        length: int = 5,
+        instruction: str = TASK,
+        render_mode: str | None = "rgb_array",
+        width: int = 16,
+        height: int = 16,
+    ):
+        self.length, self.instruction, self.render_mode, self.size = length, instruction, render_mode, (height, width)
+        picture = spaces.Box(0, 255, (*self.size, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {
                 "pixels": spaces.Dict({"front": picture, "hand.cam": picture}),
@@ -187,7 +194,7 @@ class ToyEnv(gym.Env):
         self.actions: list[np.ndarray] = []
 
     def _observation(self):
-        pictures = {name: self.np_random.integers(0, 256, (16, self.width, 3), np.uint8) for name in ("front", "hand.cam")}
+        pictures = {name: self.np_random.integers(0, 256, (*self.size, 3), np.uint8) for name in ("front", "hand.cam")}
         return {"pixels": pictures, "robot": (np.array([self.time, self.y, self.x]), 0)}
 
     def reset(self, *, seed=None, options=None):
@@ -204,14 +211,15 @@ class ToyEnv(gym.Env):
         return self._observation(), 1.0, ended, False, {"is_success": ended}
 
     def render(self):
-        return np.full((16, self.width, 3), 7, np.uint8)
+        return np.full((*self.size, 3), 7, np.uint8)
 
 
 class ToyTask(ToyEnv):
     """The toy env with a task to choose, an expert that succeeds and a success that depends on the seed."""
 
-    def __init__(self, task: str = "touch", render_mode: str | None = "rgb_array"):
-        super().__init__(length=6 if task == "touch" else 9, instruction=f"{task} the cube", render_mode=render_mode)
+    def __init__(self, task: str = "touch", render_mode: str | None = "rgb_array", side: int = 16):
+        length = 6 if task == "touch" else 9
+        super().__init__(length, f"{task} the cube", render_mode, width=side, height=side)
 
     def reset(self, *, seed=None, options=None):
         observation, info = super().reset(seed=seed)
@@ -227,5 +235,6 @@ class ToyTask(ToyEnv):
 
 
 gym.register("Toy-v0", entry_point=ToyTask, max_episode_steps=20)
+gym.register("ToyLarge-v0", entry_point=lambda side=32, **options: ToyTask(side=side, **options), max_episode_steps=20)
 gym.register("ToyPlain-v0", entry_point=lambda task, **_: ToyEnv())
 gym.register("ToyBare-v0", entry_point=ToyEnv)

@@ -98,12 +98,21 @@ def canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndar
     Raises:
         ObservationError: a picture has another size than the contract allows.
     """
+    return to_model(levels(pictures, cameras))
+
+
+def levels(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
+    """The canvas of pictures by camera, uint8 [B, H, W, 3]: levels in [0, 255], [B, H', W', 3], uint8 or float32.
+
+    Raises:
+        ObservationError: a picture has another size than the contract allows.
+    """
     places = tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout)
     fitted = [
         fit(pictures[name], *place, cameras.resize, name, pixels=cameras.pixels)
         for name, place in zip(cameras.names, places, strict=True)
     ]
-    return to_model(compose(fitted, cameras.layout))
+    return compose(fitted, cameras.layout)
 
 
 def to_model(canvas: np.ndarray) -> np.ndarray:

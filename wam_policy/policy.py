@@ -438,7 +438,7 @@ class WAMPolicy:
         seen = self._check(observation)
         if not isinstance(self.model, LightWAM) or self.model.config.pooling != "learned_query":
             raise ConfigError("only a Light-WAM that pools by learned queries can be explained")
-        canvas = images.to_pixels(images.canvas(seen.images, self.config.cameras)[:, :, None])[:, 0]
+        canvas = images.levels(seen.images, self.config.cameras).round().astype(np.uint8)
         maps = explanation.attention_maps(self.model, *self._see(seen), canvas.shape[1:3])
         explained = Explained(self._sample(seen)[0], canvas, maps)
         return explained if seen.batched else Explained(*(x[0] for x in explained))

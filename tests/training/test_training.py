@@ -12,8 +12,10 @@ from wam_policy.config import Source
 from wam_policy.errors import DatasetError, EnvError
 from wam_policy.hub import frozen
 from wam_policy.hub.locate import Download
+from wam_policy.models.light_objective import LightLossConfig
+from wam_policy.models.light_wam import trained
 from wam_policy.training.codec import CodecConfig, train_codec
-from wam_policy.training.config import SizeConfig, TrainConfig
+from wam_policy.training.config import LightSizeConfig, LightTrainConfig, SizeConfig, TrainConfig
 from wam_policy.training.examples import encode_windows
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import train
@@ -99,6 +101,42 @@ def test_a_run_begins_from_an_earlier_one_s_weights_and_sizes(data, codec, tmp_p
     second = train(make_config(data, codec, tmp_path / "second", **changes))
     a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, second))
     assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
+
+
+def make_light(data, codec, init, out, **changes):
+    sizes = LightSizeConfig(
+        taps=(0,), adapter_dim=4, lora_rank=2, lora_alpha=4.0, queries=3, pool_heads=2, layer_dim=16, trunk_dim=16, step_dim=8,
+        video_pool=2,
+    )  # fmt: skip
+    arguments = {"init": init, "sizes": sizes, "stride": 1, "every": 1, "replan": 2, "steps": 6, "batch_size": 4, "warmup": 2}
+    return LightTrainConfig(**({"dataset": data, "codec": codec, "out": out, "threads": 1} | arguments | changes))
+
+
+def test_a_light_wam_is_trained_on_a_frozen_video_expert(data, codec, tmp_path):
+    base = train(make_config(data, codec, tmp_path / "base", steps=2))
+    folder = train(make_light(data, codec, base, tmp_path / "light", loss=LightLossConfig(prefix_steps=2)))
+    policy, start = WAMPolicy.from_pretrained(folder), WAMPolicy.from_pretrained(base)
+    assert policy.spec.family == "light_wam" and policy.spec.action.supervised_steps == 2
+    assert set(policy.prompts.table) == set(start.prompts.table)
+    theirs, ours = start.model.state_dict(), policy.model.state_dict()
+    frozen = [name for name in ours if not trained(name)]
+    assert frozen and all(torch.equal(ours[name], theirs[name]) for name in frozen)
+    assert any(ours[name].abs().max() > 0 for name in ours if name.endswith("lora_up.weight"))
+    rows = [json.loads(line) for line in (tmp_path / "light/curve.jsonl").read_text().splitlines()]
+    assert np.isfinite([rows[-1]["video"], rows[-1]["action"]]).all()
+
+
+def test_a_light_wam_goes_on_from_another_and_from_a_slim_one(data, codec, tmp_path):
+    base = train(make_config(data, codec, tmp_path / "base", steps=1))
+    first = train(make_light(data, codec, base, tmp_path / "first", steps=2))
+    slim = WAMPolicy.from_pretrained(first).save_pretrained(
+        tmp_path / "slim", dtype=torch.bfloat16, form="slim", base=Source(repo=str(base))
+    )
+    for init in (first, slim):
+        still = {"steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "sizes": LightSizeConfig()}  # the first's sizes count
+        again = train(make_light(data, codec, init, tmp_path / f"again-{init.name}", **still))
+        a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, again))
+        assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
 
 
 def test_encoded_windows_come_from_the_cache_if_it_holds_exactly_them(data, codec, tmp_path):
