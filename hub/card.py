@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wam_policy.config import PolicyConfig
+from wam_policy.config import Base, PolicyConfig
 
 _TITLES = {"fast_wam": "Fast-WAM", "light_wam": "Light-WAM"}
 _FORMS = {"fat": "all weights", "slim": "what was trained", "lean": "folded, for acting only"}
@@ -23,7 +23,8 @@ def contract_rows(config: PolicyConfig) -> dict[str, str]:
         sampled = f"{sampling.steps} steps, shift {sampling.action_shift:g}, {sampling.noise} noise (seed {sampling.seed})"
     return {
         "Model": f"{_TITLES[config.family]}{kind}",
-        **({} if config.base is None else {"Base": f"`{config.base.source.repo}`, sha256 `{config.base.sha256}`"}),
+        **({} if config.trained_on is None else {"Trained on": config.trained_on}),
+        **({} if config.base is None else {"Base": _base(config.base)}),
         "Cameras": f"{', '.join(cameras.names)}; {cameras.height}×{cameras.width} each, {_LAYOUTS[cameras.layout]}",
         "State": "none" if config.state is None else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
         "Action": f"{', '.join(layout.names)} ({config.action.normalization.mode}); {layout.control}",
@@ -32,6 +33,12 @@ def contract_rows(config: PolicyConfig) -> dict[str, str]:
         "Sampling": sampled,
         "Prompt": f"`{config.prompt.template}`, {config.prompt.token_length} tokens",
     }
+
+
+def _base(base: Base) -> str:
+    source = base.source
+    place = "".join((source.repo or "", f"/{source.subfolder}" if source.subfolder else ""))
+    return f"`{place}`, revision {source.revision or 'main'}, sha256 of the frozen weights in {base.dtype} `{base.sha256}`"
 
 
 def _gripper(config: PolicyConfig) -> str:

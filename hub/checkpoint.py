@@ -142,7 +142,12 @@ def assemble(
         text_dim=config.model.text_dim,
         encoder=None if text is None else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=text_device),
     )
-    return Parts(config, model, lambda: frozen.load_vae(config.vae, folder, download, dtype=dtype, device=device), prompts)
+
+    def codec() -> VAE:
+        encoder_only = config.form == "lean"
+        return frozen.load_vae(config.vae, folder, download, dtype=dtype, device=device, encoder_only=encoder_only)
+
+    return Parts(config, model, codec, prompts)
 
 
 def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, load_by: str, notes: str) -> None:

@@ -19,12 +19,11 @@ from tyro.conf import Positional
 
 from wam_policy.config import FORMAT_VERSION, DtypeName, Form, Source
 from wam_policy.errors import CheckpointError, ConfigError
-from wam_policy.hub import checkpoint, forms, frozen, originals, reader, slim, weights
+from wam_policy.hub import checkpoint, forms, frozen, originals, reader, weights
 from wam_policy.hub.atomic import replace_files
 from wam_policy.hub.foreign import Foreign
 from wam_policy.hub.locate import Download
 from wam_policy.hub.sizes import sizes
-from wam_policy.models.light_wam import trained
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import build_vae
 from wam_policy.models.variants import VariantName
@@ -66,8 +65,9 @@ class ConvertConfig:
     """Folder of a text encoder (`text_encoder/`, `tokenizer/`) to put into the checkpoint; without it, it names the Hub's."""
     tokenizer: Path | None = None
     """For a text encoder: the folder of its tokenizer; the default is `google/umt5-xxl` beside the file."""
-    form: Form = "fat"
-    """What of a Light-WAM to write: all weights, those that were trained ("slim"), or those that acting needs ("lean")."""
+    form: Form | None = None
+    """What of a Light-WAM to write: all weights ("fat", the default for another project's), those that were trained ("slim"),
+    or those that acting needs ("lean"). A checkpoint of this package is only converted to another form."""
     base: str | None = None
     """Of a slim checkpoint: folder or Hub id of its frozen weights, which are compared with those in the source."""
     base_revision: str | None = None
@@ -105,11 +105,12 @@ def convert(config: ConvertConfig) -> Path:
     path = wanted.find(download)
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists already; choose a new folder")
-    if path.is_dir() and checkpoint.is_ours(path):
-        return _reform(config, path, download)
+    ours = path.is_dir() and checkpoint.is_ours(path)
     hashes = _hashes(path)
     if config.sha256 is not None and [*hashes.values()] != [config.sha256.lower()]:
         raise CheckpointError(f"{path} isn't the wanted file: {config.sha256} was wanted, found {hashes}; fetch it again")
+    if ours:
+        return _reform(config, path, download, hashes)
     found = reader.open_foreign(path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     _check_space(dst, found.tensors, dtype)
@@ -127,30 +128,33 @@ def convert(config: ConvertConfig) -> Path:
     return dst
 
 
-def _reform(config: ConvertConfig, path: Path, download: Download) -> Path:
+def _reform(config: ConvertConfig, path: Path, download: Download, hashes: Mapping[str, str]) -> Path:
     """A checkpoint of ours in another form."""
     present = checkpoint.read_config(path)
-    if present.form == config.form:
+    if config.form is None or present.form == config.form:
         raise CheckpointError(
-            f"{path} is a wam-policy checkpoint already, a {present.form} one: load it with WAMPolicy.from_pretrained"
+            f"{path} is a wam-policy checkpoint already, a {present.form} one: load it with WAMPolicy.from_pretrained, "
+            f"or say another --form"
         )
-    dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    parts = checkpoint.read(path, download, device=torch.device("cpu"), dtype=dtype)
+    options = ("filename", "preset", "variant", "action_shift", "stats", "codec", "text", "tokenizer")
+    if said := [name for name in options if getattr(config, name) is not None]:
+        raise ConfigError(f"{path} says its whole contract: leave out --{', --'.join(said).replace('_', '-')}")
+    own = weights.read(path)
+    stored = next(iter(own.values())).dtype if config.dtype is None else getattr(torch, config.dtype)
+    _check_space(config.dst, own, stored)
+    parts = checkpoint.read(path, download, device=torch.device("cpu"), dtype=stored)
     if config.dtype is not None:
         parts = replace(parts, config=replace(present, dtype=config.dtype))
     with _no_space(config.dst):
-        _write(config, parts, _map({"weights": f"`{path.name}`, a {present.form} checkpoint"}, _hashes(path)))
+        _write(config, parts, stored, _map({"weights": f"a {present.form} checkpoint, `{path.name}`"}, hashes))
     return config.dst
 
 
-def _write(config: ConvertConfig, parts: checkpoint.Parts, notes: str) -> None:
-    """Write a policy in the form that is wanted; a slim one's base is compared first."""
+def _write(config: ConvertConfig, parts: checkpoint.Parts, dtype: torch.dtype | None, notes: str) -> None:
+    """Write a policy in the form that is wanted."""
     base = None if config.base is None else Source(repo=config.base, revision=config.base_revision)
-    shaped = forms.shaped(parts, config.form, base, None)
-    if shaped.config.base is not None:
-        expected = {name: x for name, x in parts.model.state_dict().items() if not trained(name)}
-        slim.frozen_weights(shaped.config.base, expected, config.dst, Download())
-    checkpoint.write(config.dst, shaped, dtype=None, load_by=f"path/to/{config.dst.name}", notes=notes)
+    shaped = forms.shaped(parts, config.form, base, dtype, config.dst)
+    checkpoint.write(config.dst, shaped, dtype=dtype, load_by=f"path/to/{config.dst.name}", notes=notes)
 
 
 def _policy(
@@ -190,7 +194,7 @@ def _policy(
         encoder=lambda: load(frozen.load_text, config.text),
     )
     parts = checkpoint.Parts(contract, model, lambda: load(frozen.load_vae, config.codec), prompts)
-    _write(config, parts, _map({**origin, **said}, hashes))
+    _write(config, parts, None, _map({**origin, **said}, hashes))
 
 
 def _part(config: ConvertConfig, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:

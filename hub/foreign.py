@@ -52,6 +52,8 @@ def sort(payload: Any, path: Path) -> Foreign:
         raise WeightsError(f"{path} holds a {type(payload).__name__}, not weights by name")
     for wrapper in ("model_state", "state_dict"):
         payload = payload.get(wrapper, payload)
+    if LIGHT in payload and "dit" in payload:  # an old file of a Light-WAM
+        payload = {**payload, "mot": {f"mixtures.video.{name}": x for name, x in payload["dit"].items()}}
     if "mot" in payload:
         groups = ("mot", LIGHT, "proprio_encoder")
         named = {f"{group}.{name}": x for group in groups for name, x in (payload.get(group) or {}).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -12,32 +13,44 @@ from wam_policy.errors import ConfigError
 from wam_policy.hub import slim
 from wam_policy.hub.checkpoint import Parts
 from wam_policy.models.fold import lean
-from wam_policy.models.light_wam import LightWAM
+from wam_policy.models.light_wam import LightWAM, trained
 
 
-def shaped(parts: Parts, form: Form, base: Source | None, dtype: torch.dtype | None) -> Parts:
+def shaped(parts: Parts, form: Form | None, base: Source | None, dtype: torch.dtype | None, folder: Path) -> Parts:
     """The parts of a policy as `checkpoint.write` is to write them.
 
     Args:
         parts: the policy's.
         form: "fat": every weight. "slim": what was trained; the frozen rest is named by place and hash. "lean": LoRA merged,
-            constants folded, what no action depends on left out.
+            constants folded, what no action depends on left out. None: the form the policy has.
         base: where a slim checkpoint's frozen weights can be had; None: where the policy has them from.
         dtype: what weights will be stored in; None: what they are.
+        folder: where they will be.
 
     Raises:
-        ConfigError: the policy has no such form.
+        ConfigError: the policy has no such form, or a slim one's base isn't said.
+        CheckpointError: a slim one's base can't be found, or is another.
     """
     config, model = parts.config, parts.model
-    if form not in get_args(Form):
+    wanted = config.form if form is None else form
+    if wanted not in get_args(Form):
         raise ConfigError(f"unknown form {form!r}; there are {get_args(Form)}")
-    if base is not None and form != "slim":
-        raise ConfigError(f"only a slim checkpoint has a base, this one is to be {form}")
-    if form == "fat":
-        return replace(parts, config=replace(config, base=None))
+    if base is not None and wanted != "slim":
+        raise ConfigError(f"only a slim checkpoint has a base, this one is to be {wanted}")
+    if wanted == config.form and wanted != "slim":
+        return parts
     if not isinstance(model, LightWAM) or model.config.lean_steps is not None:
-        raise ConfigError(f"only a whole Light-WAM has the form {form!r}; this is a {config.form} {config.family}")
-    if form == "slim":
-        return replace(parts, config=replace(config, base=slim.base_of(config, model.state_dict(), base, dtype)))
-    small = lean(model, config.action.horizon)
-    return replace(parts, config=replace(config, base=None, model=small.config), model=small)
+        raise ConfigError(f"only a whole Light-WAM can be made {wanted}; this is a {config.form} {config.family}")
+    if wanted == "fat":
+        return replace(parts, config=replace(config, base=None))
+    if wanted == "lean":
+        small = lean(model, config.action.horizon)
+        return replace(parts, config=replace(config, base=None, model=small.config), model=small)
+    held = {name: x for name, x in model.state_dict().items() if not trained(name)}
+    if base is not None:
+        found = slim.base_of(held, base, dtype, folder)
+    elif config.base is not None:
+        found = slim.same_base(config.base, held, folder)
+    else:
+        raise ConfigError("a slim checkpoint names its frozen weights: say where they are, `base=Source(repo=…)`")
+    return replace(parts, config=replace(config, base=found))

@@ -30,8 +30,18 @@ def folder(source: Source, checkpoint: Path, download: Download, parts: tuple[st
     return locate(source.repo, replace(download, revision=source.revision), patterns) / source.subfolder
 
 
-def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: torch.dtype, device: torch.device) -> VAE:
+def load_vae(
+    source: Source,
+    checkpoint: Path,
+    download: Download,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    encoder_only: bool = False,
+) -> VAE:
     """The video codec, from a folder in diffusers' layout, strictly; its decoder is read when it is first used.
+
+    Of a lean checkpoint's own codec there is the encoder only; one of another place may be whole.
 
     On CPUs without instructions for short floats it computes in float32: their convolutions take minutes a picture there.
     """
@@ -44,7 +54,7 @@ def load_vae(source: Source, checkpoint: Path, download: Download, *, dtype: tor
             model = build_vae(config).model.eval().requires_grad_(False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"no video codec in {place}: {error}") from error
-    whole = any(name.startswith(DECODER) for name in weights.read(place, VAE_STEM))
+    whole = not encoder_only or any(name.startswith(DECODER) for name in weights.read(place, VAE_STEM))
 
     def load(only: tuple[str, ...]) -> None:
         if only == DECODER and not whole:

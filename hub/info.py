@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import CheckpointError
-from wam_policy.hub import checkpoint, lerobot, reader, weights
+from wam_policy.hub import checkpoint, frozen, lerobot, reader, weights
 from wam_policy.hub.card import contract_rows
 from wam_policy.hub.locate import Download, locate
 from wam_policy.models.vae import build_vae
@@ -91,7 +91,8 @@ def _contract(contract: PolicyConfig, folder: Path, prompts: Mapping[str, Tensor
     codec = _codec(contract.vae, folder)
     if codec is not None:
         encoder, decoder = (_size(parameters * dtype.itemsize) for parameters in codec)
-        needs.append(f"{encoder} for the codec's encoder, {decoder} more to imagine")
+        more = "" if contract.form == "lean" else f", {decoder} more to imagine"
+        needs.append(f"{encoder} for the codec's encoder{more}")
     known = f"{len(prompts)} prompts known" if prompts else "no prompt known"
     text = "none: only known prompts" if contract.text is None else _place(contract.text)
     return {
@@ -117,7 +118,7 @@ def _codec(source: Source, folder: Path) -> tuple[int, int] | None:
             tensors = build_vae(json.loads(path.read_text(encoding="utf-8"))).model.state_dict()
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"no video codec in {path.parent}: {error}") from error
-    encoder = _count(x for name, x in tensors.items() if name.startswith(("encoder.", "quant_conv.")))
+    encoder = _count(x for name, x in tensors.items() if name.startswith(frozen.ENCODER))
     return encoder, _count(tensors.values()) - encoder
 
 

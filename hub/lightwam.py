@@ -13,14 +13,15 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from wam_policy.errors import CheckpointError, ConfigError, WeightsError
+from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
 from wam_policy.hub.sizes import light_sizes
 from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
 from wam_policy.presets import LIGHT_PRESETS, Trained
 
 CONFIG = "config.yaml"
 PARENTS = 4  # folders above the weights in which a run keeps its files
-ROBOTS = {"horizontal": "libero", "robotwin": "robotwin"}  # by how the cameras stand on the canvas
+ROBOTS = ("libero", "robotwin")  # presets that a run's data is named after
+CANVASES = {"horizontal": "row", "robotwin": "t"}
 MODES = {"min/max": "min_max", "z-score": "z_score"}
 FEATURES = {  # upstream's names of what a tap records
     **dict.fromkeys(("h", "backbone", "base", "frozen"), "backbone"),
@@ -34,11 +35,14 @@ UNREAD = {  # settings that change what the policy does, and the only value of e
     "model.apply_video_latent_downsample_to_action_branch": False,
     "model.loss.use_first_frame_residual_video_target": False,
     "model.history_memory.enabled": False,
+    "data.train.global_sample_stride": 1,
     "data.train.processor.use_stepwise_action_norm": False,
+    "data.train.processor.norm_exception_mode": None,
+    "data.train.processor.action_state_transforms": None,
 }
 
 
-class RunConfig:
+class RunFile:
     """The values of a `config.yaml`, by dotted path."""
 
     def __init__(self, path: Path) -> None:
@@ -66,9 +70,22 @@ class RunConfig:
         value: Any = self.data
         for part in path.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if "${" in str(value):
-            raise ConfigError(f"{self.path}: `{path}` is {value!r}, an expression; write the value it stands for")
+            if isinstance(value, str) and "${" in value:
+                raise ConfigError(f"{self.path}: `{part}` in `{path}` is {value!r}, an expression; write what it stands for")
+        if isinstance(value, list) and any("${" in str(item) for item in value):
+            raise ConfigError(f"{self.path}: `{path}` holds an expression, {value!r}; write what it stands for")
         return default if value is None else value
+
+    def need(self, path: str) -> Any:
+        """The value at a path, which nothing else tells.
+
+        Raises:
+            ConfigError: it isn't there, or is an expression.
+        """
+        value = self.get(path)
+        if value is None:
+            raise ConfigError(f"{self.path} doesn't say `{path}`, which the weights don't tell; write it there")
+        return value
 
 
 def beside(path: Path, name: str) -> Path:
@@ -86,18 +103,26 @@ def beside(path: Path, name: str) -> Path:
     )
 
 
-def sizes(run: RunConfig, tensors: Mapping[str, Tensor], head_dim: int) -> LightWAMConfig:
+def sizes(run: RunFile, tensors: Mapping[str, Tensor], head_dim: int) -> LightWAMConfig:
     """The sizes of the model: what the shapes tell, and of the rest what the file says.
 
     Raises:
         ConfigError: the file says another thing than the shapes.
         WeightsError: the weights are incomplete.
     """
-    found = light_sizes(tensors, head_dim)
+    try:
+        return _sizes(run, light_sizes(tensors, head_dim))
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, WAMPolicyError):
+            raise
+        raise ConfigError(f"{run.path} holds a value of another kind than it should: {error}") from error
+
+
+def _sizes(run: RunFile, found: Mapping[str, Any]) -> LightWAMConfig:
     adapter, head = "model.wam_adapter.", "model.state_fusion_action_expert_config."
     uses_lora = run.get(f"{adapter}use_backbone_lora", bool(found["lora_rank"]))
     said = {
-        "taps": run.get(f"{adapter}adapter_layer_indices"),
+        "taps": sorted(set(run.get(f"{adapter}adapter_layer_indices", found["taps"]))),
         "adapter_dim": run.get(f"{adapter}adapter_dim"),
         "lora_rank": run.get(f"{adapter}lora_rank") if uses_lora else 0,
         "lora_targets": targets(run.get(f"{adapter}lora_target_modules")) if uses_lora else None,
@@ -115,17 +140,19 @@ def sizes(run: RunConfig, tensors: Mapping[str, Tensor], head_dim: int) -> Light
     rest = {
         "features": said["features"] or (("adapted",),) * len(found["taps"]),
         "adapter_scale": float(run.get(f"{adapter}adapter_scale", 1.0)),
-        "lora_alpha": float(run.get(f"{adapter}lora_alpha", 128.0)),
-        "pool_heads": run.get(f"{head}token_pooling_num_heads", 8),
         "video_pool": run.get("model.video_latent_spatial_downsample_factor", 1),
     }
+    if found["lora_rank"]:
+        rest["lora_alpha"] = float(run.need(f"{adapter}lora_alpha"))
+    if found["pooling"] == "learned_query":
+        rest["pool_heads"] = run.need(f"{head}token_pooling_num_heads")
     proprio = run.get("data.train.processor.proprio_output_dim")
     if proprio is not None and proprio != found["proprio_dim"]:
         raise WeightsError(
             f"{run.path} says {proprio} numbers of proprioception, the weights hold an encoder of {found['proprio_dim']}: "
             f"without it the policy would act blindly to its state"
         )
-    return LightWAMConfig(**(rest | found))
+    return LightWAMConfig(**{**rest, **found})
 
 
 def _listed(names: Any) -> list[str]:
@@ -161,7 +188,7 @@ def features(per_tap: Any, common: Any, taps: int) -> tuple[tuple[Any, ...], ...
     return tuple(tuple(dict.fromkeys(FEATURES[name] for name in names)) for names in read)
 
 
-def trained(run: RunConfig, given: Trained | None) -> tuple[Trained, dict[str, str]]:
+def trained(run: RunFile, given: Trained | None) -> tuple[Trained, dict[str, str]]:
     """What the file says of the policy's contract, and where each part of it came from; what is `given` counts before it.
 
     Raises:
@@ -171,29 +198,44 @@ def trained(run: RunConfig, given: Trained | None) -> tuple[Trained, dict[str, s
     for path, only in UNREAD.items():
         if run.get(path, only) != only:
             raise CheckpointError(f"{run.path}: `{path}` is {run.get(path)!r}, this package reads only {only!r}")
-    layout = run.get("data.train.concat_multi_camera")
-    robot = ROBOTS.get(layout) if given is None else given.preset
+    if given is not None and (given.variant is not None or given.action_shift is not None):
+        raise ConfigError("a Light-WAM has neither a variant nor an action shift: leave both out")
+    folders = run.get("data.train.dataset_dirs", [])
+    data = [Path(str(folder)).name for folder in ([folders] if isinstance(folders, str) else folders)]
+    robot = given.preset if given is not None else next((r for r in ROBOTS if data and all(r in name for name in data)), None)
     if robot is None:
         raise ConfigError(
-            f"{run.path} has the canvas {layout!r}, which doesn't tell the robot; say it: --preset {'|'.join(LIGHT_PRESETS)}"
+            f"{run.path} was trained on {data or 'unnamed data'}, which doesn't tell the robot; say it: "
+            f"--preset {'|'.join(LIGHT_PRESETS)}"
         )
-    preset = LIGHT_PRESETS[robot]
-    mode = run.get("data.train.processor.norm_default_mode")
-    if mode is not None and MODES.get(mode) != preset.normalization:
-        raise ConfigError(f"{run.path} normalises by {mode!r}, the contract {robot!r} by {preset.normalization!r}")
-    window, ratio = run.get("data.train.num_frames", 33), run.get("data.train.action_video_freq_ratio", 4)
-    expected = (preset.horizon + 1, preset.video.stride)
-    if (window, ratio) != expected:
-        raise ConfigError(f"{run.path} has windows of {window} steps, a frame every {ratio}; the contract has {expected}")
+    _compare(run, robot)
     weighting = "model.loss.action_temporal_weighting."
-    prefix = run.get(f"{weighting}num_prefix_steps") if run.get(f"{weighting}enabled", False) else None
-    supervised = prefix if run.get(f"{weighting}tail_weight", 0.0) == 0 else None
-    origin = {"contract": f"`{run.path.name}`, preset `{robot}`"}
-    data = [Path(str(folder)).name for folder in run.get("data.train.dataset_dirs", [])]
-    if data:
-        origin["trained on"] = ", ".join(f"`{name}`" for name in data)
-        if robot == "libero" and len(data) == 1:
-            suite = re.sub(r"_no_noops.*", "", data[0])
-            origin["trained on"] += f": the suite `{suite}` only; there is one checkpoint per suite"
+    prefix = run.need(f"{weighting}num_prefix_steps") if run.get(f"{weighting}enabled", False) else None
+    supervised = prefix if run.get(f"{weighting}tail_weight", 1.0) == 0 else None
+    if given is not None and given.supervised_steps is not None:
+        supervised = given.supervised_steps
+    words = ", ".join(data) or None
+    if robot == "libero" and len(data) == 1:
+        suite = re.sub(r"_no_noops.*", "", data[0])
+        words = f"{data[0]}: the suite {suite} only; there is one checkpoint per suite"
     head_dim = 128 if given is None else given.head_dim
-    return Trained(preset=robot, head_dim=head_dim, supervised_steps=supervised), origin
+    said = Trained(preset=robot, head_dim=head_dim, supervised_steps=supervised, trained_on=words)
+    return said, {"contract": f"`{run.path.name}`, preset `{robot}`"}
+
+
+def _compare(run: RunFile, robot: str) -> None:
+    """Refuse a run whose settings are not those of the robot's contract."""
+    preset = LIGHT_PRESETS[robot]
+    layout, canvas = preset.cameras.layout, [preset.cameras.height, 2 * preset.cameras.width]
+    canvas[0] *= 3 if layout == "t" else 1
+    expected = {
+        "concat_multi_camera": next(theirs for theirs, ours in CANVASES.items() if ours == layout),
+        "video_size": canvas,
+        "num_frames": preset.horizon + 1,
+        "action_video_freq_ratio": preset.video.stride,
+        "context_len": preset.prompt.token_length,
+        "processor.norm_default_mode": next(theirs for theirs, ours in MODES.items() if ours == preset.normalization),
+    }
+    for name, value in expected.items():
+        if (found := run.get(f"data.train.{name}", value)) != value:
+            raise ConfigError(f"{run.path}: `data.train.{name}` is {found!r}, the contract of {robot!r} has {value!r}")

@@ -107,7 +107,7 @@ def contract_of(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfi
 
 
 def _light_contract(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfig, Mapping[str, str]]:
-    run = lightwam.RunConfig(lightwam.beside(path, lightwam.CONFIG))
+    run = lightwam.RunFile(lightwam.beside(path, lightwam.CONFIG))
     trained, origin = lightwam.trained(run, wanted.trained)
     model = lightwam.sizes(run, found.tensors, trained.head_dim)
     config, stats = _contract(found, path, trained, model, wanted.stats or lightwam.beside(path, STATISTICS))

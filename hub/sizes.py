@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,12 +24,7 @@ def sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Any]:
         WeightsError: a part lacks a tensor, or its attention isn't a whole number of heads wide.
     """
     found: dict[str, Any] = {"head_dim": head_dim}
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in tensors:
-            raise WeightsError(f"the weights lack {name!r}, which tells the model's size")
-        return tuple(tensors[name].shape)
-
+    shape = functools.partial(_shape, tensors)
     for expert, prefix in (("video", "video"), ("action", "action_expert")):
         blocks = {int(m[1]) for name in tensors if (m := re.match(rf"{expert}\.blocks\.(\d+)\.", name))}
         if not blocks:
@@ -59,15 +55,10 @@ def light_sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Any]:
     Raises:
         WeightsError: as `sizes`.
     """
-    found = sizes(tensors, head_dim)
+    found, shape = sizes(tensors, head_dim), functools.partial(_shape, tensors)
 
     def numbers(pattern: str) -> tuple[int, ...]:
         return tuple(sorted({int(m[1]) for name in tensors if (m := re.match(pattern, name))}))
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in tensors:
-            raise WeightsError(f"the weights lack {name!r}, which tells the model's size")
-        return tuple(tensors[name].shape)
 
     taps = numbers(r"adapters\.(\d+)\.")
     if not taps:
@@ -101,3 +92,10 @@ def light_sizes(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Any]:
             found["merge_slots"] = shape(f"{first}query_slot_merge_logits")[0]
             found["merge_dim"] = shape(f"{first}query_merge_projector.1.weight")[0]
     return found
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a tensor that must be there."""
+    if name not in tensors:
+        raise WeightsError(f"the weights lack {name!r}, which tells the model's size")
+    return tuple(tensors[name].shape)

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wam_policy.config import Base, PolicyConfig, Source
+from wam_policy.config import Base, DtypeName, Source
 from wam_policy.errors import ConfigError, WeightsError
 from wam_policy.hub import foreign, frozen, weights
 from wam_policy.hub.locate import Download
-from wam_policy.models.light_wam import trained
+
+SHORT: tuple[DtypeName, ...] = ("bfloat16", "float16")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -25,25 +26,57 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def base_of(config: PolicyConfig, tensors: Mapping[str, Tensor], source: Source | None, dtype: torch.dtype | None) -> Base:
-    """What a slim checkpoint says about the frozen ones of a policy's `tensors`.
+def base_of(held: Mapping[str, Tensor], source: Source, dtype: torch.dtype | None, folder: Path) -> Base:
+    """What a slim checkpoint says about a policy's frozen weights, compared with those at their place.
+
+    They are hashed in the shortest dtype that holds them exactly: weights that were once stored in it are recognised again,
+    whatever they are computed in.
 
     Args:
-        config: the policy's contract.
-        tensors: its weights.
-        source: where the frozen ones can be had; None: where the policy has them from.
-        dtype: what they are cast to before they are hashed; None: what they are.
+        held: the policy's frozen weights.
+        source: where they can be had.
+        dtype: what the policy's weights are stored in; None: what they are.
+        folder: where the checkpoint is to be.
 
     Raises:
-        ConfigError: nobody says where they can be had.
+        ConfigError: the place is the checkpoint itself.
+        CheckpointError: there is nothing at that place.
+        WeightsError: there are others.
     """
-    if source is None and config.base is None:
-        raise ConfigError("a slim checkpoint names its frozen weights: say where they are, `base=Source(repo=…)`")
-    held = {name: x if dtype is None else x.to(dtype) for name, x in tensors.items() if not trained(name)}
-    stored = next(iter(held.values())).dtype
-    where = source if source is not None or config.base is None else config.base.source
-    assert where is not None
-    return Base(source=where, dtype=str(stored).removeprefix("torch."), sha256=digest(held))  # type: ignore[arg-type]  # checked by it
+    if source.repo is None or Path(source.repo).expanduser().resolve() == folder.resolve():
+        raise ConfigError("a slim checkpoint's base must be another folder or repository: it would overwrite it")
+    stored = {name: x if dtype is None else x.to(dtype) for name, x in held.items()}
+    own = str(next(iter(stored.values())).dtype).removeprefix("torch.")
+    exact = (name for name in SHORT if all(torch.equal(x.to(getattr(torch, name)).to(x.dtype), x) for x in stored.values()))
+    name: DtypeName = next(exact, own)  # type: ignore[arg-type]  # `Base` checks it
+    base = Base(source=source, dtype=name, sha256=digest({n: x.to(getattr(torch, name)) for n, x in stored.items()}))
+    frozen_weights(base, held, folder, Download())
+    return base
+
+
+def same_base(base: Base, held: Mapping[str, Tensor], folder: Path) -> Base:
+    """The base a policy was loaded with, if its frozen weights still are those.
+
+    Raises:
+        ConfigError: the checkpoint would overwrite it.
+        WeightsError: they are others.
+    """
+    if base.source.repo is not None and Path(base.source.repo).expanduser().resolve() == folder.resolve():
+        raise ConfigError("a slim checkpoint's base must be another folder or repository: it would overwrite it")
+    if digest({name: x.to(getattr(torch, base.dtype)) for name, x in held.items()}) != base.sha256:
+        raise WeightsError("this policy's frozen weights are not those of its base any more: save it whole, `form='fat'`")
+    return base
+
+
+def refuse_local(base: Base) -> None:
+    """Refuse a base that nobody else has.
+
+    Raises:
+        ConfigError: it is a folder of this machine.
+    """
+    repo = base.source.repo or ""
+    if Path(repo).expanduser().exists() or repo.count("/") != 1 or repo.startswith((".", "~")):
+        raise ConfigError(f"the base {repo!r} is a folder of this machine: upload it too, and name its Hub id")
 
 
 def frozen_weights(base: Base, expected: Mapping[str, Tensor], folder: Path, download: Download) -> dict[str, Tensor]:
@@ -68,6 +101,6 @@ def frozen_weights(base: Base, expected: Mapping[str, Tensor], folder: Path, dow
     if (seen := digest(found)) != base.sha256:
         raise WeightsError(
             f"the video expert in {place} isn't the one this checkpoint was trained on: its hash is {seen[:16]}…, "
-            f"{base.sha256[:16]}… is wanted; take the revision of the base that the checkpoint's card names"
+            f"{base.sha256[:16]}… is wanted; take the base and the revision that the checkpoint's card names"
         )
     return found

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_light_policy, make_policy
 
+from wam_policy import WAMPolicy
 from wam_policy.comparison import CompareConfig, compare
 from wam_policy.demo import DemoConfig, demo
 from wam_policy.errors import CheckpointError, ConfigError, ResultsError
@@ -92,7 +93,7 @@ def test_a_video_shows_the_cameras_of_a_whole_episode(config):
     evaluate(replace(config, tasks=("touch",), episodes=1, video=True))
     with av.open(str(config.out / "touch.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 6 and frames[0].shape == (256, 512, 3)
+    assert len(frames) == 7 and frames[0].shape == (256, 512, 3)  # the last is what the last action led to
 
 
 def test_imagined_futures_are_compared_with_what_happened_and_filmed(config):
@@ -142,6 +143,33 @@ def test_chunks_are_played_as_the_caller_says_and_results_are_not_mixed(config, 
     assert len(rows(light)[0]["latency_ms"]) == rows(light)[0]["steps"] == 6
     with pytest.raises(ResultsError, match="results of another"):
         evaluate(replace(light, replan=2))
+
+
+def test_what_the_policy_can_t_do_is_refused_before_anything_is_played(config, light, tmp_path):
+    lean = WAMPolicy.from_pretrained(light.checkpoint).save_pretrained(tmp_path / "lean", form="lean")
+    for wrong, message in (
+        (replace(config, explain=True), "pools by learned queries"),
+        (replace(light, checkpoint=str(lean), imagine=True), "only acts"),
+        (replace(light, horizon=2), "`replan` is 3, a chunk holds 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(wrong)
+        assert not wrong.out.exists()
+
+
+def test_films_show_what_was_measured(light):
+    import av
+
+    evaluate(replace(light, replan=1, explain=True))
+    with av.open(str(light.out / "touch_explained.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 6  # a chunk for every step
+
+
+def test_the_peak_memory_of_an_interrupted_evaluation_is_kept(config):
+    evaluate(replace(config, tasks=("touch",), episodes=1))
+    path = config.out / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_memory_bytes": 2**40}))
+    assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] == 2**40
 
 
 def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatch):

@@ -124,9 +124,24 @@ def test_the_contract_s_own_ensemble_is_used():
     assert np.allclose(action, (chunks[0][1] + chunks[1][0]) / 2, atol=1e-5)
 
 
-def test_a_queue_can_t_play_more_than_a_chunk_holds(light):
+def test_a_queue_can_t_play_more_than_a_chunk_holds_and_asks_for_chunks_of_its_horizon(light):
     with pytest.raises(ConfigError, match="`replan` is 9, a chunk holds 4"):
         light.queue(replan=9)
+    with pytest.raises(ConfigError, match="`replan` is 3, a chunk holds 2"):
+        light.queue(horizon=2)
+    queue, chunk = light.queue(replan=9, horizon=9), light.predict_chunk(see(), horizon=9)
+    for step in range(9):
+        assert np.allclose(light.predict(see(), state=queue)[0], chunk[step], atol=1e-6)
+
+
+def test_snapping_grippers_are_not_averaged():
+    stats = {"min": (-1.0, -1.0, 0.0), "max": (1.0, 1.0, 90.0)}
+    action = make_light_config().action
+    snapping = {"normalization": Normalization(mode="min_max", statistics=stats), "snap": GripperSnap(indices=(2,), within=5.0)}
+    with pytest.raises(ConfigError, match="can't be averaged"):
+        replace(action, **snapping, ensemble=0.0)
+    with pytest.raises(ConfigError, match="can't be averaged"):
+        make_light_policy(action=replace(action, **snapping)).queue(ensemble=0.0)
 
 
 def test_a_snapping_gripper_is_snapped_in_what_the_policy_predicts():
@@ -182,6 +197,7 @@ def test_an_explanation_is_a_map_per_tap_and_query_over_the_canvas(light):
     assert np.allclose(explained.maps.mean((-1, -2)) * 2 * 4, 1, atol=0.02)  # 2×4 tokens, whose weights sum to 1
     assert np.array_equal(explained.canvas[0, :, :32], see(2)["images.front"][0])
     assert np.allclose(explained.actions, light.predict_chunk(see(2)), atol=1e-6)
+    assert light.explain(see(), horizon=7).actions.shape == (7, 3)
     one = light.explain({key: value[0] for key, value in see(2).items()})
     assert one.maps.shape == (2, 5, 32, 64) and np.allclose(one.maps, explained.maps[0], atol=1e-5)
 
@@ -220,7 +236,18 @@ def test_heat_is_red_where_most_is_looked_at():
     attention[1, 2] = 1
     picture = heat(np.full((4, 4, 3), 100, np.uint8), attention)
     assert picture[1, 2, 0] > 200 > picture[0, 0, 0] == picture[0, 0, 2]
-    assert overlay(picture, np.zeros((3, 5, 4, 4))).shape == (16, 4, 3)
+    assert overlay(picture, np.zeros((3, 5, 4, 4)), np.full((3, 5), 0.2)).shape == (16, 4, 3)
+
+
+def test_a_query_that_does_not_count_is_not_drawn(light):
+    with torch.no_grad():
+        light.model.expert.layer_poolers[0]["adapted"].query_merge_logits[:] = torch.tensor([50.0, 0, 0, 0, 0])
+    weights = light.explain(see()).weights
+    assert weights.shape == (2, 5) and np.allclose(weights.sum(1), 1) and np.allclose(weights[0], [1, 0, 0, 0, 0])
+    maps = np.zeros((1, 2, 4, 4))
+    maps[0, 0, 1, 1] = maps[0, 1, 2, 2] = 1
+    drawn = overlay(np.full((4, 4, 3), 100, np.uint8), maps, np.array([[1.0, 0.0]]))
+    assert drawn[4 + 1, 1, 0] > 200 > drawn[4 + 2, 2, 0]
 
 
 def test_only_learned_queries_can_be_explained():

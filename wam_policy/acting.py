@@ -7,15 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wam_policy import flow
 from wam_policy.config import PolicyConfig
-from wam_policy.errors import ConfigError
+from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.models import light_sampling, sampling
 from wam_policy.models.build import Model
 from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.variants import ActionMode
 
 Noise = Callable[[tuple[int, ...]], Tensor]
@@ -55,14 +57,47 @@ def act(
     mode = config.action_mode(wish.mode)
     if isinstance(model, FastWAM):
         return _denoise(config, model, first, context, frames, wish, mode)
-    text = model.video.embed_text(context)
-    actions = model.expert(model.states(first, text), wish.horizon)
+    actions = model.act(first, context, wish.horizon)
     if not wish.imagine:
         return actions, None
-    if model.config.lean_steps is not None:
-        raise ConfigError("a lean checkpoint only acts: its video head is gone; load the fat or slim one to imagine")
-    future = _future_noise(model, first, frames, wish, model.config.video_pool)
+    imaginable(model)
+    future, text = _future_noise(model, first, frames, wish, model.config.video_pool), model.video.embed_text(context)
     return actions, light_sampling.imagine(model, first, text, future, _schedule(config, model, first.device))
+
+
+def imaginable(model: Model) -> None:
+    """Refuse a model that can't imagine.
+
+    Raises:
+        ConfigError: it is a lean one.
+    """
+    if isinstance(model, LightWAM) and model.config.lean_steps is not None:
+        raise ConfigError("a lean checkpoint only acts: its video head is gone; load the fat or slim one to imagine")
+
+
+def initial_noise(
+    size: int, shape: tuple[int, ...], given: np.ndarray | Tensor | None, generator: torch.Generator, *, fixed: int | None
+) -> Tensor:
+    """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same.
+
+    Args:
+        size: B.
+        shape: of one sample.
+        given: the caller's own, [*shape] or [B, *shape].
+        generator: what new noise is drawn from.
+        fixed: the seed of one noise for all samples; None: new noise for each.
+
+    Raises:
+        ObservationError: the caller's has another shape.
+    """
+    if given is not None:
+        noise = torch.as_tensor(given, dtype=torch.float32)
+        if noise.shape not in (shape, (size, *shape)):
+            raise ObservationError(f"noise: expected {list(shape)} or {[size, *shape]}, got {list(noise.shape)}")
+        return noise.expand(size, *shape)
+    if fixed is None:
+        return torch.stack([torch.randn(shape, generator=generator) for _ in range(size)])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(fixed)).expand(size, *shape)
 
 
 def _time(model: Model) -> torch.dtype:

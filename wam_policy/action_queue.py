@@ -14,7 +14,9 @@ from wam_policy.errors import ConfigError
 class ActionQueue:
     """Chunks of N sub-envs and how far each has been played."""
 
-    def __init__(self, size: int, replan: int | Sequence[int], ensemble: float | None = None) -> None:
+    def __init__(
+        self, size: int, replan: int | Sequence[int], ensemble: float | None = None, horizon: int | None = None
+    ) -> None:
         """Begin with nothing to play.
 
         Args:
@@ -23,6 +25,7 @@ class ActionQueue:
                 first chunk, the second for its second, …, the last for all that follow.
             ensemble: average the predictions that all chunks make for a step, as ACT does: the i-th oldest weighs
                 exp(−ensemble·i), so 0 is the plain mean. None: the newest chunk is played as it is.
+            horizon: actions of the chunks to ask for; None: as many as the policy was trained to give.
 
         Raises:
             ConfigError: a chunk of which nothing is played.
@@ -30,7 +33,7 @@ class ActionQueue:
         self.replan = np.atleast_1d(np.asarray(replan, int))
         if self.replan.ndim != 1 or not self.replan.size or (self.replan < 1).any():
             raise ConfigError(f"`replan` must be positive, got {replan}")
-        self.size, self.ensemble = size, ensemble
+        self.size, self.ensemble, self.horizon = size, ensemble, horizon
         self._chunks: np.ndarray | None = None  # [N, K, T, A], the newest first
         self._step = np.zeros((size, 0), int)  # [N, K], the step of each chunk that is next; T: it is over
         self._begun = np.zeros(size, int)  # chunks of each sub-env's episode

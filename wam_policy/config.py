@@ -41,10 +41,11 @@ class CameraConfig:
     resize: Resize = "exact"  # what happens to pictures of another size
     layout: Layout = "row"  # where they stand: side by side, or the first above the other two
     pixels: Pixels = "uint8"  # what resized pictures are rounded to
+    before: tuple[int, int] | None = None  # height and width that every picture is brought to before that
 
     def __post_init__(self) -> None:
         check_names("camera names", self.names)
-        if self.height < 1 or self.width < 1:
+        if min(self.height, self.width, *(self.before or ())) < 1:
             raise ConfigError(f"camera size must be positive, got {self.height}×{self.width}")
         for name, kind in (("resize", Resize), ("layout", Layout), ("pixels", Pixels)):
             if getattr(self, name) not in typing.get_args(kind):
@@ -124,6 +125,8 @@ class ActionConfig:
             raise ConfigError(f"`supervised_steps` must lie between 1 and {self.horizon}, got {self.supervised_steps}")
         if self.snap is not None:
             self.snap.check(self.layout.dim, self.normalization)
+            if self.ensemble is not None:
+                raise ConfigError("grippers that snap to their end can't be averaged: leave `ensemble` or `snap` out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,6 +208,7 @@ class PolicyConfig:
     dtype: DtypeName = "float32"  # computed in, whatever the file stores
     precision: Literal["fast", "reference"] = "fast"  # "reference" rounds where the released weights were trained to round
     base: Base | None = None  # of a slim checkpoint; None: all weights are in its own file
+    trained_on: str | None = None  # the data, in words, for the card
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

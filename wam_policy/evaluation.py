@@ -18,7 +18,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from rich.console import Console
 from rich.progress import Progress
 
-from wam_policy import explanation, imagination, results
+from wam_policy import acting, explanation, imagination, results
+from wam_policy.action_queue import ActionQueue
 from wam_policy.checkpoints import embedded
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.hub.atomic import write_text
@@ -26,6 +27,7 @@ from wam_policy.hub.locate import Download, locate
 from wam_policy.observation import IMAGE
 from wam_policy.policy import WAMPolicy
 from wam_policy.results import Episode
+from wam_policy.rollout import rollout
 from wam_policy.video_file import write_mp4
 from wam_policy.wrappers.chunk import EXECUTED
 from wam_policy.wrappers.make import make_env
@@ -92,10 +94,14 @@ def _film_of(config: EvalConfig, task: str, kind: str = "") -> Path:
     return config.out / f"{task.replace('/', '_')}{kind}.mp4"
 
 
+def _queue(policy: WAMPolicy, config: EvalConfig, size: int) -> ActionQueue:
+    return policy.queue(size, config.replan, config.ensemble, config.horizon)
+
+
 def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[int]) -> Iterator[Episode]:
     """Play one episode per seed, `config.envs` at a time, and yield each as it ends."""
     size = min(config.envs, len(seeds))
-    queue = policy.queue(size, config.replan, config.ensemble)
+    queue = _queue(policy, config, size)
     length = int(queue.replan.max())
     with closing(_vector(config, task, size, length)) as plain:
         env: Any = policy.wrap(plain)
@@ -132,34 +138,54 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
 
 def film(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> None:
     """Play the first seed's episode once more, drawing every step, as an mp4 of the cameras side by side."""
-    policy.reset()
-    frames: list[np.ndarray] = []
+
+    def ask(observation: Any) -> np.ndarray:
+        return policy.predict_chunk(observation, horizon=config.horizon)
+
     with closing(_vector(config, task, 1, None)) as plain:
         env: Any = policy.wrap(plain)
-        observation, _ = env.reset(seed=[config.seed])
-        while True:
-            frames.append(np.concatenate([observation[IMAGE + name][0] for name in policy.spec.cameras.names], axis=1))
-            actions, _ = policy.predict(observation)
-            observation, _, terminated, truncated, _ = env.step(actions)
-            if terminated[0] or truncated[0]:
-                break
-    write_mp4(path, frames, fps=20, enlarge=max(1, 256 // frames[0].shape[0]))
+        frames = [
+            np.concatenate([observation[IMAGE + name][0] for name in policy.spec.cameras.names], axis=1)
+            for observation in rollout(env, config.seed, _queue(policy, config, 1), ask)
+        ]
+    _write(path, frames, fps=20)
+
+
+def _write(path: Path, frames: list[np.ndarray], fps: int) -> None:
+    write_mp4(path, frames, fps=max(1, fps), enlarge=max(1, 256 // frames[0].shape[0]))
 
 
 def imagine(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> dict[str, list[float]]:
     """Play the first seed's episode, film its real and imagined futures, and return how alike they are."""
     with closing(_vector(config, task, 1, None)) as plain:
-        futures = imagination.watch(policy, policy.wrap(plain), config.seed)
-    frames = imagination.side_by_side(futures)
-    write_mp4(path, frames, fps=max(1, 20 // policy.spec.video.stride), enlarge=max(1, 256 // frames[0].shape[0]))
+        futures = imagination.watch(policy, policy.wrap(plain), config.seed, _queue(policy, config, 1))
+    _write(path, imagination.side_by_side(futures), fps=20 // policy.spec.video.stride)
     return imagination.score(futures)
 
 
 def explain(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> None:
-    """Play the first seed's episode and film what the action head looks at."""
+    """Play the first seed's episode and film what the action head looks at, a frame for each chunk."""
+    frames: list[np.ndarray] = []
+
+    def ask(observation: Any) -> np.ndarray:
+        chunk, canvas, maps, weights = policy.explain(observation, horizon=config.horizon)
+        frames.append(explanation.overlay(canvas[0], maps[0], weights))
+        return chunk
+
+    queue = _queue(policy, config, 1)
     with closing(_vector(config, task, 1, None)) as plain:
-        frames = explanation.watch(policy, policy.wrap(plain), config.seed)
-    write_mp4(path, frames, fps=max(1, 20 // policy.spec.action.replan), enlarge=max(1, 256 // frames[0].shape[0]))
+        for _ in rollout(policy.wrap(plain), config.seed, queue, ask):
+            pass
+    _write(path, frames, fps=20 // int(queue.replan.max()))
+
+
+def _check(policy: WAMPolicy, config: EvalConfig) -> None:
+    """Refuse, before anything is played, what the policy can't do."""
+    _queue(policy, config, 1)
+    if config.imagine:
+        acting.imaginable(policy.model)
+    if config.explain:
+        explanation.explainable(policy.model)
 
 
 def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
@@ -168,6 +194,7 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     name = config.checkpoint.removeprefix("embedded:")
     folder = embedded(name) if name != config.checkpoint else locate(config.checkpoint, Download())
     policy = WAMPolicy.from_pretrained(folder, device=config.device)
+    _check(policy, config)
     _ = policy.vae  # loading isn't latency
     digest = results.checkpoint_hash(folder)
     tasks = [*config.tasks] or [config.env]
@@ -195,7 +222,7 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
         "envs": config.envs,
         "playing": config.playing,
         "parameters": sum(p.numel() for p in policy.model.parameters()),
-        "peak_memory_bytes": results.peak_memory(policy.device),
+        "peak_memory_bytes": results.peak_memory(policy.device, config.out),
         "device": str(policy.device),
         "dtype": str(policy.dtype).removeprefix("torch."),
         "versions": results.versions(),

@@ -26,7 +26,7 @@ def fit(
     """Bring pictures to one size, bilinear and antialiased.
 
     Args:
-        picture: uint8 [B, H, W, 3].
+        picture: uint8 [B, H, W, 3], or float32 that was resized before.
         height: wanted height.
         width: wanted width.
         resize: "exact" refuses any other size; "cover" keeps the proportions, until both sides are covered, and crops the
@@ -44,7 +44,7 @@ def fit(
             f"camera {name!r}: expected {(height, width)} (height, width), got {got}; "
             f"render at that size or wrap the env in gymnasium.wrappers.ResizeObservation"
         )
-    levels = picture if pixels == "uint8" else picture.astype(np.float32)
+    levels = picture if pixels == "uint8" else picture.astype(np.float32, copy=False)
     if got == (height, width):
         return levels
     size = (height, width)
@@ -107,11 +107,14 @@ def levels(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndar
     Raises:
         ObservationError: a picture has another size than the contract allows.
     """
-    places = tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout)
-    fitted = [
-        fit(pictures[name], *place, cameras.resize, name, pixels=cameras.pixels)
-        for name, place in zip(cameras.names, places, strict=True)
-    ]
+    fitted = []
+    for name, place in zip(
+        cameras.names, tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout), strict=True
+    ):
+        picture = pictures[name]
+        for size in (place,) if cameras.before is None else (cameras.before, place):
+            picture = fit(picture, *size, cameras.resize, name, pixels=cameras.pixels)
+        fitted.append(picture)
     return compose(fitted, cameras.layout)
 
 

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wam_policy import images
+from wam_policy.action_queue import ActionQueue
 from wam_policy.policy import WAMPolicy
+from wam_policy.rollout import rollout
 
 
 class Future(NamedTuple):
@@ -25,30 +27,25 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def watch(policy: WAMPolicy, env: Any, seed: int) -> list[Future]:
+def watch(policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue) -> list[Future]:
     """Play one episode in a wrapped vector env of one, imagining the future each time the last one has passed."""
-    action = policy.spec.action
-    observation, _ = env.reset(seed=[seed])
-    seen, imagined = [_canvas(policy, observation)], []
-    begun: list[int] = []
-    ended = False
-    while not ended:
-        if not begun or len(seen) - 1 >= begun[-1] + action.horizon:
-            chunk, frames = policy.imagine(observation)
-            begun.append(len(seen) - 1)
-            imagined.append(frames[0])
-        else:
-            chunk = policy.predict_chunk(observation)
-        for step in range(action.replan):
-            observation, _, terminated, truncated, _ = env.step(chunk[:, step])
-            seen.append(_canvas(policy, observation))
-            ended = bool(terminated[0] or truncated[0])
-            if ended:
-                break
-    stride = policy.spec.video.stride
-    factor = len(seen[0]) // imagined[0].shape[1]  # of a Light-WAM, which imagines on a pooled grid
-    real = [shrink(np.stack(seen[start : start + action.horizon + 1 : stride]), factor) for start in begun]
-    return [Future(frames[: len(there)], there) for frames, there in zip(imagined, real, strict=True)]
+    seen: list[np.ndarray] = []
+    begun: list[tuple[int, np.ndarray]] = []  # the step at which a future was imagined, and its frames
+
+    def ask(observation: Any) -> np.ndarray:
+        now = len(seen) - 1
+        if begun and now < begun[-1][0] + policy.spec.action.horizon:
+            return policy.predict_chunk(observation, horizon=queue.horizon)
+        chunk, frames = policy.imagine(observation, horizon=queue.horizon)
+        begun.append((now, frames[0]))
+        return chunk
+
+    for observation in rollout(env, seed, queue, ask):
+        seen.append(_canvas(policy, observation))
+    length, stride = policy.spec.action.horizon, policy.spec.video.stride
+    factor = len(seen[0]) // begun[0][1].shape[1]  # of a Light-WAM, which imagines on a pooled grid
+    real = [shrink(np.stack(seen[start : start + length + 1 : stride]), factor) for start, _ in begun]
+    return [Future(frames[: len(there)], there) for (_, frames), there in zip(begun, real, strict=True)]
 
 
 def shrink(frames: np.ndarray, factor: int) -> np.ndarray:

@@ -20,11 +20,10 @@ from wam_policy import observation as observations
 from wam_policy.action_queue import ActionQueue
 from wam_policy.config import Form, PolicyConfig, Source
 from wam_policy.errors import ConfigError, ObservationError
-from wam_policy.hub import checkpoint, forms, reader
+from wam_policy.hub import checkpoint, forms, reader, slim
 from wam_policy.hub.locate import Download
 from wam_policy.hub.upload import upload
 from wam_policy.models.build import Model
-from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 from wam_policy.models.variants import ActionMode
@@ -51,6 +50,7 @@ class Explained(NamedTuple):
     actions: np.ndarray  # float32 [T, A], or [B, T, A] for a batch
     canvas: np.ndarray  # uint8 [H, W, 3], or [B, H, W, 3]: what the model saw
     maps: np.ndarray  # float32 [K, Q, H, W], or [B, K, Q, H, W]: per tap and query, over the canvas; see `images.split`
+    weights: np.ndarray  # float32 [K, Q]: how much each query counts in its tap
 
 
 class WAMPolicy:
@@ -98,8 +98,8 @@ class WAMPolicy:
     ) -> WAMPolicy:
         """Load a policy from a folder, a file or the Hugging Face Hub.
 
-        Besides this package's own checkpoints it reads LeRobot's `fastwam` folders and the reference implementation's `.pt`
-        files, whose `dataset_stats.json` stands beside them. No code in a file is ever run.
+        Besides this package's own checkpoints it reads LeRobot's `fastwam` folders and the reference implementations' `.pt`
+        files, whose `dataset_stats.json`, and of a Light-WAM `config.yaml`, stand beside them. No code in a file is ever run.
 
         Args:
             id_or_folder: a local folder or file, or a Hub id "organisation/name".
@@ -140,7 +140,7 @@ class WAMPolicy:
         *,
         dtype: torch.dtype | None = None,
         notes: str = "",
-        form: Form = "fat",
+        form: Form | None = None,
         base: Source | None = None,
     ) -> Path:
         """Write the policy as a checkpoint folder: `config.json`, `model.safetensors`, prompts, codec, card.
@@ -152,21 +152,25 @@ class WAMPolicy:
             dtype: what the weights are stored in; the default is what they are.
             notes: markdown for the end of the card, for example results.
             form: what of a Light-WAM is written: all of it ("fat"), only what was trained ("slim"), or what acting needs,
-                folded together ("lean").
-            base: of a slim checkpoint: where the frozen video expert is.
+                folded together ("lean"); the default is what the policy was loaded from.
+            base: of a slim checkpoint: where the frozen video expert is; it is fetched and compared. The default is where the
+                policy has it from.
 
         Raises:
             ConfigError: a form this policy doesn't have, a slim one without a base.
+            CheckpointError: a base that can't be found or isn't this policy's.
         """
         folder = Path(folder)
         self._write(folder, dtype, f"path/to/{folder.name}", notes, form, base)
         return folder
 
     def _write(
-        self, folder: Path, dtype: torch.dtype | None, load_by: str, notes: str, form: Form, base: Source | None
-    ) -> None:
+        self, folder: Path, dtype: torch.dtype | None, load_by: str, notes: str, form: Form | None, base: Source | None
+    ) -> PolicyConfig:
         parts = checkpoint.Parts(self.config, self.model, lambda: self.vae, self.prompts)
-        checkpoint.write(folder, forms.shaped(parts, form, base, dtype), dtype=dtype, load_by=load_by, notes=notes)
+        shaped = forms.shaped(parts, form, base, dtype, folder)
+        checkpoint.write(folder, shaped, dtype=dtype, load_by=load_by, notes=notes)
+        return shaped.config
 
     def push_to_hub(
         self,
@@ -179,7 +183,7 @@ class WAMPolicy:
         create_pr: bool = False,
         dtype: torch.dtype | None = None,
         notes: str = "",
-        form: Form = "fat",
+        form: Form | None = None,
         base: Source | None = None,
     ) -> str:
         """Upload the policy to the Hub as one commit and return the commit's address.
@@ -197,7 +201,9 @@ class WAMPolicy:
             base: as in `save_pretrained`.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder), dtype, repo_id, notes, form, base)
+            written = self._write(Path(folder), dtype, repo_id, notes, form, base)
+            if written.base is not None:
+                slim.refuse_local(written.base)
             return upload(
                 Path(folder),
                 repo_id,
@@ -331,6 +337,7 @@ class WAMPolicy:
         noise_video: np.ndarray | Tensor | None = None,
         *,
         mode: ActionMode | None = None,
+        horizon: int | None = None,
     ) -> Imagined:
         """Predict one chunk of actions and the future video frames.
 
@@ -343,6 +350,7 @@ class WAMPolicy:
             noise_video: initial noise of the clip's latents, [C, f, h, w] or [B, C, f, h, w], whose first frame is not used;
                 the default is drawn like that of the actions. A Light-WAM's h and w are those of its pooled grid.
             mode: as in `predict_chunk`.
+            horizon: as in `predict_chunk`; the frames are those of the contract.
 
         Returns:
             The actions, those of `predict_chunk` for the same noise, and the frames, `config.video.stride` env steps apart;
@@ -352,7 +360,7 @@ class WAMPolicy:
             As `predict_chunk`.
         """
         seen = self._check(observation)
-        chunks, latents = self._sample(seen, noise, noise_video, mode=mode, imagine=True)
+        chunks, latents = self._sample(seen, noise, noise_video, mode=mode, horizon=horizon, imagine=True)
         assert latents is not None
         with torch.no_grad():
             video = self.vae.decode(latents.to(self.dtype))
@@ -392,11 +400,17 @@ class WAMPolicy:
         queue.reset(seen.episode_start | observations.episode_flags(episode_start, len(seen)))
         empty = queue.empty()
         if empty.any():
-            queue.push(self._sample(_pick(seen, empty), fresh=not deterministic)[0], empty)
+            queue.push(self._sample(_pick(seen, empty), horizon=queue.horizon, fresh=not deterministic)[0], empty)
         actions = queue.pop()
         return (actions if seen.batched else actions[0]), queue
 
-    def queue(self, size: int = 1, replan: int | Sequence[int] | None = None, ensemble: float | None = None) -> ActionQueue:
+    def queue(
+        self,
+        size: int = 1,
+        replan: int | Sequence[int] | None = None,
+        ensemble: float | None = None,
+        horizon: int | None = None,
+    ) -> ActionQueue:
         """A queue of chunks to play by `predict(observation, state=queue)`.
 
         Args:
@@ -404,17 +418,23 @@ class WAMPolicy:
             replan: actions played of a chunk, or a number for each chunk of an episode (see `ActionQueue`); the default is the
                 contract's.
             ensemble: average chunks that overlap (see `ActionQueue`); the default is the contract's.
+            horizon: actions per chunk; the default is the contract's.
 
         Raises:
-            ConfigError: more actions are to be played than a chunk holds.
+            ConfigError: more actions are to be played than a chunk holds, or grippers that snap are to be averaged.
         """
         action = self.config.action
         queue = ActionQueue(
-            size, action.replan if replan is None else replan, action.ensemble if ensemble is None else ensemble
+            size,
+            action.replan if replan is None else replan,
+            action.ensemble if ensemble is None else ensemble,
+            self._steps(horizon),
         )
         most = int(queue.replan.max())
-        if most > action.horizon:
-            raise ConfigError(f"`replan` is {most}, a chunk holds {action.horizon} actions")
+        if most > self._steps(horizon):
+            raise ConfigError(f"`replan` is {most}, a chunk holds {self._steps(horizon)} actions; play fewer of them")
+        if queue.ensemble is not None and action.snap is not None:
+            raise ConfigError("this policy's grippers snap to their end: chunks can't be averaged, leave `ensemble` out")
         if action.supervised_steps is not None and most > action.supervised_steps:
             warnings.warn(
                 f"{most} actions of each chunk are played, but only the first {action.supervised_steps} were trained; "
@@ -423,25 +443,25 @@ class WAMPolicy:
             )
         return queue
 
-    def explain(self, observation: Any) -> Explained:
+    def explain(self, observation: Any, *, horizon: int | None = None) -> Explained:
         """Predict one chunk and show what the action head of a Light-WAM looked at.
 
         Args:
             observation: one observation or a batch (see `wam_policy.observation`).
+            horizon: as in `predict_chunk`.
 
         Returns:
-            The actions of `predict_chunk`, the canvas, and a map of it per tap and query.
+            The actions of `predict_chunk`, the canvas, a map of it per tap and query, and how much each query counts.
 
         Raises:
             As `predict_chunk`; ConfigError: the policy has no learned queries.
         """
-        seen = self._check(observation)
-        if not isinstance(self.model, LightWAM) or self.model.config.pooling != "learned_query":
-            raise ConfigError("only a Light-WAM that pools by learned queries can be explained")
+        model, seen = explanation.explainable(self.model), self._check(observation)
         canvas = images.levels(seen.images, self.config.cameras).round().astype(np.uint8)
-        maps = explanation.attention_maps(self.model, *self._see(seen), canvas.shape[1:3])
-        explained = Explained(self._sample(seen)[0], canvas, maps)
-        return explained if seen.batched else Explained(*(x[0] for x in explained))
+        height, width = canvas.shape[1:3]
+        actions, maps, weights = explanation.explain(model, *self._see(seen), (height, width), self._steps(horizon))
+        chunks = self._finish(actions)
+        return Explained(chunks, canvas, maps, weights) if seen.batched else Explained(chunks[0], canvas[0], maps[0], weights)
 
     def canvas(self, observation: Any) -> np.ndarray:
         """What the model sees of an observation or a batch: float32 [3, H, W] or [B, 3, H, W], in [-1, 1].
@@ -486,32 +506,33 @@ class WAMPolicy:
         imagine: bool = False,
     ) -> tuple[np.ndarray, Tensor | None]:
         """Chunks [B, T, A] of checked observations and, where they are wanted, latents [B, C, f, h, w] of the clips."""
-        action, steps = self.config.action, horizon if horizon is not None else self.config.action.horizon
-        if steps < 1:
-            raise ConfigError(f"`horizon` must be positive, got {steps}")
+        steps = self._steps(horizon)
         if noise is not None and self.config.sampling.action_shift is None:
             raise ConfigError("a Light-WAM reads its actions off in one pass: it takes no `noise`")
 
+        sampling = self.config.sampling
+        fixed = None if fresh or sampling.noise == "fresh" else sampling.seed
+
         def drawn(given: np.ndarray | Tensor | None) -> acting.Noise:
-            return lambda shape: self._noise(len(seen), shape, given, fresh or self.config.sampling.noise == "fresh")
+            return lambda shape: acting.initial_noise(len(seen), shape, given, self._generator, fixed=fixed)
 
         wish = acting.Wish(steps, drawn(noise), drawn(noise_video), mode, imagine)
         frames = 1 + (self.config.video.frames - 1) // self.vae.temporal_ratio
         actions, latents = acting.act(self.config, self.model, *self._see(seen), frames, wish)
-        chunks = action.normalization.denormalize(actions.float().cpu().numpy())
-        return chunks if action.snap is None else action.snap.apply(chunks, action.normalization), latents
+        return self._finish(actions), latents
 
-    def _noise(self, size: int, shape: tuple[int, ...], given: np.ndarray | Tensor | None, fresh: bool) -> Tensor:
-        """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same."""
-        if given is not None:
-            noise = torch.as_tensor(given, dtype=torch.float32)
-            if noise.shape not in (shape, (size, *shape)):
-                raise ObservationError(f"noise: expected {list(shape)} or {[size, *shape]}, got {list(noise.shape)}")
-            return noise.expand(size, *shape)
-        if fresh:
-            return torch.stack([torch.randn(shape, generator=self._generator) for _ in range(size)])
-        fixed = torch.Generator().manual_seed(self.config.sampling.seed)
-        return torch.randn(shape, generator=fixed).expand(size, *shape)
+    def _steps(self, horizon: int | None) -> int:
+        """The wanted number of actions per chunk, else the contract's."""
+        steps = self.config.action.horizon if horizon is None else horizon
+        if steps < 1:
+            raise ConfigError(f"`horizon` must be positive, got {steps}")
+        return steps
+
+    def _finish(self, actions: Tensor) -> np.ndarray:
+        """Normalised actions [B, T, A] in the units the policy was trained with, its grippers snapped if they are to be."""
+        action = self.config.action
+        chunks = action.normalization.denormalize(actions.float().cpu().numpy())
+        return chunks if action.snap is None else action.snap.apply(chunks, action.normalization)
 
 
 def _pick(seen: observations.Observation, mask: np.ndarray) -> observations.Observation:

@@ -91,6 +91,8 @@ PRESETS = {
 def _light(preset: Preset) -> Preset:
     """The contract of a Light-WAM for the same robot: its pictures are resized as in training, its actions read in one pass."""
     cameras = replace(preset.cameras, resize="stretch", pixels="float")
+    if cameras.layout == "t":
+        cameras = replace(cameras, before=(240, 320))  # the size its simulator draws
     return replace(preset, cameras=cameras, sampling=replace(preset.sampling, action_shift=None), wan=LIGHT_WAN)
 
 
@@ -113,6 +115,7 @@ class Trained:
     action_shift: float | None = None  # of the flow schedule a Fast-WAM's actions are sampled with; releases differ
     head_dim: int = 128
     supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
+    trained_on: str | None = None  # the data, in words
 
     def __post_init__(self) -> None:
         if self.preset not in LIGHT_PRESETS:
@@ -169,6 +172,7 @@ def contract(
         text=Source(repo=preset.wan),
         dtype=dtype,
         precision="reference",
+        trained_on=trained.trained_on,
     )
 
 

@@ -80,16 +80,25 @@ def versions() -> dict[str, str]:
     return found
 
 
-def peak_memory(device: torch.device) -> int | None:
+def peak_memory(device: torch.device, folder: Path | None = None) -> int | None:
     """Largest memory of this process so far, in bytes: the device's on an accelerator, else resident, mapped files included.
 
-    None where the system doesn't tell.
+    Args:
+        device: where the policy runs.
+        folder: of results that this process takes up: what an earlier one needed counts too.
+
+    Returns:
+        None where the system doesn't tell.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    if device.type == "cuda":
+        peaks = [torch.cuda.max_memory_allocated(device)]
+    summary = None if folder is None else folder / "summary.json"
+    if summary is not None and summary.is_file():
+        peaks.append(json.loads(summary.read_text())["peak_memory_bytes"] or 0)
+    return max(peaks, default=None)
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:

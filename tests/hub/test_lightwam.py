@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from stand_in import serving
 from tiny import LIGHT_SIZES, TINY_VAE, make_light_policy, make_observation, make_policy
 
-from wam_policy import WAMPolicy
+from wam_policy import WAMPolicy, images
 from wam_policy.config import Source
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
-from wam_policy.hub import foreign, formats, slim
+from wam_policy.hub import foreign, formats, lightwam, slim
 from wam_policy.hub.convert import ConvertConfig, convert
 from wam_policy.hub.info import InfoConfig, info
 from wam_policy.hub.sizes import light_sizes
@@ -23,6 +23,7 @@ from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.light_wam import trained
 from wam_policy.models.vae import build_vae
 from wam_policy.presets import LIGHT_PRESETS, LIGHT_WAN, Trained
+from wam_policy.training import start
 
 GIVEN = Trained(preset="libero", head_dim=LIGHT.head_dim)
 
@@ -86,13 +87,16 @@ def test_the_card_says_which_suite_the_checkpoint_is_of(tmp_path, ours):
     vae.model.save_pretrained(tmp_path / "vae")
     folder = convert(ConvertConfig(src=str(path), dst=tmp_path / "ours", preset="libero", head_dim=12, codec=tmp_path / "vae"))
     card = (folder / "README.md").read_text()
-    assert "the suite `libero_spatial` only; there is one checkpoint per suite" in card
+    assert "the suite libero_spatial only; there is one checkpoint per suite" in card
     assert "only the first 8 were trained" in card and "sha256" in card
+    lean = convert(ConvertConfig(src=str(folder), dst=tmp_path / "lean", form="lean"))
+    assert "the suite libero_spatial only" in (lean / "README.md").read_text()  # the contract remembers it
 
 
 def test_the_real_robot_s_grippers_snap(tmp_path):
     ours = light_tensors(replace(LIGHT, action_dim=14, proprio_dim=14))
     config = run_config("data.train.concat_multi_camera", "robotwin")
+    config["data"]["train"]["dataset_dirs"] = ["./data/robotwin2.0"]
     config["data"]["train"]["processor"] |= {"norm_default_mode": "z-score", "proprio_output_dim": 14}
     stats = statistics(14, 14)
     stats["action"]["default"] |= {"global_min": [0.0] * 14, "global_max": [90.0] * 14}
@@ -104,6 +108,7 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
     snapped = action.snap.apply(raw, action.normalization)
     assert snapped[0, 6] == 0 and snapped[0, 13] == 90 and snapped[0, 5] == np.float32(3.3)
     robotwin = WAMPolicy.from_pretrained(path, trained=replace(GIVEN, preset="robotwin")).spec
+    assert lightwam.trained(lightwam.RunFile(tmp_path / "config.yaml"), None)[0].preset == "robotwin"  # by the data's name
     assert robotwin.action.snap is None and robotwin.cameras.layout == "t"
 
 
@@ -113,13 +118,23 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
         ("model.wam_adapter.lora_rank", 64, "says lora_rank 64, the weights are of 3: they are of two runs"),
         ("model.wam_adapter.adapter_layer_indices", [0, 9], r"says taps \(0, 9\)"),
         ("model.wam_adapter.lora_target_modules", ["ffn"], "says lora_targets"),
-        ("model.wam_adapter.adapter_scale", "${eval:'1 + 1'}", "an expression; write the value it stands for"),
+        ("model.wam_adapter.adapter_scale", "${eval:'1 + 1'}", "an expression; write what it stands for"),
         ("model.state_fusion_action_expert_config.feature_sources", ["delta"], "says features"),
         ("model.state_fusion_action_expert_config.feature_sources", ["velocity"], "unknown features"),
         ("model.apply_video_latent_downsample_to_action_branch", True, "this package reads only False"),
-        ("data.train.processor.norm_default_mode", "z-score", "normalises by 'z-score'"),
+        ("model.wam_adapter", "${adapters.default}", "`wam_adapter` in `model.wam_adapter.* is .*, an expression"),
+        ("model.loss", "${loss}", "an expression"),
+        ("data.train.dataset_dirs", ["${oc.env:DATA}"], "holds an expression"),
+        ("model.wam_adapter.lora_alpha", None, "doesn't say `model.wam_adapter.lora_alpha`"),
+        ("model.wam_adapter.adapter_scale", "large", "a value of another kind"),
+        ("model.state_fusion_action_expert_config.feature_sources", 5, "a value of another kind"),
+        ("data.train.global_sample_stride", 2, "this package reads only 1"),
+        ("data.train.processor.norm_exception_mode", {"default": "z-score"}, "this package reads only None"),
+        ("data.train.processor.norm_default_mode", "z-score", "is 'z-score', the contract of 'libero' has 'min/max'"),
         ("data.train.processor.proprio_output_dim", 9, "an encoder of 8"),
-        ("data.train.num_frames", 17, "windows of 17 steps"),
+        ("data.train.num_frames", 17, "is 17, the contract of 'libero' has 33"),
+        ("data.train.video_size", [384, 320], r"has \[224, 448\]"),
+        ("data.train.concat_multi_camera", "vertical", "has 'horizontal'"),
     ],
 )
 def test_a_config_that_is_not_the_weights_is_refused(tmp_path, ours, path, value, message):
@@ -127,10 +142,44 @@ def test_a_config_that_is_not_the_weights_is_refused(tmp_path, ours, path, value
         WAMPolicy.from_pretrained(light_upstream(tmp_path, ours, run_config(path, value)), trained=GIVEN)
 
 
-def test_a_canvas_that_does_not_tell_the_robot_asks_for_it(tmp_path, ours):
-    path = light_upstream(tmp_path, ours, run_config("data.train.concat_multi_camera", "vertical"))
-    with pytest.raises(ConfigError, match=r"say it: --preset libero\|robotwin\|real_robot"):
+def test_data_that_does_not_tell_the_robot_asks_for_it(tmp_path, ours):
+    """RoboTwin and the real robot share canvas and normalisation, but not the gripper's rule: nothing is guessed."""
+    path = light_upstream(tmp_path, ours, run_config("data.train.dataset_dirs", "./data/fold_towels"))
+    with pytest.raises(ConfigError, match=r"trained on \['fold_towels'\], which .*--preset libero\|robotwin\|real_robot"):
         WAMPolicy.from_pretrained(path)
+
+
+def test_taps_in_any_order_are_those_of_the_weights(tmp_path, ours):
+    config = run_config("model.wam_adapter.adapter_layer_indices", [2, 0, 2])
+    assert WAMPolicy.from_pretrained(light_upstream(tmp_path, ours, config), trained=GIVEN).spec.model.taps == (0, 2)
+
+
+def test_a_tail_that_counts_is_supervised_too_and_the_caller_may_say_otherwise(tmp_path, ours):
+    weighting = {"enabled": True, "num_prefix_steps": 8}  # upstream's tail weighs 1 where nothing is said
+    path = light_upstream(tmp_path, ours, run_config("model.loss.action_temporal_weighting", weighting))
+    assert WAMPolicy.from_pretrained(path, trained=GIVEN).spec.action.supervised_steps is None
+    told = replace(GIVEN, supervised_steps=24)
+    assert WAMPolicy.from_pretrained(path, trained=told).spec.action.supervised_steps == 24
+    with pytest.raises(ConfigError, match="neither a variant nor an action shift"):
+        WAMPolicy.from_pretrained(path, trained=replace(GIVEN, variant="fast", action_shift=5.0))
+
+
+def test_an_old_file_with_the_video_expert_alone_keeps_its_action_head(tmp_path, ours):
+    path = light_upstream(tmp_path, ours)
+    payload = torch.load(path, weights_only=True)
+    payload["dit"] = {n.removeprefix("mixtures.video."): x for n, x in payload.pop("mot").items()}
+    torch.save(payload, path)
+    found = WAMPolicy.from_pretrained(path, trained=GIVEN).model.state_dict()
+    assert all(torch.equal(found[name], ours[name]) for name in ours)
+
+
+def test_robotwin_s_pictures_are_resized_twice_as_in_training():
+    cameras = LIGHT_PRESETS["robotwin"].cameras
+    pictures = {name: np.random.default_rng(0).integers(0, 256, (1, 480, 640, 3), np.uint8) for name in cameras.names}
+    twice = images.levels(pictures, cameras)
+    first = {name: images.fit(x, 240, 320, "stretch", pixels="float") for name, x in pictures.items()}
+    assert np.array_equal(twice, images.levels(first, replace(cameras, before=None)))
+    assert not np.allclose(twice, images.levels(pictures, replace(cameras, before=None)), atol=1)
 
 
 def test_a_config_that_holds_code_is_not_executed(tmp_path, ours):
@@ -213,15 +262,20 @@ def chunk(policy) -> np.ndarray:
     return policy.predict_chunk(make_observation(side=32))
 
 
+def equal(a: WAMPolicy, b: WAMPolicy) -> bool:
+    ours, theirs = a.model.state_dict(), b.model.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_a_slim_checkpoint_holds_what_was_trained_and_is_assembled_and_verified(tmp_path):
     policy = make_light_policy()
     folder = policy.save_pretrained(tmp_path / "slim", form="slim", base=Source(repo=base_folder(tmp_path, policy)))
     assert all(trained(name) for name in load_file(folder / "model.safetensors"))
     loaded = WAMPolicy.from_pretrained(folder)
     assert np.allclose(chunk(loaded), chunk(policy), atol=1e-6) and loaded.spec.form == "slim"
-    again = loaded.save_pretrained(tmp_path / "again", form="slim")  # its base is remembered
-    assert np.array_equal(chunk(WAMPolicy.from_pretrained(again)), chunk(loaded))
-    assert WAMPolicy.from_pretrained(loaded.save_pretrained(tmp_path / "fat")).spec.form == "fat"
+    again = loaded.save_pretrained(tmp_path / "again")  # its form and its base are remembered
+    assert equal(WAMPolicy.from_pretrained(again), loaded)
+    assert WAMPolicy.from_pretrained(loaded.save_pretrained(tmp_path / "fat", form="fat")).spec.form == "fat"
 
 
 def test_a_slim_checkpoint_in_bfloat16_takes_a_base_in_float32(tmp_path):
@@ -230,6 +284,46 @@ def test_a_slim_checkpoint_in_bfloat16_takes_a_base_in_float32(tmp_path):
     folder = policy.save_pretrained(tmp_path / "slim", dtype=torch.bfloat16, form="slim", base=Source(repo=base))
     loaded = WAMPolicy.from_pretrained(folder).model.state_dict()
     assert all(torch.equal(loaded[n], x.bfloat16().float()) for n, x in policy.model.state_dict().items())
+
+
+def test_a_slim_checkpoint_is_saved_again_whatever_it_is_computed_in(tmp_path):
+    """Its weights were stored in bfloat16, its base is in float32, it is computed in float32."""
+    policy = make_light_policy()
+    base = Source(repo=base_folder(tmp_path, policy))
+    first = policy.save_pretrained(tmp_path / "first", dtype=torch.bfloat16, form="slim", base=base)
+    loaded = WAMPolicy.from_pretrained(first)
+    assert loaded.dtype == torch.float32
+    for name, said in (("remembered", {}), ("said", {"form": "slim", "base": base})):
+        again = WAMPolicy.from_pretrained(loaded.save_pretrained(tmp_path / name, **said))
+        assert again.spec.form == "slim" and equal(again, loaded)
+
+
+def test_a_slim_checkpoint_never_overwrites_its_base(tmp_path):
+    fat = make_light_policy().save_pretrained(tmp_path / "fat")
+    before = sorted((p.name, p.read_bytes()) for p in fat.iterdir() if p.is_file())
+    with pytest.raises(ConfigError, match="it would overwrite it"):
+        WAMPolicy.from_pretrained(fat).save_pretrained(fat, form="slim", base=Source(repo=str(fat)))
+    slim_folder = make_light_policy().save_pretrained(tmp_path / "slim", form="slim", base=Source(repo=str(fat)))
+    with pytest.raises(ConfigError, match="it would overwrite it"):
+        WAMPolicy.from_pretrained(slim_folder).save_pretrained(fat)
+    assert sorted((p.name, p.read_bytes()) for p in fat.iterdir() if p.is_file()) == before
+
+
+def test_a_slim_checkpoint_whose_trunk_was_changed_is_refused(tmp_path):
+    policy = make_light_policy()
+    loaded = WAMPolicy.from_pretrained(
+        policy.save_pretrained(tmp_path / "slim", form="slim", base=Source(repo=base_folder(tmp_path, policy)))
+    )
+    with torch.no_grad():
+        loaded.model.video.blocks[0].modulation += 1
+    with pytest.raises(WeightsError, match="not those of its base any more"):
+        loaded.save_pretrained(tmp_path / "again")
+
+
+def test_a_base_of_this_machine_is_not_uploaded(tmp_path, monkeypatch):
+    policy = make_light_policy()
+    with serving(monkeypatch, tmp_path / "cache"), pytest.raises(ConfigError, match="upload it too, and name its Hub id"):
+        policy.push_to_hub("lab/slim", form="slim", base=Source(repo=base_folder(tmp_path, policy)))
 
 
 def test_a_raw_wan_folder_is_a_base_too(tmp_path):
@@ -273,7 +367,7 @@ def test_a_lean_checkpoint_acts_the_same_and_holds_only_what_acting_needs(tmp_pa
     codec = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
     assert not [name for name in codec if name.startswith("decoder")]
     again = WAMPolicy.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
-    assert np.array_equal(chunk(again), chunk(loaded))
+    assert equal(again, loaded) and again.spec == loaded.spec
 
 
 def test_a_lean_checkpoint_neither_imagines_nor_grows(tmp_path):
@@ -282,9 +376,14 @@ def test_a_lean_checkpoint_neither_imagines_nor_grows(tmp_path):
         policy.imagine(make_observation(side=32))
     with pytest.raises(ConfigError, match="knows 4 steps of a chunk"):
         policy.predict_chunk(make_observation(side=32), horizon=5)
-    for form in ("slim", "lean"):
+    for form in ("slim", "fat"):
         with pytest.raises(ConfigError, match="only a whole Light-WAM"):
             policy.save_pretrained(tmp_path / "other", form=form)
+    with pytest.raises(ConfigError, match="only a whole Light-WAM"):
+        convert(ConvertConfig(src=str(tmp_path / "lean"), dst=tmp_path / "other", form="fat"))
+    with pytest.raises(CheckpointError, match="a lean checkpoint, which only acts"):
+        start.read(tmp_path / "lean")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(CheckpointError, match="has no decoder"):
         policy.vae.decode(torch.zeros(1, 4, 1, 4, 8))
 
@@ -309,8 +408,30 @@ def test_convert_changes_the_form_of_a_checkpoint_of_ours(tmp_path):
     sizes = [(f / "model.safetensors").stat().st_size for f in (fat, slim_folder, lean_folder)]
     assert sizes[1] < sizes[0] and sizes[2] < sizes[0]
     assert np.allclose(chunk(WAMPolicy.from_pretrained(lean_folder)), chunk(policy), atol=1e-5)
-    with pytest.raises(CheckpointError, match="is a wam-policy checkpoint already, a fat one"):
-        convert(ConvertConfig(src=str(fat), dst=tmp_path / "again"))
+    for form in (None, "fat"):
+        with pytest.raises(CheckpointError, match="is a wam-policy checkpoint already, a fat one"):
+            convert(ConvertConfig(src=str(fat), dst=tmp_path / "again", form=form))
+    with pytest.raises(CheckpointError, match="isn't the wanted file"):
+        convert(ConvertConfig(src=str(fat), dst=tmp_path / "again", form="lean", sha256="0" * 64))
+    with pytest.raises(ConfigError, match="leave out --preset, --codec"):
+        convert(ConvertConfig(src=str(fat), dst=tmp_path / "again", form="lean", preset="libero", codec=tmp_path))
+
+
+def test_another_form_is_stored_in_what_the_checkpoint_is_stored_in(tmp_path):
+    fat = make_light_policy().save_pretrained(tmp_path / "fat", dtype=torch.bfloat16)
+    folder = convert(ConvertConfig(src=str(fat), dst=tmp_path / "lean", form="lean"))
+    tensors = load_file(folder / "model.safetensors") | load_file(folder / "vae/diffusion_pytorch_model.safetensors")
+    assert {x.dtype for x in tensors.values()} == {torch.bfloat16}
+    wide = convert(ConvertConfig(src=str(fat), dst=tmp_path / "wide", form="lean", dtype="float32"))
+    assert load_file(wide / "model.safetensors")["expert.places"].dtype == torch.float32
+
+
+def test_only_a_lean_checkpoint_s_codec_may_lack_its_decoder(tmp_path):
+    fat = make_light_policy().save_pretrained(tmp_path / "fat")
+    path = fat / "vae/diffusion_pytorch_model.safetensors"
+    save_file({name: x for name, x in load_file(path).items() if not name.startswith(("decoder", "post_quant"))}, path)
+    with pytest.raises(WeightsError, match="missing: decoder"):
+        _ = WAMPolicy.from_pretrained(fat).vae
 
 
 def test_convert_compares_a_slim_checkpoint_s_base_before_it_writes(tmp_path):

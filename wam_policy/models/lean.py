@@ -100,6 +100,10 @@ class LeanPooler(nn.Module):
         self.query_merge_projector = merge_projector(config)
         self.output_norm = nn.LayerNorm(config.merge_dim or dim)
 
+    def merge_weights(self) -> Tensor:
+        """How much each query's answer counts in each merged slot, [M, Q]; rows sum to 1."""
+        return self.merge
+
     def attention(self, tokens: Tensor) -> Tensor:
         """What each query looks at: tokens [B, S, D] -> [B, H, Q, S]; rows sum to 1."""
         return self._attention(F.layer_norm(tokens, tokens.shape[-1:]))

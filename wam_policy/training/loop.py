@@ -55,8 +55,9 @@ def train(config: TrainConfig | LightTrainConfig) -> Path:
     data = examples(config, contract, dataset, vae, prompts)
     batches = data.batches(config.batch_size, generator)
     model = family.new_model(contract, begin)
-    ema = copy.deepcopy(model).requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
+    frozen_ones = {id(p): p for p in model.parameters() if not p.requires_grad}
+    ema = copy.deepcopy(model, frozen_ones).requires_grad_(False)  # the frozen parameters are shared, not copied
     sizes = [sum(p.numel() for p in group) / 1e6 for group in (model.parameters(), trained)]
     logger.info("%d windows, %.2f M parameters, %.2f M of them trained", len(data.latents), *sizes)
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)

@@ -47,6 +47,8 @@ def read(folder: Path) -> Start:
     else:
         sizes = asdict(checkpoint.read_config(folder).model)
     tensors = checkpoint.tensors(folder, Download())
+    if sizes.get("lean_steps") is not None:
+        raise CheckpointError(f"{folder} is a lean checkpoint, which only acts: begin from a fat or slim one")
     if not any(name.startswith("video.") for name in tensors):
         raise CheckpointError(f"{folder} holds no video expert: convert the raw Wan weights, or a policy")
     return Start(folder, {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}, tensors)
@@ -56,25 +58,29 @@ def read(folder: Path) -> Start:
 def fill(model: nn.Module, start: Start) -> list[str]:
     """Give a new model the weights to begin from, and return the names of those that stay new.
 
-    A Fast-WAM's action expert is made out of the video expert where there is none; what a Light-WAM trains stays new where the
-    weights are of another family. The layers that another robot's numbers go through stay new where they are missing or of
-    another shape; everything else must fit.
+    A Fast-WAM's action expert is made out of the video expert where there is none. Of weights of another family a Light-WAM
+    takes the video expert, and the proprio encoder that it was trained with; what else it trains stays new. The layers that
+    another robot's numbers go through stay new where they are missing or of another shape; everything else must fit.
 
     Raises:
         WeightsError: it doesn't.
     """
     own, given = model.state_dict(), dict(start.tensors)
+    fresh: set[str] = set()
     if isinstance(model, LightWAM):
-        if not any(name.startswith("expert.") for name in given):  # not a Light-WAM: only its video expert is of use
+        if not any(name.startswith("expert.") for name in given):  # not a Light-WAM: its video expert, and its proprio encoder
             given = {name: x for name, x in given.items() if name in own}
-            given |= {name: x for name, x in own.items() if trained(name) and name not in given}
+            fresh = {name for name in own if trained(name) and name not in given}
     elif not any(name.startswith("action.blocks.") for name in given):
         video, action = (
             {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
             for tensors, prefix in ((given, "video."), (own, "action."))
         )
         given |= {f"action.{name}": x for name, x in action_from_video(video, action).items()}
-    new = [name for name in own if name.startswith(EMBODIMENT) and (name not in given or given[name].shape != own[name].shape)]
+    robot = {
+        name for name in own if name.startswith(EMBODIMENT) and (name not in given or given[name].shape != own[name].shape)
+    }
+    new = [name for name in own if name in robot | fresh]
     dropped = {name for name in given if name in new or (name.startswith(EMBODIMENT) and name not in own)}
     given = {name: x.float() for name, x in given.items() if name not in dropped}
     weights.fit(given, {name: x for name, x in own.items() if name not in new}, str(start.folder))
