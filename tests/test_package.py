@@ -66,8 +66,9 @@ def test_the_command_line_prints_our_errors_without_a_traceback(tmp_path):
     assert result.stderr.strip().startswith("wam: no folder or file './nowhere'") and "Traceback" not in result.stderr
 
 
-def test_the_embedded_checkpoint_is_small_and_loads():
-    folder = embedded("metaworld-fast-wam")
+@pytest.mark.parametrize("name", ["metaworld-fast-wam", "metaworld-light-wam"])
+def test_the_embedded_checkpoints_are_small_and_load(name):
+    folder = embedded(name)
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 16 * 2**20
     policy = WAMPolicy.from_pretrained(folder)
     assert policy.spec.cameras.names == ("front", "wrist") and len(policy.prompts.table) == 4

@@ -40,7 +40,7 @@ def tolerance(recorded: Tensor, float32: Tensor | None) -> float:
 
 
 def light_tolerance(recorded: Tensor, light: Model) -> float:
-    """How far our own chunks move from kernel to kernel; or five times closer than float32, if that is more.
+    """How far our own chunks move from kernel to kernel, in a batch or one by one; or a fifth of float32's way, if that is more.
 
     No timestep is rounded in a Light-WAM: float32 is only rounding noise away, about as far as two kernels are from each other,
     so that "five times closer" could only be met by the reference's own kernels.
@@ -50,9 +50,15 @@ def light_tolerance(recorded: Tensor, light: Model) -> float:
         (F.linear, wide_linear), (F.scaled_dot_product_attention, wide_attention, plain)
     ):
         with mock.patch.multiple(F, linear=linear, scaled_dot_product_attention=attention):
-            chunks.append(_light_actions(*light))
+            chunks += [_light_actions(*light), torch.cat([_light_actions(one, light[1]) for one in _samples(light[0])])]
     spread = max(float((a - b).abs().max()) for a in chunks for b in chunks) / max(1.0, float(recorded.abs().max()))
     return max(spread, tolerance(recorded, light[0]["infer/action"]))
+
+
+def _samples(model: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The recorded inputs one sample at a time."""
+    size = len(model["in/latents"])
+    return [{n: x[i : i + 1] if n.startswith("in/") else x for n, x in model.items()} for i in range(size)]
 
 
 _linear, _attention = F.linear, F.scaled_dot_product_attention
