@@ -40,7 +40,7 @@ def tolerance(recorded: Tensor, float32: Tensor | None) -> float:
 
 
 def light_tolerance(recorded: Tensor, light: Model) -> float:
-    """How far our own chunks move from kernel to kernel, in a batch or one by one; or a fifth of float32's way, if that is more.
+    """How far our chunks move from kernel to kernel, in a batch or one by one; or a fifth of float32's way, if that is more.
 
     No timestep is rounded in a Light-WAM: float32 is only rounding noise away, about as far as two kernels are from each other,
     so that "five times closer" could only be met by the reference's own kernels.
