@@ -221,7 +221,7 @@ def test_stopping_at_the_last_tap_equals_running_all_blocks(dtype):
     model = make(dtype)
     first, prompt, proprio = inputs(dtype)
     text = model.video.embed_text(model.context(prompt, proprio))
-    stream, _ = model.video.stream(first, first.new_zeros(2, 1), text)
+    stream = model.video.stream(first, model.video.embed_time(first.new_zeros(1, 1)).modulation, text)
     taps, adapt = model._recorder()
     run(stream, after=adapt)  # all four blocks, the last tap is after the third
     assert len(model.video.blocks) == 4 and torch.equal(model.expert(taps, 4), act(model))
@@ -233,13 +233,14 @@ def test_a_folded_block_equals_the_modulated_one(dtype):
     model = make(dtype)
     block, folded = model.video.blocks[1], LeanBlock(replace(LIGHT_SIZES), model.precision).to(dtype)
     first, prompt, proprio = inputs(dtype)
-    stream, _ = model.video.stream(first, first.new_zeros(2, 1), model.video.embed_text(model.context(prompt, proprio)))
-    folded.load_state_dict({name: x.to(dtype) for name, x in fold_block(block, stream.time[:1])})
+    text = model.video.embed_text(model.context(prompt, proprio))
+    stream = model.video.stream(first, model.video.embed_time(first.new_zeros(1, 1)).modulation, text)
+    folded.load_state_dict({name: x.to(dtype) for name, x in fold_block(block, stream.time)})
     modulations = block.modulations(stream.time)
     query, own = block.attention_inputs(stream.tokens, modulations, stream.rope)
     expected = block.finish(stream.tokens, F.scaled_dot_product_attention(query, *own), modulations, stream.text[1])
-    text = folded.text(model.video.text_embedding(model.context(prompt, proprio)))
-    assert close(folded(stream.tokens, stream.rope, text), expected)
+    folded_text = folded.text(model.video.text_embedding(model.context(prompt, proprio)))
+    assert close(folded(stream.tokens, stream.rope, folded_text), expected)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

@@ -45,18 +45,27 @@ class FastWAM(nn.Module):
         """
         frames, rows, columns = grid = self.video.grid(latents)
         t_frames = torch.cat((torch.zeros_like(t).unsqueeze(1), t.unsqueeze(1).expand(-1, frames - 1)), dim=1)
-        stream, embedding = self.video.stream(latents, t_frames, text)
-        x, cache = run(stream, first=rows * columns if frames > 1 else 0, read=read)
-        return self.video.read(x, embedding, grid) if read else None, cache
+        time = self.video.embed_time(t_frames)
+        x, cache = run(
+            self.video.stream(latents, time.modulation, text), first=rows * columns if frames > 1 else 0, read=read
+        )
+        return self.video.read(x, time.embedding, grid) if read else None, cache
 
     def action_velocity(
-        self, action: Tensor, t: Tensor, text: list[KeyValue], seen: list[KeyValue], mask: Tensor | None = None
+        self, action: Tensor, modulation: Tensor, text: list[KeyValue], seen: list[KeyValue], mask: Tensor | None = None
     ) -> Tensor:
-        """Velocity [B, T, A] of noisy actions [B, T, A] at timesteps `t` [B], which see each other and the video in `seen`."""
-        _, time = self.action.embed_time(t.unsqueeze(1))
+        """Velocity [B, T, A] of noisy actions, which see each other and the video.
+
+        Args:
+            action: [B, T, A].
+            modulation: [B or 1, 1, 6, D] of their timestep, from `action.embed_time`.
+            text: from `action.embed_text`.
+            seen: keys and values of the video, one pair per block.
+            mask: see `mot.attend`.
+        """
         rope = action_rope(action.shape[1], self.config.head_dim, action.device, self.precision.rope)
         tokens = self.action.action_encoder(action.to(self.action.action_encoder.weight.dtype))
-        x, _ = run(Stream(self.action, tokens, time, rope, text), seen, mask=mask)
+        x, _ = run(Stream(self.action, tokens, modulation, rope, text), seen, mask=mask)
         return self.action.head(x)
 
     def forward(
@@ -101,4 +110,5 @@ class FastWAM(nn.Module):
             visible = torch.arange(seen[0].key.shape[2] + action.shape[1], device=action.device)
             later = (visible >= rows * columns) & (visible < seen[0].key.shape[2])
             mask = (see_all.unsqueeze(1) | ~later)[:, None, None]
-        return velocity, self.action_velocity(action, t_action, self.action.embed_text(context), seen, mask)
+        modulation = self.action.embed_time(t_action.unsqueeze(1)).modulation
+        return velocity, self.action_velocity(action, modulation, self.action.embed_text(context), seen, mask)

@@ -40,7 +40,7 @@ def lean(model: LightWAM, steps: int) -> LightWAM:
 def _folded(model: LightWAM, layers: int, steps: int) -> Iterator[tuple[str, Tensor]]:
     """The tensors that the lean form has and the trained one hasn't, by name."""
     assert isinstance(model.video, VideoDiT)
-    _, time = model.video.embed_time(model.video.patch_embedding.weight.new_zeros(1, 1))
+    time = model.video.embed_time(model.video.patch_embedding.weight.new_zeros(1, 1)).modulation
     for i, block in enumerate(model.video.blocks[:layers]):
         yield from ((f"video.blocks.{i}.{name}", x) for name, x in fold_block(block, time))
     for i, poolers in enumerate(model.expert.layer_poolers):

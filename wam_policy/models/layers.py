@@ -40,6 +40,13 @@ class Rope(NamedTuple):
     sin: Tensor
 
 
+class TimeEmbedding(NamedTuple):
+    """What an expert makes of timesteps: what its head reads, and the modulations of its blocks."""
+
+    embedding: Tensor  # [B, G, D]
+    modulation: Tensor  # [B, G, 6, D]
+
+
 class KeyValue(NamedTuple):
     """Keys (normalised, rotated) and values of a token sequence, each [B, H, S, d]."""
 
@@ -228,10 +235,10 @@ class DiT(nn.Module):
         blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps, precision) for _ in range(layers))
         self.blocks = cast("Sequence[Block]", blocks)  # a module list, seen as what it holds
 
-    def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps [B, G] -> embedding [B, G, D] and block modulations [B, G, 6, D]."""
+    def embed_time(self, t: Tensor) -> TimeEmbedding:
+        """Timesteps [B, G] -> their embedding and the blocks' modulations."""
         embedded = self.time_embedding(sinusoid(t, self.freq_dim).to(self.blocks[0].modulation.dtype))
-        return embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim))
+        return TimeEmbedding(embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim)))
 
     def embed_text(self, context: Tensor) -> list[KeyValue]:
         """Raw context [B, L, text_dim] -> cross-attention keys and values, one pair per block."""

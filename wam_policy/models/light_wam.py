@@ -75,7 +75,8 @@ class LightWAM(nn.Module):
         if isinstance(self.video, LeanVideo):
             self.video.watch(first_frame, text, adapt)
             return taps
-        stream, _ = self.video.stream(first_frame, first_frame.new_zeros(len(first_frame), 1), text)
+        still = self.video.embed_time(first_frame.new_zeros(1, 1))
+        stream = self.video.stream(first_frame, still.modulation, text)
         run(stream, after=adapt, blocks=self.config.taps[-1] + 1)
         return taps
 
@@ -85,9 +86,10 @@ class LightWAM(nn.Module):
         frames, rows, columns = grid = self.video.grid(latents)
         t_frames = t.unsqueeze(1).repeat(1, frames)
         t_frames[:, 0] = 0
-        stream, embedding = self.video.stream(latents, t_frames, text)
+        time = self.video.embed_time(t_frames)
+        stream = self.video.stream(latents, time.modulation, text)
         x, _ = run(stream, first=rows * columns if frames > 1 else 0, after=self._recorder()[1])
-        return self.video.read(x, embedding, grid)
+        return self.video.read(x, time.embedding, grid)
 
     def act(self, first_frame: Tensor, context: Tensor, horizon: int) -> Tensor:
         """Actions [B, horizon, A] for latents [B, C, 1, h, w] of the observation and `context` from `context()`."""

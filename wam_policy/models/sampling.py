@@ -8,13 +8,14 @@ belong to the observation and not to a step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor
 
 from wam_policy import flow
 from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.layers import KeyValue
+from wam_policy.models.layers import DiT, KeyValue, TimeEmbedding
 from wam_policy.models.mot import join, run
 from wam_policy.models.variants import ActionMode
 
@@ -99,8 +100,8 @@ def act(model: FastWAM, observed: Observed, noise: Tensor, schedule: Schedule, s
         [B, T, A] normalised actions.
     """
     action, seen = noise, observed.video if seen is None else seen
-    for t, delta in zip(*(x.unbind() for x in schedule), strict=True):
-        velocity = model.action_velocity(action, t.expand(len(action)), observed.action_text, seen)
+    for time, delta in steps(model.action, schedule):
+        velocity = model.action_velocity(action, time.modulation, observed.action_text, seen)
         action = flow.euler_step(action, velocity, delta)
     return action
 
@@ -118,8 +119,8 @@ def imagine(model: FastWAM, observed: Observed, noise: Tensor, schedule: Schedul
         [B, C, F − 1, h, w] latents.
     """
     future = noise
-    for t, delta in zip(*(x.unbind() for x in schedule), strict=True):
-        velocity, _ = _future(model, observed, future, t, read=True)
+    for time, delta in steps(model.video, schedule):
+        velocity, _ = _future(model, observed, future, time, read=True)
         assert velocity is not None
         future = flow.euler_step(future, velocity, delta)
     return future
@@ -127,7 +128,7 @@ def imagine(model: FastWAM, observed: Observed, noise: Tensor, schedule: Schedul
 
 def watch_future(model: FastWAM, observed: Observed, future: Tensor) -> list[KeyValue]:
     """Keys and values of the observed frame and the clean frames after it, latents [B, C, F − 1, h, w]."""
-    _, cache = _future(model, observed, future, future.new_zeros(()), read=False)
+    _, cache = _future(model, observed, future, model.video.embed_time(future.new_zeros(1, 1)), read=False)
     return _clip(observed, cache)
 
 
@@ -156,15 +157,22 @@ def act_jointly(
         [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if not read).
     """
     action, future, last = noise_action, noise_video, len(action_schedule.timesteps) - 1
-    steps = zip(*(x.unbind() for x in (*action_schedule, *video_schedule)), strict=True)
-    for i, (t_action, action_delta, t_video, video_delta) in enumerate(steps):
-        velocity, cache = _future(model, observed, future, t_video, read=read_video or i < last)
+    both = zip(steps(model.action, action_schedule), steps(model.video, video_schedule), strict=True)
+    for i, ((time_action, action_delta), (time_video, video_delta)) in enumerate(both):
+        velocity, cache = _future(model, observed, future, time_video, read=read_video or i < last)
         seen = _clip(observed, cache)
-        action_velocity = model.action_velocity(action, t_action.expand(len(action)), observed.action_text, seen)
+        action_velocity = model.action_velocity(action, time_action.modulation, observed.action_text, seen)
         action = flow.euler_step(action, action_velocity, action_delta)
         if velocity is not None:
             future = flow.euler_step(future, velocity, video_delta)
     return action, future if read_video else None
+
+
+def steps(expert: DiT, schedule: Schedule) -> Iterator[tuple[TimeEmbedding, Tensor]]:
+    """What an expert makes of each timestep, shared by all samples, computed for all steps at once; and the step's size."""
+    embedding, modulation = expert.embed_time(schedule.timesteps.unsqueeze(1))
+    for i, delta in enumerate(schedule.deltas.unbind()):
+        yield TimeEmbedding(embedding[i : i + 1], modulation[i : i + 1]), delta
 
 
 def _clip(observed: Observed, later: list[KeyValue]) -> list[KeyValue]:
@@ -173,9 +181,9 @@ def _clip(observed: Observed, later: list[KeyValue]) -> list[KeyValue]:
 
 
 def _future(
-    model: FastWAM, observed: Observed, future: Tensor, t: Tensor, *, read: bool
+    model: FastWAM, observed: Observed, future: Tensor, time: TimeEmbedding, *, read: bool
 ) -> tuple[Tensor | None, list[KeyValue]]:
-    """Velocity (None if not read), and keys and values, of the frames after the observed one at one timestep `t` []."""
-    stream, embedding = model.video.stream(future, t.expand(len(future), 1), observed.video_text, start=1)
+    """Velocity (None if not read), and keys and values, of the frames after the observed one at one timestep."""
+    stream = model.video.stream(future, time.modulation, observed.video_text, start=1)
     x, cache = run(stream, observed.video, read=read)
-    return model.video.read(x, embedding, model.video.grid(future)) if read else None, cache
+    return model.video.read(x, time.embedding, model.video.grid(future)) if read else None, cache

@@ -64,13 +64,16 @@ class VideoDiT(DiT):
         """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
         return video_rope(self.grid(latents), self.head_dim, latents.device, self.precision.rope, start)
 
-    def stream(self, latents: Tensor, t: Tensor, text: list[KeyValue], *, start: int = 0) -> tuple[Stream, Tensor]:
-        """Latents [B, C, F, h, w] at timesteps `t` [B, F] -> the stream of their tokens and its time embedding [B, F, D].
+    def stream(self, latents: Tensor, modulation: Tensor, text: list[KeyValue], *, start: int = 0) -> Stream:
+        """Latents [B, C, F, h, w] -> the stream of their tokens.
 
-        `start` is the number of frames that come before these in their clip.
+        Args:
+            latents: the frames.
+            modulation: [B or 1, F or 1, 6, D] of their timesteps, from `embed_time`.
+            text: from `embed_text`.
+            start: how many frames come before these in their clip.
         """
-        embedding, time = self.embed_time(t)
-        return Stream(self, embed(self.patch_embedding, latents), time, self.rope(latents, start), text), embedding
+        return Stream(self, embed(self.patch_embedding, latents), modulation, self.rope(latents, start), text)
 
     def read(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""
