@@ -64,7 +64,8 @@ def read_config(folder: Path) -> PolicyConfig:
         raise CheckpointError(f"{folder} holds only parts of a policy, to train from: wam train --init {folder}")
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {CONFIG}: the download or save is incomplete (do it again), or it is no wam-policy checkpoint"
+            f"{folder} has no {CONFIG}: the download or save is incomplete (do it again), or it is no wam-policy checkpoint; "
+            f"of a repository of loose files say which one, `filename=…`"
         )
     try:
         return PolicyConfig.from_json(path.read_text(encoding="utf-8"))

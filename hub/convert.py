@@ -55,6 +55,8 @@ class ConvertConfig:
     """The shift a Fast-WAM's actions are sampled with; known of the releases."""
     head_dim: int = 128
     """Width of its attention heads."""
+    proprio: bool = True
+    """Whether it was trained to read the state."""
     stats: Path | None = None
     """Its dataset_stats.json; the default is the one beside it."""
     dtype: DtypeName | None = None
@@ -85,7 +87,13 @@ class ConvertConfig:
         """
         given = None
         if self.preset is not None:
-            given = Trained(preset=self.preset, variant=self.variant, action_shift=self.action_shift, head_dim=self.head_dim)
+            given = Trained(
+                preset=self.preset,
+                variant=self.variant,
+                action_shift=self.action_shift,
+                head_dim=self.head_dim,
+                proprio=self.proprio,
+            )
         if (self.variant is None) != (self.action_shift is None) or (given is None and self.variant is not None):
             raise ConfigError(
                 "say all of --preset, --variant and --action-shift of a Fast-WAM, or none of them for a known release; "
@@ -199,7 +207,7 @@ def _policy(
 
 def _part(config: ConvertConfig, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:
     """A folder to train from: the weights that there are, and the sizes they tell."""
-    base = {"format_version": FORMAT_VERSION, "sizes": sizes(found.tensors, config.head_dim)}
+    base = {"format_version": FORMAT_VERSION, "sizes": sizes(found.tensors, found.head_dim or config.head_dim)}
     title = f"# {config.dst.name}\n\nParts of a policy, to train from: `wam train --init {config.dst.name}`\n\n"
     with replace_files(config.dst, checkpoint.BASE) as stage:
         weights.write(stage, found.tensors, dtype=dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Foreign:
     tensors: dict[str, Tensor]  # a policy's or a part of one, ours; a codec's, diffusers'; a text encoder's, transformers'
     layout: str  # what it was, for the card
     family: Family = "fast_wam"  # of a policy
+    head_dim: int | None = None  # width of an attention head, where the file says it
 
 
 def read(path: Path) -> Foreign:
@@ -66,7 +67,8 @@ def sort(payload: Any, path: Path) -> Foreign:
         return _part(formats.to_ours(payload["dit"], formats.WAN_DIT), "upstream `.pt` of a video expert", path)
     if "backbone_state_dict" in payload:
         named = formats.to_ours(payload["backbone_state_dict"], formats.ACTION_BACKBONE)
-        return _part(named, "upstream's action expert backbone", path)
+        part, meta = _part(named, "upstream's action expert backbone", path), payload.get("meta")
+        return replace(part, head_dim=meta.get("attn_head_dim") if isinstance(meta, Mapping) else None)
     tensors = _only_tensors(payload, path)
     bare = {name.removeprefix("model."): x for name, x in tensors.items()}
     if "encoder.conv1.weight" in bare and "decoder.conv1.weight" in bare:

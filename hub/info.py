@@ -15,7 +15,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from wam_policy.config import PolicyConfig, Source
-from wam_policy.errors import CheckpointError
+from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.hub import checkpoint, frozen, lerobot, reader, weights
 from wam_policy.hub.card import contract_rows
 from wam_policy.hub.locate import Download, locate
@@ -62,7 +62,10 @@ def _rows(wanted: reader.Wanted, download: Download) -> dict[str, str]:
     rows = {"Format": f"{found.layout} ({path.name}): {found.kind}", "Parameters": _per_part(found.tensors)}
     if found.kind != "policy":
         return rows | {"To use it": f"wam convert {path} FOLDER"}
-    contract, origin = reader.contract_of(found, path, wanted)
+    try:
+        contract, origin = reader.contract_of(found, path, wanted)
+    except (CheckpointError, ConfigError) as error:
+        return rows | {"Stored in": _stored(found.tensors), "Contract": f"unknown: {error}"}
     said = {f"From: {name}": where for name, where in origin.items()}
     return rows | _contract(contract, path.parent, {}) | said
 
@@ -120,6 +123,11 @@ def _codec(source: Source, folder: Path) -> tuple[int, int] | None:
         raise CheckpointError(f"no video codec in {path.parent}: {error}") from error
     encoder = _count(x for name, x in tensors.items() if name.startswith(frozen.ENCODER))
     return encoder, _count(tensors.values()) - encoder
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> str:
+    """The dtypes of tensors."""
+    return ", ".join(sorted({str(x.dtype).removeprefix("torch.") for x in tensors.values()}))
 
 
 def _per_part(tensors: Mapping[str, Tensor]) -> str:

@@ -24,7 +24,7 @@ from wam_policy.config import (
     VideoConfig,
 )
 from wam_policy.contract import ActionLayout, Gripper
-from wam_policy.errors import CheckpointError, ConfigError
+from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
 from wam_policy.hub import weights
 from wam_policy.models.config import FastWAMConfig
 from wam_policy.normalize import Mode, Normalization, needs
@@ -33,6 +33,7 @@ from wam_policy.presets import PRESETS, WAN, Preset
 CAMERA, STATE, ACTION = "observation.images.", "observation.state", "action"
 MODES: dict[str, Mode] = {"IDENTITY": "identity", "MIN_MAX": "min_max", "MEAN_STD": "z_score", "QUANTILES": "quantile"}
 TOKENIZER = "google/umt5-xxl"
+RENAME, TOGGLE = "rename_observations_processor", "fastwam_action_toggle_processor"  # steps of the processors
 UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
     "n_obs_steps": 1,
     "use_relative_actions": False,
@@ -50,13 +51,16 @@ class Statistics:
             CheckpointError: there is no such file, or no such step in it.
         """
         self.path = folder / f"{pipeline}.json"
+        self.steps = {s.get("registry_name"): s.get("config") or {} for s in _json(self.path).get("steps", [])}
         found = next((s for s in _json(self.path).get("steps", []) if s.get("registry_name") == step), None)
-        if found is None or "state_file" not in found:
+        if found is None or "state_file" not in found or "norm_map" not in self.steps[step]:
             raise CheckpointError(
                 f"{self.path} holds no statistics (a step {step!r} with a `state_file`): without them actions mean nothing; "
                 f"take the checkpoint's processor files too"
             )
-        self.modes: Mapping[str, str] = found["config"]["norm_map"]
+        if renamed := self.steps.get(RENAME, {}).get("rename_map"):
+            raise CheckpointError(f"{self.path} renames observations, {renamed}: this package takes the names of config.json")
+        self.modes: Mapping[str, str] = self.steps[step]["norm_map"]
         self.tensors: dict[str, Tensor] = weights.read_file(folder / Path(found["state_file"]).name)
 
     def mode(self, kind: str) -> Mode:
@@ -125,12 +129,17 @@ def contract(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, dict[str
     for name, only in UNREAD.items():
         if config.get(name, only) != only:
             raise CheckpointError(f"{folder}: `{name}` is {config[name]!r}, this package reads only {only!r}")
+    for name, dim in (("action_dim", sizes.action_dim), ("proprio_dim", sizes.proprio_dim)):
+        if config.get(name, dim) != dim:
+            raise WeightsError(
+                f"{folder}: `{name}` is {config[name]!r}, the weights have {dim or 'no such part'}: partial, or another's"
+            )
     before = Statistics(folder, "policy_preprocessor", "normalizer_processor")
     after = Statistics(folder, "policy_postprocessor", "unnormalizer_processor")
     try:
         return _contract(config, sizes, before, after)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, WAMPolicyError):
             raise
         raise CheckpointError(f"{folder}/config.json is incomplete: {error!r}") from error
 
@@ -150,12 +159,14 @@ def _contract(
     if encoder != WAN:
         origin["text encoder"] = f"`{WAN}`; the checkpoint names {encoder!r}"
     ratio, horizon = config.get("action_video_freq_ratio", 4), config.get("action_horizon", 32)
-    action_shift = config.get("sigma_shift") or config.get("action_scheduler", {}).get("infer_shift", 5.0)
+    video_shift, action_shift = (
+        config.get("sigma_shift") or config.get(f"{part}_scheduler", {}).get("infer_shift", 5.0) for part in ("video", "action")
+    )
     seed = config.get("inference_seed", 42)
     state = None
     if sizes.proprio_dim is not None:
         state = StateConfig(names=_state_names(sizes), normalization=before.normalization("STATE", STATE))
-    layout = _layout(config, sizes)
+    layout = _layout(config, sizes, after)
     policy = PolicyConfig(
         model=sizes,
         cameras=cameras,
@@ -170,7 +181,7 @@ def _contract(
         prompt=PromptConfig(template=config["prompt_template"], token_length=config.get("tokenizer_max_len", 128)),
         sampling=SamplingConfig(
             steps=config.get("num_inference_steps", 10),
-            video_shift=config.get("video_scheduler", {}).get("infer_shift", 5.0),
+            video_shift=video_shift,
             action_shift=action_shift,
             seed=42 if seed is None else seed,
             noise="fresh" if seed is None else "fixed",
@@ -192,6 +203,8 @@ def _cameras(config: Mapping[str, Any], sizes: FastWAMConfig) -> CameraConfig:
         whole = (3 * preset.cameras.height, 2 * preset.cameras.width)
         if (height, width) == whole:
             return preset.cameras
+    if not names:
+        raise ConfigError(f"`input_features` names no camera: one that begins with {CAMERA!r} is needed")
     if width % len(names):
         raise ConfigError(f"a canvas {width} wide can't hold {len(names)} cameras of one width: {names}")
     return CameraConfig(names=tuple(names), height=height, width=width // len(names), resize="stretch", pixels="float")
@@ -225,14 +238,24 @@ def _state_names(sizes: FastWAMConfig) -> tuple[str, ...]:
     return tuple(f"state_{i}" for i in range(sizes.proprio_dim or 0))
 
 
-def _layout(config: Mapping[str, Any], sizes: FastWAMConfig) -> ActionLayout:
-    """What the actions mean: LIBERO's or RoboTwin's where the sizes are theirs, else by the names the file gives."""
-    toggled = [index % sizes.action_dim for index in config.get("toggle_action_dimensions") or []]
+def _layout(config: Mapping[str, Any], sizes: FastWAMConfig, after: Statistics) -> ActionLayout:
+    """What the actions mean: LIBERO's or RoboTwin's where the sizes are theirs, else by the names the file gives.
+
+    LeRobot toggles a gripper where the saved postprocessor has that step, whatever the config says.
+    """
+    wanted = after.steps.get(TOGGLE, {}).get("toggle_dimensions", config.get("toggle_action_dimensions")) or []
+    toggled = [index % sizes.action_dim for index in wanted]
     if len(toggled) > 1:
         raise ConfigError(f"`toggle_action_dimensions` names several grippers, {toggled}; this package maps one")
     if (preset := _preset(sizes)) is not None:
         names, control, gripper = preset.layout.names, preset.layout.control, preset.layout.gripper
         if gripper is not None and not toggled:  # trained on LIBERO's own convention
+            seen = after.normalization("ACTION", ACTION).statistics
+            if "min" in seen and seen["min"][gripper.index] > -0.5:
+                raise CheckpointError(
+                    f"{after.path}: the gripper's numbers begin at {seen['min'][gripper.index]:g}, so 0 is closed, but nothing "
+                    f"toggles them: `toggle_action_dimensions` of config.json should be [{gripper.index}]"
+                )
             gripper = Gripper(index=gripper.index, open=-1.0, closed=1.0)
         return ActionLayout(names=names, control=control, gripper=gripper)
     given = config.get("action_feature_names") or [f"action_{i}" for i in range(sizes.action_dim)]

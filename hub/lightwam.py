@@ -88,15 +88,20 @@ class RunFile:
         return value
 
 
+def around(path: Path, name: str) -> list[Path]:
+    """Where a run's file may be, the nearest place first."""
+    return [folder / name for folder in path.absolute().parents[:PARENTS]]  # not resolved: the Hub's cache holds links
+
+
 def beside(path: Path, name: str) -> Path:
     """A run's file, in the folder of the weights or in one of those above it.
 
     Raises:
         CheckpointError: there is none.
     """
-    for folder in path.absolute().parents[:PARENTS]:  # not resolved: the Hub's cache holds links
-        if (folder / name).is_file():
-            return folder / name
+    found = next((place for place in around(path, name) if place.is_file()), None)
+    if found is not None:
+        return found
     raise CheckpointError(
         f"no {name} beside {path} or in the {PARENTS - 1} folders above it: a Light-WAM's file doesn't say how it was trained, "
         f"take the files of its run too"

@@ -87,6 +87,8 @@ def contract_of(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfi
         ConfigError: what was said doesn't fit the weights.
     """
     if path.is_dir():
+        if wanted.trained is not None or wanted.stats is not None:
+            raise ConfigError(f"{path} says its own contract and statistics: leave out what was said of them")
         return lerobot.contract(path, FastWAMConfig(**sizes(found.tensors, lerobot.head_dim(path))))
     if found.family == "light_wam":
         return _light_contract(found, path, wanted)
@@ -119,6 +121,12 @@ def _contract(
 ) -> tuple[PolicyConfig, Path]:
     """The contract of a file of a reference implementation, whose statistics are in `stats`."""
     preset, state = preset_of(found.family, trained.preset), None
+    if trained.proprio != (model.proprio_dim is not None):
+        raise WeightsError(
+            f"{path} holds {'no' if trained.proprio else 'a'} proprio encoder, the policy was trained "
+            f"{'with' if trained.proprio else 'without'} one: it is partial or another; if that is how it was trained, say "
+            f"Trained(…, proprio={not trained.proprio}), wam convert --{'no-' if trained.proprio else ''}proprio"
+        )
     if model.proprio_dim is not None:
         state = statistics.read(stats, "state", preset.normalization, model.proprio_dim)
     also = () if preset.snap is None else ("min", "max")
@@ -130,9 +138,9 @@ def _contract(
 
 
 def _statistics(path: Path) -> Path:
-    """The statistics published beside a file: its own, else the folder's."""
-    own, shared = path.with_name(f"{path.stem}_{STATISTICS}"), path.with_name(STATISTICS)
-    return shared if shared.is_file() and not own.is_file() else own
+    """The statistics published beside a file: its own, else those of its run, in its folder or one above."""
+    own = path.with_name(f"{path.stem}_{STATISTICS}")
+    return own if own.is_file() else next((p for p in lightwam.around(path, STATISTICS) if p.is_file()), own)
 
 
 def _dtype(found: Foreign, path: Path) -> DtypeName:

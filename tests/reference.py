@@ -11,6 +11,7 @@ tolerance.
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,13 @@ def main(paths: list[str]) -> int:
         return 2
     failed = 0
     for path in paths:
-        rows = compare(Path(path))
+        try:
+            rows = compare(Path(path))
+        except Exception:  # the other files are still compared
+            traceback.print_exc()
+            print(f"{path}: could not be compared")
+            failed += 1
+            continue
         for row in rows:
             print(f"{'ok  ' if row.passed else 'OVER'} {row.error:9.2e} (≤ {row.tolerance:.0e})  {row.name}")
         over = sum(not row.passed for row in rows)

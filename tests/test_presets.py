@@ -1,6 +1,6 @@
 import pytest
 
-from wam_policy.presets import PRESETS
+from wam_policy.presets import ENVS, PRESETS
 
 
 @pytest.mark.parametrize(("name", "canvas"), [("libero", (224, 448)), ("robotwin", (384, 320))])
@@ -15,3 +15,10 @@ def test_vectors_have_the_released_lengths_and_the_frames_span_the_chunk(name, s
     preset = PRESETS[name]
     assert (len(preset.state_names), preset.layout.dim) == (state, action)
     assert (preset.video.frames - 1) * preset.video.stride == preset.horizon
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_a_simulator_declares_what_its_preset_asks_for(name):
+    env, preset = ENVS[name], PRESETS[name]
+    assert tuple(env.cameras) == preset.cameras.names and env.action.names == preset.layout.names
+    assert env.action.control == preset.layout.control and (env.action.gripper is None) == (preset.layout.gripper is None)

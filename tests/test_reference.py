@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+
+from wam_policy.models.layers import REFERENCE
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("reference", HERE / "reference.py")
@@ -17,6 +20,24 @@ spec.loader.exec_module(reference)
 @pytest.mark.parametrize("name", ["fastwam_dev", "lightwam_dev", "init_dev", "bf16_dev", "vae_dev", "text_dev", "io_dev"])
 def test_every_recorded_tensor_is_within_tolerance(name, capsys):
     assert reference.main([str(HERE / "golden" / f"{name}.safetensors")]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "values"), [("fastwam", reference.fast_wam), ("lightwam", reference.light_wam)])
+def test_the_reference_precision_gives_the_recorded_numbers_in_float32_too(kind, values):
+    recorded = load_file(HERE / f"golden/{kind}_dev.safetensors")
+    info = json.loads((HERE / f"golden/{kind}_dev.json").read_text())
+    model = values.build(recorded, info, REFERENCE, torch.float32)
+    if kind == "fastwam":
+        ours = dict(values.inference(model, recorded, info["steps"]))
+    else:
+        ours = {"infer/action": values.actions(model, recorded, torch.float32, info["horizon"])}
+    assert ours and all(reference.error(x, recorded[name]) <= reference.TOLERANCE for name, x in ours.items())
+
+
+def test_a_file_that_can_t_be_compared_fails_and_the_others_still_are(tmp_path, capsys):
+    (tmp_path / "fastwam_x.safetensors").write_bytes(b"broken")
+    assert reference.main([str(tmp_path / "fastwam_x.safetensors"), str(HERE / "golden/text_dev.safetensors")]) == 1
+    assert "2 of 2 tensors" in capsys.readouterr().out
 
 
 def test_a_wrong_tensor_is_reported_and_fails(tmp_path, capsys):

@@ -24,6 +24,7 @@ from wam_policy.checkpoints import embedded
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.hub.atomic import write_text
 from wam_policy.hub.locate import Download, locate
+from wam_policy.models.variants import ActionMode
 from wam_policy.observation import IMAGE
 from wam_policy.policy import WAMPolicy
 from wam_policy.results import Episode
@@ -40,7 +41,7 @@ class EvalConfig:
     """Evaluation of a checkpoint in a registered env."""
 
     checkpoint: str = "embedded:metaworld-fast-wam"
-    """Folder, Hub id, or "embedded:<name>"."""
+    """Folder, file of a known release, Hub id, or "embedded:<name>"."""
     env: str = "wam_policy/MetaWorld-v0"
     """Gymnasium env id."""
     tasks: tuple[str, ...] = METAWORLD_TASKS
@@ -63,6 +64,8 @@ class EvalConfig:
     """Actions played of each chunk; the default is the checkpoint's."""
     horizon: int | None = None
     """Actions per chunk; the default is the checkpoint's."""
+    mode: ActionMode | None = None
+    """What the actions see while they are denoised; the default is the checkpoint's."""
     ensemble: float | None = None
     """Average chunks that overlap, the i-th oldest weighing exp(-ensemble * i); the default is the checkpoint's."""
     device: str = "cpu"
@@ -72,9 +75,9 @@ class EvalConfig:
             raise ConfigError(f"`episodes` and `envs` must be positive, got {self.episodes} and {self.envs}")
 
     @property
-    def playing(self) -> dict[str, float]:
-        """What departs from the checkpoint's own way of playing chunks."""
-        given = {"replan": self.replan, "horizon": self.horizon, "ensemble": self.ensemble}
+    def playing(self) -> dict[str, float | str]:
+        """What departs from the checkpoint's own way of making and playing chunks."""
+        given = {"replan": self.replan, "horizon": self.horizon, "ensemble": self.ensemble, "mode": self.mode}
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -113,7 +116,7 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
         observation, _ = env.reset(seed=list(current))
         while not idle.all():
             began = time.perf_counter()
-            chunks = policy.predict_chunk(observation, horizon=config.horizon)
+            chunks = policy.predict_chunk(observation, mode=config.mode, horizon=config.horizon)
             milliseconds = round(1000 * (time.perf_counter() - began), 2)
             queue.push(chunks, np.ones(size, bool))
             actions = np.stack([queue.pop() for _ in range(length)], axis=1)
@@ -140,7 +143,7 @@ def film(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) ->
     """Play the first seed's episode once more, drawing every step, as an mp4 of the cameras side by side."""
 
     def ask(observation: Any) -> np.ndarray:
-        return policy.predict_chunk(observation, horizon=config.horizon)
+        return policy.predict_chunk(observation, mode=config.mode, horizon=config.horizon)
 
     with closing(_vector(config, task, 1, None)) as plain:
         env: Any = policy.wrap(plain)
@@ -158,7 +161,7 @@ def _write(path: Path, frames: list[np.ndarray], fps: int) -> None:
 def imagine(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> dict[str, list[float]]:
     """Play the first seed's episode, film its real and imagined futures, and return how alike they are."""
     with closing(_vector(config, task, 1, None)) as plain:
-        futures = imagination.watch(policy, policy.wrap(plain), config.seed, _queue(policy, config, 1))
+        futures = imagination.watch(policy, policy.wrap(plain), config.seed, _queue(policy, config, 1), config.mode)
     _write(path, imagination.side_by_side(futures), fps=20 // policy.spec.video.stride)
     return imagination.score(futures)
 
@@ -182,6 +185,7 @@ def explain(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path)
 def _check(policy: WAMPolicy, config: EvalConfig) -> None:
     """Refuse, before anything is played, what the policy can't do."""
     _queue(policy, config, 1)
+    policy.spec.action_mode(config.mode)
     if config.imagine:
         acting.imaginable(policy.model)
     if config.explain:
@@ -192,7 +196,9 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     """Evaluate, print a table, and return what `summary.json` holds."""
     console = console or Console()
     name = config.checkpoint.removeprefix("embedded:")
-    folder = embedded(name) if name != config.checkpoint else locate(config.checkpoint, Download())
+    folder = embedded(name) if name != config.checkpoint else Path(config.checkpoint).expanduser()
+    if not folder.is_file():
+        folder = locate(folder if folder.is_dir() else config.checkpoint, Download())
     policy = WAMPolicy.from_pretrained(folder, device=config.device)
     _check(policy, config)
     _ = policy.vae  # loading isn't latency

@@ -10,6 +10,7 @@ import numpy as np
 
 from wam_policy import images
 from wam_policy.action_queue import ActionQueue
+from wam_policy.models.variants import ActionMode
 from wam_policy.policy import WAMPolicy
 from wam_policy.rollout import rollout
 
@@ -27,7 +28,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def watch(policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue) -> list[Future]:
+def watch(policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue, mode: ActionMode | None = None) -> list[Future]:
     """Play one episode in a wrapped vector env of one, imagining the future each time the last one has passed."""
     seen: list[np.ndarray] = []
     begun: list[tuple[int, np.ndarray]] = []  # the step at which a future was imagined, and its frames
@@ -35,8 +36,8 @@ def watch(policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue) -> list[Fu
     def ask(observation: Any) -> np.ndarray:
         now = len(seen) - 1
         if begun and now < begun[-1][0] + policy.spec.action.horizon:
-            return policy.predict_chunk(observation, horizon=queue.horizon)
-        chunk, frames = policy.imagine(observation, horizon=queue.horizon)
+            return policy.predict_chunk(observation, mode=mode, horizon=queue.horizon)
+        chunk, frames = policy.imagine(observation, mode=mode, horizon=queue.horizon)
         begun.append((now, frames[0]))
         return chunk
 

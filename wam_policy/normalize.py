@@ -77,8 +77,7 @@ class Normalization:
             return np.ones((), dtype), np.zeros((), dtype)
         first, second = (np.asarray(self.statistics[name], np.float32).astype(dtype) for name in _NEEDS[self.mode])
         if self.mode == "z_score":
-            scale = 1 / (second + EPSILON)
-            return scale, -first * scale
+            return 1 / (second + EPSILON), -first / (second + EPSILON)
         extent = second - first
         if self.rule == "lerobot":
             scale = 2 / np.where(extent == 0, EPSILON, extent)

@@ -92,6 +92,7 @@ class WAMPolicy:
         token: str | bool | None = None,
         filename: str | None = None,
         trained: Trained | None = None,
+        stats: str | Path | None = None,
         device: str | torch.device = "cpu",
         text_device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -110,6 +111,7 @@ class WAMPolicy:
             token: Hub token; True takes the stored one.
             filename: the file of the reference implementation, in a folder or repository of several.
             trained: what such a file doesn't say about itself; releases are known by their file's name.
+            stats: its `dataset_stats.json`; the default is the one beside it, or in the folders of its run.
             device: where the policy runs.
             text_device: where its text encoder runs, should it be needed; the default is `device`.
             dtype: what it computes in; the default is its config's.
@@ -126,7 +128,7 @@ class WAMPolicy:
             token=token,
         )
         parts = reader.read(
-            reader.Wanted(id_or_folder, filename, trained),
+            reader.Wanted(id_or_folder, filename, trained, None if stats is None else Path(stats)),
             download,
             device=torch.device(device),
             text_device=None if text_device is None else torch.device(text_device),

@@ -20,7 +20,7 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
-from wam_policy.contract import ActionLayout, Gripper
+from wam_policy.contract import ActionLayout, EnvContract, Gripper
 from wam_policy.errors import ConfigError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.variants import VariantName
@@ -87,6 +87,18 @@ PRESETS = {
     ),
 }
 
+ENVS = {  # what the simulators declare of themselves, by the preset that drives them
+    "libero": EnvContract(
+        cameras={"image": "agentview_image", "wrist_image": "robot0_eye_in_hand_image"},
+        turned=("image", "wrist_image"),
+        action=replace(PRESETS["libero"].layout, gripper=Gripper(index=6, open=-1.0, closed=1.0)),
+    ),
+    "robotwin": EnvContract(
+        cameras={"cam_high": "head_camera", "cam_left_wrist": "left_camera", "cam_right_wrist": "right_camera"},
+        action=PRESETS["robotwin"].layout,
+    ),
+}
+
 
 def _light(preset: Preset) -> Preset:
     """The contract of a Light-WAM for the same robot: its pictures are resized as in training, its actions read in one pass."""
@@ -116,6 +128,7 @@ class Trained:
     head_dim: int = 128
     supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
     trained_on: str | None = None  # the data, in words
+    proprio: bool = True  # whether it reads the state; a file without that part would otherwise act blindly
 
     def __post_init__(self) -> None:
         if self.preset not in LIGHT_PRESETS:

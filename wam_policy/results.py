@@ -46,12 +46,15 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     return max(0.0, min(rate, float(centre - half))), min(1.0, max(rate, float(centre + half)))
 
 
-def checkpoint_hash(folder: Path) -> str:
-    """SHA-256 over the files that make a checkpoint act: configs and weights, by name."""
+def checkpoint_hash(place: Path) -> str:
+    """SHA-256 over the files that make a checkpoint act: configs and weights, by name; or of one file."""
+    files = [place] if place.is_file() else sorted([*place.rglob("*.json"), *place.rglob("*.safetensors")])
     digest = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.json"), *folder.rglob("*.safetensors")]):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
+    for path in files:
+        digest.update(str(path.relative_to(place if place.is_dir() else place.parent)).encode())
+        with path.open("rb") as opened:
+            while block := opened.read(2**24):
+                digest.update(block)
     return digest.hexdigest()
 
 

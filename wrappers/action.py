@@ -72,8 +72,10 @@ class ActionMap:
         ours, theirs = self.source.gripper, self.target.gripper
         if ours is not None and theirs is not None:
             opening = (mapped[..., theirs.index] - ours.closed) / (ours.open - ours.closed)
-            if ours.binary or theirs.binary:
+            if theirs.binary:
                 opening = (opening > 0.5).astype(np.float64)
+            elif ours.binary:
+                opening = (np.sign(opening - 0.5) + 1) / 2  # exactly between the two it stays there, as in the reference
             mapped[..., theirs.index] = theirs.closed + opening * (theirs.open - theirs.closed)
         return np.clip(mapped, self.low, self.high).astype(self.low.dtype)
 

@@ -64,11 +64,16 @@ class _Places(NamedTuple):
         }
         for name in self.turned:
             if IMAGE + name in new:
-                new[IMAGE + name] = np.ascontiguousarray(new[IMAGE + name][..., ::-1, ::-1, :])
+                new[IMAGE + name] = turn(new[IMAGE + name])
         if self.state is not None:
             values = np.asarray(at(observation, self.state), np.float32)
             new[STATE] = values if self.pick is None else values[..., list(self.pick)]
         return new
+
+
+def turn(picture: np.ndarray) -> np.ndarray:
+    """Pictures [..., H, W, 3] turned by 180°."""
+    return np.ascontiguousarray(picture[..., ::-1, ::-1, :])
 
 
 def sub_env_attributes(env: VectorEnv, name: str) -> tuple[Any, ...] | None:

@@ -1,8 +1,19 @@
-"""Rotations as robots' datasets write them."""
+"""Poses as robots' datasets write them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+
+
+def libero_state(observation: Mapping[str, np.ndarray]) -> np.ndarray:
+    """LIBERO's state as its datasets hold it: position, rotation vector and fingers of the hand, [..., 8].
+
+    Source: spec/fastwam.md section 5.4.
+    """
+    rotation = axis_angle(observation["robot0_eef_quat"])
+    return np.concatenate((observation["robot0_eef_pos"], rotation, observation["robot0_gripper_qpos"]), axis=-1)
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:

@@ -91,6 +91,41 @@ def test_the_full_size_has_the_released_shapes(full_size):
     assert {name: theirs[name] for name in expected} == expected
 
 
+def manifest(action: int, proprio: int) -> dict[str, list[int]]:
+    """Upstream's names and shapes at full size, as spec/fastwam.md section 1.2 lists them."""
+    video, small, inner, text = 3072, 1024, 3072, 4096
+
+    def both(name: str, *shape: int) -> dict[str, list[int]]:
+        return {f"{name}.weight": list(shape), f"{name}.bias": [shape[0]]}
+
+    def expert(dim: int, ffn: int) -> dict[str, list[int]]:
+        found = {"time_embedding.0": (dim, 256), "time_embedding.2": (dim, dim), "time_projection.1": (6 * dim, dim)}
+        found |= {"text_embedding.0": (dim, text), "text_embedding.2": (dim, dim)}
+        plain: dict[str, list[int]] = {}
+        for i in range(LAYERS):
+            block = f"blocks.{i}."
+            for attention in ("self_attn", "cross_attn"):
+                found |= {f"{block}{attention}.{x}": (inner, dim) for x in "qkv"} | {f"{block}{attention}.o": (dim, inner)}
+                plain |= {f"{block}{attention}.norm_{x}.weight": [inner] for x in "qk"}
+            found |= {f"{block}norm3": (dim,), f"{block}ffn.0": (ffn, dim), f"{block}ffn.2": (dim, ffn)}
+            plain[f"{block}modulation"] = [1, 6, dim]
+        return plain | {name: x for key, shape in found.items() for name, x in both(key, *shape).items()}
+
+    seen = expert(video, 14336) | both("patch_embedding", video, 48, 1, 2, 2) | both("head.head", 192, video)
+    seen |= {"head.modulation": [1, 2, video]}
+    acted = expert(small, 4096) | both("action_encoder", small, action) | both("head", action, small)
+    experts = {"video": seen, "action": acted}
+    named = {f"mot.mixtures.{expert}.{name}": shape for expert, part in experts.items() for name, shape in part.items()}
+    return named | both("proprio_encoder", text, proprio)
+
+
+@pytest.mark.parametrize(("action", "proprio"), [(7, 8), (14, 14)])
+def test_every_full_size_name_has_the_published_shape(action, proprio):
+    with torch.device("meta"):
+        ours = FastWAM(FastWAMConfig(action_dim=action, proprio_dim=proprio)).state_dict()
+    assert {name: list(x.shape) for name, x in formats.to_theirs(ours).items()} == manifest(action, proprio)
+
+
 def test_names_no_table_knows_are_kept_for_the_strict_load_to_report():
     assert formats.to_ours({"optimizer.state": 0}) == {"optimizer.state": 0}
 

@@ -4,14 +4,15 @@ import shutil
 
 import pytest
 import torch
-from tiny import make_observation, make_policy, same
+from tiny import TINY_VAE, make_observation, make_policy, same
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
-from wam_policy.errors import CheckpointError
+from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.hub import frozen
 from wam_policy.hub.locate import PATTERNS
 from wam_policy.models.text import Prompts, untrained_encoder
+from wam_policy.models.vae import build_vae
 
 WORDS = ["do: touch the cube", "do: lift the cube"]
 
@@ -114,3 +115,9 @@ def test_the_codec_computes_in_float32_where_the_cpu_has_no_short_floats(policy,
         latents = loaded.vae.encode_first_frame(picture)
         assert latents.dtype == torch.bfloat16
         assert torch.allclose(latents.float(), policy.vae.encode_first_frame(picture.float()), atol=0.1)
+
+
+def test_entries_that_released_codecs_have_and_diffusers_does_not_know_are_left_out_and_others_refused():
+    assert build_vae(TINY_VAE | {"clip_output": False, "_class_name": "AutoencoderKLWan"}).spatial_ratio == 8
+    with pytest.raises(ConfigError, match=r"holds \['new_thing'\], .*: pip install -U diffusers"):
+        build_vae(TINY_VAE | {"new_thing": 1})

@@ -39,6 +39,12 @@ def test_foreign_checkpoints_tell_their_format_and_where_their_contract_comes_fr
         info(InfoConfig(src=str(lerobot(tmp_path / "act", tensors(), type="act"))), QUIET)
 
 
+def test_a_file_nobody_knows_tells_what_its_weights_tell(tmp_path):
+    rows = info(InfoConfig(src=str(upstream(tmp_path, tensors(), "step_000100"))))
+    assert rows["Format"].endswith("policy") and "action" in rows["Parameters"] and rows["Stored in"] == "bfloat16"
+    assert rows["Contract"].startswith("unknown: step_000100.pt doesn't say what it was trained for")
+
+
 def test_parts_tell_what_they_are_for(tmp_path):
     ours = {n: x for n, x in tensors().items() if n.startswith("video.")}
     path = upstream(tmp_path, ours, LIBERO)

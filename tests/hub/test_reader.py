@@ -90,6 +90,7 @@ def test_a_picture_composed_of_robotwin_s_three_cameras_is_composed_here(tmp_pat
     ours = tensors(sizes=replace(SIZES, action_dim=14, proprio_dim=14))
     one = {"observation.images.image": {"type": "VISUAL", "shape": [3, 384, 320]}}
     changes = {"image_size": [384, 320], "input_features": one, "toggle_action_dimensions": []}
+    changes |= {"action_dim": 14, "proprio_dim": 14}
     spec = WAMPolicy.from_pretrained(lerobot(tmp_path / "lr", ours, dims=(14, 14), **changes)).spec
     assert spec.cameras == PRESETS["robotwin"].cameras and spec.action.layout == PRESETS["robotwin"].layout
 
@@ -113,7 +114,7 @@ def test_a_gripper_that_is_not_toggled_is_libero_s_own(tmp_path, ours):
 
 def test_another_robot_s_numbers_keep_the_names_the_file_gives(tmp_path):
     ours = tensors(sizes=replace(SIZES, action_dim=3, proprio_dim=None))
-    changes = {"action_feature_names": ["a", "b", "c"], "toggle_action_dimensions": []}
+    changes = {"action_feature_names": ["a", "b", "c"], "toggle_action_dimensions": [], "action_dim": 3, "proprio_dim": None}
     policy = WAMPolicy.from_pretrained(lerobot(tmp_path / "lr", ours, dims=(8, 3), **changes))
     assert policy.spec.action.layout.names == ("a", "b", "c") and policy.spec.state is None
 
@@ -229,6 +230,93 @@ def test_a_partial_checkpoint_can_t_act(tmp_path, ours):
     base = {n: x for n, x in ours.items() if not n.startswith(("action.action_encoder", "action.head", "proprio"))}
     with pytest.raises(WeightsError, match=r"holds no policy but a part.*wam train --init"):
         WAMPolicy.from_pretrained(lerobot(tmp_path / "base", base, "legacy"))
+
+
+def test_weights_without_their_proprio_encoder_would_act_blindly_and_are_refused(tmp_path, ours):
+    blind = {name: x for name, x in ours.items() if not name.startswith("proprio_encoder")}
+    with pytest.raises(WeightsError, match=r"holds no proprio encoder, the policy was trained with one.*proprio=False"):
+        WAMPolicy.from_pretrained(upstream(tmp_path / "a", blind), trained=TRAINED)
+    with pytest.raises(WeightsError, match="`proprio_dim` is 8, the weights have no such part"):
+        WAMPolicy.from_pretrained(lerobot(tmp_path / "b", blind))
+    told = WAMPolicy.from_pretrained(upstream(tmp_path / "a", blind), trained=replace(TRAINED, proprio=False))
+    assert told.spec.state is None
+    with pytest.raises(WeightsError, match="holds a proprio encoder, the policy was trained without one"):
+        WAMPolicy.from_pretrained(upstream(tmp_path / "c", ours), trained=replace(TRAINED, proprio=False))
+
+
+def test_statistics_of_a_run_are_found_above_the_weights_or_where_the_caller_says(tmp_path, ours):
+    path = upstream(tmp_path / "run/checkpoints", ours)
+    beside = path.with_name(f"{path.stem}_dataset_stats.json")
+    run = tmp_path / "run/dataset_stats.json"
+    beside.rename(run)
+    found = WAMPolicy.from_pretrained(path, trained=TRAINED)
+    run.rename(tmp_path / "elsewhere.json")
+    assert WAMPolicy.from_pretrained(path, trained=TRAINED, stats=tmp_path / "elsewhere.json").spec == found.spec
+
+
+def postprocessor(folder, step: dict) -> None:
+    path = folder / "policy_postprocessor.json"
+    data = json.loads(path.read_text())
+    data["steps"].append(step)
+    path.write_text(json.dumps(data))
+
+
+def test_the_saved_toggle_counts_whatever_the_config_says(tmp_path, ours):
+    folder = lerobot(tmp_path / "lr", ours, toggle_action_dimensions=[])
+    postprocessor(folder, {"registry_name": "fastwam_action_toggle_processor", "config": {"toggle_dimensions": [-1]}})
+    assert WAMPolicy.from_pretrained(folder).spec.action.layout == PRESETS["libero"].layout
+
+
+def test_a_gripper_of_zeros_and_ones_that_nothing_toggles_is_refused(tmp_path, ours):
+    folder = lerobot(tmp_path / "lr", ours, toggle_action_dimensions=[])
+    path = folder / "policy_postprocessor_step_1_unnormalizer_processor.safetensors"
+    stats = load_file(path)
+    stats["action.min"][-1] = 0.0
+    save_file(stats, path)
+    with pytest.raises(CheckpointError, match=r"begin at 0, so 0 is closed, but nothing toggles them.*should be \[6\]"):
+        WAMPolicy.from_pretrained(folder)
+
+
+def test_what_is_said_of_a_lerobot_folder_is_not_swallowed(tmp_path, ours):
+    folder = lerobot(tmp_path / "lr", ours)
+    for said in ({"trained": TRAINED}, {"stats": tmp_path / "x.json"}):
+        with pytest.raises(ConfigError, match="says its own contract and statistics"):
+            WAMPolicy.from_pretrained(folder, **said)
+
+
+def test_lerobot_s_one_shift_is_that_of_both_schedules(tmp_path, ours):
+    sampling = WAMPolicy.from_pretrained(lerobot(tmp_path / "lr", ours, sigma_shift=2.0)).spec.sampling
+    assert (sampling.video_shift, sampling.action_shift) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_features": {}}, "names no camera"),
+        ({"torch_dtype": None}, r"config\.json is incomplete"),
+        ({"image_size": None}, r"config\.json is incomplete"),
+    ],
+)
+def test_a_lerobot_config_with_holes_is_refused(tmp_path, ours, changes, message):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        WAMPolicy.from_pretrained(lerobot(tmp_path / "lr", ours, **changes))
+
+
+def test_lerobot_s_processors_with_holes_or_renamed_cameras_are_refused(tmp_path, ours):
+    path = lerobot(tmp_path / "lr", ours) / "policy_preprocessor.json"
+    whole = json.loads(path.read_text())
+    for change, message in (
+        ({"rename_map": {"observation.images.top": "observation.images.image"}}, "renames observations"),
+        (None, "holds no statistics"),
+    ):
+        data = json.loads(json.dumps(whole))
+        if change is None:
+            del data["steps"][1]["config"]["norm_map"]
+        else:
+            data["steps"][0]["config"] = change
+        path.write_text(json.dumps(data))
+        with pytest.raises(CheckpointError, match=message):
+            WAMPolicy.from_pretrained(tmp_path / "lr")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

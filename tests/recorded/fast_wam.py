@@ -140,7 +140,8 @@ def inference(model: FastWAM, recorded: dict[str, Tensor], steps: int) -> Iterat
     def noise(name: str) -> Tensor:
         return recorded[name].to(time)
 
-    yield "fastwam/infer/action", act(model, observed, noise("fastwam/infer/noise_action"), schedule)
+    if "fastwam/infer/noise_action" in recorded:
+        yield "fastwam/infer/action", act(model, observed, noise("fastwam/infer/noise_action"), schedule)
     if "joint/infer/noise_action" in recorded:
         drawn = noise("joint/infer/noise_action"), noise("joint/infer/noise_video")[:, :, 1:]
         yield "joint/infer/action", act_jointly(model, observed, *drawn, schedule, schedule, read_video=False)[0]

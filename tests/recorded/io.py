@@ -1,65 +1,52 @@
-"""Our value of what the references feed their models and send to the simulators, by the presets."""
+"""Our value of what the references feed their models and send to the simulators, by the presets and the envs' contracts."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from recorded.fast_wam import under
 from torch import Tensor
 
 from wam_policy import images
-from wam_policy.contract import ActionLayout, Gripper
 from wam_policy.hub import statistics
-from wam_policy.presets import PRESETS
+from wam_policy.presets import ENVS, PRESETS
 from wam_policy.wrappers.action import ActionMap
-from wam_policy.wrappers.pose import axis_angle
-
-CAMERAS = {
-    "libero": ("agentview_image", "robot0_eye_in_hand_image"),
-    "robotwin": ("head_camera", "left_camera", "right_camera"),
-}
+from wam_policy.wrappers.observation import turn
+from wam_policy.wrappers.pose import libero_state
 
 
 def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor]]:
     """Our value of each recorded tensor; the statistics stand beside the file."""
-    for robot, cameras in CAMERAS.items():
-        preset = PRESETS[robot]
-        seen = {name: recorded[f"{robot}/obs/{name}"].numpy() for name in cameras}
-        if robot == "libero":  # its simulator's pictures are upside down
-            seen = {name: picture[::-1, ::-1] for name, picture in seen.items()}
-        pictures = {ours: seen[theirs][None] for ours, theirs in zip(preset.cameras.names, cameras, strict=True)}
-        yield f"{robot}/model/image", torch.from_numpy(images.canvas(pictures, preset.cameras))
+    for robot, env in ENVS.items():
+        if f"{robot}/model/image" not in recorded:
+            continue
+        preset, seen = PRESETS[robot], {name: x.numpy() for name, x in under(recorded, f"{robot}/obs/").items()}
+        pictures = {name: seen[place] for name, place in env.cameras.items()}
+        pictures = {name: turn(picture) if name in env.turned else picture for name, picture in pictures.items()}
+        canvas = images.canvas({name: picture[None] for name, picture in pictures.items()}, preset.cameras)
+        yield f"{robot}/model/image", torch.from_numpy(canvas)
 
         def stats(vector: str, dim: int, robot: str = robot) -> statistics.Normalization:
             file = path.with_name(f"{path.stem}_{robot}_stats.json")
             return statistics.read(file, vector, PRESETS[robot].normalization, dim)
 
-        if robot == "libero":
-            state = np.concatenate(
-                [
-                    recorded["libero/obs/robot0_eef_pos"].numpy(),
-                    axis_angle(recorded["libero/obs/robot0_eef_quat"].numpy()),
-                    recorded["libero/obs/robot0_gripper_qpos"].numpy(),
-                ]
-            )
-        else:
-            state = recorded["robotwin/obs/joint_action_vector"].numpy()
+        state = libero_state(seen) if robot == "libero" else seen["joint_action_vector"]
         proprio = stats("state", len(preset.state_names)).normalize(state.astype(np.float32)[None])
         yield f"{robot}/model/proprio", torch.from_numpy(proprio)
 
         action = stats("action", preset.layout.dim).denormalize(recorded[f"{robot}/model/action"].numpy())
-        if robot == "robotwin":
-            yield "robotwin/env_action", torch.from_numpy(action)
-            continue
-        yield "libero/denormalised_action", torch.from_numpy(action)
-        for name, binary in (("env_action_continuous", False), ("env_action", True)):
-            yield f"libero/{name}", torch.from_numpy(_libero_map(binary)(action))
+        if robot == "libero":
+            yield "libero/denormalised_action", torch.from_numpy(action)
+            yield "libero/env_action_continuous", torch.from_numpy(_sent(robot, action, binary=False))
+        yield f"{robot}/env_action", torch.from_numpy(_sent(robot, action, binary=True))
 
 
-def _libero_map(binary: bool) -> ActionMap:
-    """From the checkpoint's actions to LIBERO's, where -1 opens the gripper and 1 closes it."""
-    layout = PRESETS["libero"].layout
-    source = ActionLayout(names=layout.names, control=layout.control, gripper=Gripper(index=6, open=1, closed=0, binary=binary))
-    target = ActionLayout(names=layout.names, control=layout.control, gripper=Gripper(index=6, open=-1, closed=1))
-    return ActionMap(source, target, spaces.Box(-np.inf, np.inf, (layout.dim,), np.float32))
+def _sent(robot: str, action: np.ndarray, *, binary: bool) -> np.ndarray:
+    """What is sent to the simulator; `binary` False leaves a gripper's numbers between its two values."""
+    source, target = PRESETS[robot].layout, ENVS[robot].action
+    if source.gripper is not None:
+        source = replace(source, gripper=replace(source.gripper, binary=binary))
+    return ActionMap(source, target, spaces.Box(-np.inf, np.inf, (source.dim,), np.float32))(action)

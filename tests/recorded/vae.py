@@ -21,12 +21,15 @@ def build(recorded: dict[str, Tensor], info: dict[str, Any], family: str) -> VAE
         "dim_mult": info["dim_mult"],
         "num_res_blocks": blocks,
         "temperal_downsample": info["temporal_downsample"],
+        "scale_factor_temporal": 2 ** sum(info["temporal_downsample"]),
         "latents_mean": recorded[f"{family}/latents_mean"].tolist(),
         "latents_std": recorded[f"{family}/latents_std"].tolist(),
     }
     if residual:
         config |= {"decoder_base_dim": info["dec38"], "is_residual": True, "patch_size": 2, "in_channels": 12}
-        config |= {"out_channels": 12, "scale_factor_spatial": 16}
+        config |= {"out_channels": 12, "scale_factor_spatial": 2**stages}
+    else:
+        config |= {"scale_factor_spatial": 2 ** (stages - 1)}
     vae = build_vae(config)
     weights = under(recorded, f"{family}/weights/")
     vae.model.load_state_dict(formats.to_ours(weights, formats.wan_vae(stages, blocks, residual=residual)))
@@ -38,6 +41,8 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
     """Our value of each recorded tensor; the reconstruction is clamped, as the decoder does."""
     video = recorded["in/video"]
     for family in ("vae38", "vae16"):
+        if f"{family}/latents" not in recorded:
+            continue
         vae = build(recorded, info, family)
         latents = vae.encode(video)
         yield f"{family}/latents", latents

@@ -8,10 +8,13 @@ from safetensors.torch import save_file
 from tiny import make_config, make_policy
 
 from wam_policy.errors import CheckpointError, WeightsError
+from wam_policy.hub import formats
 from wam_policy.hub.convert import ConvertConfig, convert
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.initialise import action_from_video
-from wam_policy.training import start
+from wam_policy.models.objective import LossConfig
+from wam_policy.training import family, start
+from wam_policy.training.config import TrainConfig
 
 NEW = ["action.action_encoder.weight", "action.action_encoder.bias", "action.head.weight", "action.head.bias"]
 
@@ -71,3 +74,41 @@ def test_an_action_expert_alone_is_no_beginning(tmp_path):
     folder = convert(ConvertConfig(src=str(tmp_path / "action.pt"), dst=tmp_path / "base", head_dim=12))
     with pytest.raises(CheckpointError, match="holds no video expert"):
         start.read(folder)
+
+
+def test_an_action_expert_s_own_file_goes_with_a_raw_video_expert(tmp_path, wan):
+    folder, _ = wan
+    action = make_policy().model.action.state_dict()
+    backbone = {n: x + 1 for n, x in action.items() if f"action.{n}" not in NEW}
+    torch.save({"policy": None, "backbone_state_dict": backbone, "meta": {"attn_head_dim": 12}}, tmp_path / "action.pt")
+    part = convert(ConvertConfig(src=str(tmp_path / "action.pt"), dst=tmp_path / "action"))  # the file says its heads' width
+    model = fresh()
+    start.fill(model, start.read(folder, part))
+    assert all(torch.equal(model.action.state_dict()[n], x) for n, x in backbone.items())
+    with pytest.raises(CheckpointError, match="they hold the same weights"):
+        start.read(folder, folder)
+    wide = {
+        n: torch.zeros(*x.shape[:-1], 2 * x.shape[-1]) if n.startswith("text_embedding.0.w") else x for n, x in backbone.items()
+    }
+    torch.save({"backbone_state_dict": wide, "meta": {"attn_head_dim": 12}}, tmp_path / "wide.pt")
+    with pytest.raises(CheckpointError, match=r"doesn't go with the other parts: \['text_dim'\]"):
+        start.read(folder, convert(ConvertConfig(src=str(tmp_path / "wide.pt"), dst=tmp_path / "wide")))
+
+
+def test_lerobot_s_partial_base_is_begun_from(tmp_path):
+    ours = {n: x for n, x in make_policy().model.state_dict().items() if n not in NEW and not n.startswith("proprio")}
+    path = tmp_path / "model.safetensors"
+    save_file(formats.to_theirs(ours, formats.LEROBOT_LEGACY), path)
+    model = fresh()
+    new = start.fill(model, start.read(convert(ConvertConfig(src=str(path), dst=tmp_path / "base", head_dim=12))))
+    assert sorted(new) == sorted([*NEW, "proprio_encoder.weight", "proprio_encoder.bias"])
+    assert all(torch.equal(model.state_dict()[name], x) for name, x in ours.items())
+
+
+def test_a_run_keeps_the_shift_of_the_weights_it_begins_from(tmp_path):
+    sampling = dataclasses.replace(make_config().sampling, action_shift=1.0)
+    begin = start.read(make_policy(sampling=sampling).save_pretrained(tmp_path / "policy"))
+    run = TrainConfig(dataset=tmp_path, codec=tmp_path, out=tmp_path)
+    assert family.settled(run, begin).loss.action_shift == 1.0 and family.settled(run, None).loss.action_shift == 5.0
+    said = dataclasses.replace(run, loss=LossConfig(action_shift=3.0))
+    assert family.settled(said, begin).loss.action_shift == 3.0

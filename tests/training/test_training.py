@@ -97,7 +97,7 @@ def test_a_trained_policy_loads_and_knows_its_tasks(data, codec, tmp_path):
 
 def test_a_run_begins_from_an_earlier_one_s_weights_and_sizes(data, codec, tmp_path):
     first = train(make_config(data, codec, tmp_path / "first"))
-    changes = {"init": first, "sizes": SizeConfig(), "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0}
+    changes = {"init": (first,), "sizes": SizeConfig(), "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0}
     second = train(make_config(data, codec, tmp_path / "second", **changes))
     a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, second))
     assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)

@@ -178,6 +178,16 @@ def test_numbers_go_where_their_names_are_and_the_gripper_keeps_its_meaning(toy)
     assert np.allclose(env.action(np.array([0.1, 0.2, -1.0])), [1.0, 0.1, 0.2])
 
 
+def test_a_gripper_exactly_between_its_ends_stays_there_unless_the_env_takes_only_those():
+    """The reference's `sign(0)`."""
+    source = ActionLayout(names=("claw",), control="c", gripper=Gripper(index=0, open=1.0, closed=0.0, binary=True))
+    sent = {}
+    for binary in (False, True):
+        target = ActionLayout(names=("claw",), control="c", gripper=Gripper(index=0, open=-1.0, closed=1.0, binary=binary))
+        sent[binary] = ActionMap(source, target, spaces.Box(-1, 1, (1,), np.float32))(np.array([[0.0], [0.5], [1.0]])).flatten()
+    assert sent[False].tolist() == [1, 0, -1] and sent[True].tolist() == [1, 1, -1]
+
+
 @given(st.floats(-3, 3), st.tuples(st.floats(-1, 1), st.floats(-1, 1)).filter(lambda x: abs(x[0] - x[1]) > 0.1), st.booleans())
 def test_open_stays_open_and_closed_stays_closed(half, ends, binary):
     source = ActionLayout(names=("g",), control="c", gripper=Gripper(index=0, open=ends[0], closed=ends[1]))

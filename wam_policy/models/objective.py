@@ -18,6 +18,7 @@ from wam_policy.errors import ConfigError
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.variants import VARIANTS, VariantName
 
+SHIFT = 5.0  # of the schedules, where nothing else is said
 NOISED_COPIES = 0.5  # part of the samples whose second copy of the clip is noised; the reference's constant
 
 
@@ -66,7 +67,8 @@ class LossConfig:
     """What the two losses weigh and how their timesteps are drawn."""
 
     video_shift: float = 5.0
-    action_shift: float = 5.0
+    action_shift: float | None = None
+    """Of the actions' schedule; the default is that of the weights a run begins from, else 5."""
     lambda_video: float = 1.0
     """0: no video co-training; what only the video's loss needs is then not computed."""
     lambda_action: float = 1.0
@@ -100,10 +102,11 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
     With `lambda_video` 0 the passes and frames that only the video's loss reads are left out: same action loss, same gradients.
     """
     kind, with_video = VARIANTS[variant], config.lambda_video != 0
+    action_shift = SHIFT if config.action_shift is None else config.action_shift
     clean = batch.latents if with_video or kind.sees == "video" else batch.latents[:, :, :1]
     noise_video = draws.noise_video[:, :, : clean.shape[2]]
     t_video = flow.timesteps(draws.u_video, config.video_shift, clean.dtype)
-    t_action = flow.timesteps(draws.u_action, config.action_shift, batch.action.dtype)
+    t_action = flow.timesteps(draws.u_action, action_shift, batch.action.dtype)
     copy, see_all = None, None
     if kind.copy:
         if draws.copy is None:
@@ -124,7 +127,7 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
         read_video=with_video,
     )
     action_error = squared_error(velocity_action, flow.velocity(batch.action, draws.noise_action)).mean(2)
-    action = weighted_mean(action_error, ~batch.action_is_pad, flow.loss_weight(t_action, config.action_shift))
+    action = weighted_mean(action_error, ~batch.action_is_pad, flow.loss_weight(t_action, action_shift))
     video = action.new_zeros(())
     if velocity_video is not None:
         target = flow.velocity(clean, noise_video)[:, :, 1:]

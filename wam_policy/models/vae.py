@@ -7,17 +7,20 @@ Sources: spec/fastwam.md section 4.1; diffusers `autoencoder_kl_wan.py`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from wam_policy.errors import ObservationError
+from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.models.first_frame import FirstFrameEncoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
+
+INERT = {"clip_output"}  # in the released codecs' configs; what the decoder gives is clamped here whatever it says
 
 
 class VAE(nn.Module):
@@ -94,5 +97,8 @@ def build_vae(config: dict[str, Any]) -> VAE:
     """An untrained codec of diffusers' configuration `config`; any width, any number of latent channels."""
     from diffusers import AutoencoderKLWan
 
+    known = inspect.signature(AutoencoderKLWan.__init__).parameters
     public = {name: value for name, value in config.items() if not name.startswith("_")}
-    return VAE(AutoencoderKLWan(**public))
+    if unknown := sorted(public.keys() - known.keys() - INERT):
+        raise ConfigError(f"the codec's config holds {unknown}, which this diffusers doesn't know: pip install -U diffusers")
+    return VAE(AutoencoderKLWan(**{name: value for name, value in public.items() if name in known}))

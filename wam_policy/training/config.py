@@ -75,8 +75,9 @@ class SizeConfig:
 class TrainConfig(RunConfig):
     """Training of a Fast-WAM on a LeRobot dataset."""
 
-    init: Path | None = None
-    """Folder to begin from: a policy, or what `wam convert` made of raw Wan weights; its sizes count, not `sizes`."""
+    init: tuple[Path, ...] = ()
+    """Folders to begin from: a policy, or the parts that `wam convert` made of raw Wan weights and of an action expert's; their
+    sizes count, not `sizes`."""
     variant: VariantName = "fast"
     """What the actions see: the observed frame, the video being denoised ("joint"), or the finished video ("idm")."""
     sizes: SizeConfig = field(default_factory=SizeConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import PRECISIONS
 from wam_policy.models.light_objective import LightLosses, light_draw, light_losses
 from wam_policy.models.light_wam import LightWAM, trained
-from wam_policy.models.objective import Batch, Losses, draw, training_losses
+from wam_policy.models.objective import SHIFT, Batch, Losses, draw, training_losses
 from wam_policy.models.vae import VAE
 from wam_policy.training.config import LightTrainConfig, TrainConfig
 from wam_policy.training.lerobot_reader import LeRobotDataset
@@ -47,6 +47,14 @@ def model_sizes(
         return LightWAMConfig(**{**given, **robot})
     features = (("adapted",),) * len(config.sizes.taps)
     return LightWAMConfig(**{**sizes, "features": features, **{name: given[name] for name in TRUNK}, **robot})
+
+
+def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
+    """The config with the shift of the actions' schedule: what it says, else what the weights were trained with, else 5."""
+    if not isinstance(config, TrainConfig) or config.loss.action_shift is not None:
+        return config
+    shift = None if start is None else start.action_shift
+    return replace(config, loss=replace(config.loss, action_shift=SHIFT if shift is None else shift))
 
 
 def contract(config: AnyTrainConfig, dataset: LeRobotDataset, vae: VAE, start: Start | None) -> PolicyConfig:

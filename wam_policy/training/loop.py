@@ -43,7 +43,9 @@ def train(config: TrainConfig | LightTrainConfig) -> Path:
     here = torch.device("cpu")
     codec = Source(subfolder=config.codec.name)
     vae = frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=here)
-    begin = None if config.init is None else start.read(config.init)
+    folders = config.init if isinstance(config, TrainConfig) else (config.init,)
+    begin = start.read(*folders) if folders else None
+    config = family.settled(config, begin)
     contract = family.contract(config, dataset, vae, begin)
     texts = sorted({contract.prompt.prompt(episode.task) for episode in dataset.episodes})
     prompts = Prompts(

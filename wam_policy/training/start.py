@@ -30,28 +30,45 @@ EMBODIMENT = (  # what another robot needs anew
 class Start:
     """Weights to begin from, in our names, and the sizes of the model they are of."""
 
-    folder: Path
+    folder: str  # for messages
     sizes: dict[str, Any]
     tensors: dict[str, Tensor]
+    action_shift: float | None = None  # that the weights were trained with, where they are a Fast-WAM's
 
 
-def read(folder: Path) -> Start:
-    """Read a checkpoint, or a folder of parts.
+def read(*folders: Path) -> Start:
+    """Read a checkpoint, or folders of parts.
 
     Raises:
-        CheckpointError: it is neither, or lacks the video expert.
+        CheckpointError: one is neither, two hold the same part or are of different sizes, or the video expert is lacking.
     """
+    found = [_read(folder) for folder in folders]
+    sizes: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for part in found:
+        differing = sorted(name for name, size in part.sizes.items() if sizes.get(name, size) != size)
+        if differing or tensors.keys() & part.tensors.keys():
+            raise CheckpointError(f"{part.folder} doesn't go with the other parts: {differing or 'they hold the same weights'}")
+        sizes, tensors = sizes | part.sizes, tensors | part.tensors
+    names = " and ".join(part.folder for part in found)
+    if not any(name.startswith("video.") for name in tensors):
+        raise CheckpointError(f"{names} holds no video expert: convert the raw Wan weights, or a policy, and name it too")
+    return Start(names, sizes, tensors, found[0].action_shift)
+
+
+def _read(folder: Path) -> Start:
+    shift = None
     base = folder / checkpoint.BASE
     if base.is_file():
         sizes = json.loads(base.read_text(encoding="utf-8"))["sizes"]
     else:
-        sizes = asdict(checkpoint.read_config(folder).model)
+        config = checkpoint.read_config(folder)
+        sizes, shift = asdict(config.model), config.sampling.action_shift
     tensors = checkpoint.tensors(folder, Download())
     if sizes.get("lean_steps") is not None:
         raise CheckpointError(f"{folder} is a lean checkpoint, which only acts: begin from a fat or slim one")
-    if not any(name.startswith("video.") for name in tensors):
-        raise CheckpointError(f"{folder} holds no video expert: convert the raw Wan weights, or a policy")
-    return Start(folder, {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}, tensors)
+    plain = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
+    return Start(str(folder), plain, tensors, shift)
 
 
 @torch.no_grad()
@@ -83,7 +100,7 @@ def fill(model: nn.Module, start: Start) -> list[str]:
     new = [name for name in own if name in robot | fresh]
     dropped = {name for name in given if name in new or (name.startswith(EMBODIMENT) and name not in own)}
     given = {name: x.float() for name, x in given.items() if name not in dropped}
-    weights.fit(given, {name: x for name, x in own.items() if name not in new}, str(start.folder))
+    weights.fit(given, {name: x for name, x in own.items() if name not in new}, start.folder)
     model.load_state_dict(given, strict=False)
     logger.info("begun from %s%s", start.folder, f"; new: {', '.join(new)}" if new else "")
     return new
