@@ -53,7 +53,7 @@ def statistics(state: int = 8, action: int = 7) -> dict:
 
 def upstream(folder: Path, ours: dict[str, Tensor], stem: str = LIBERO, stats: dict | None = None) -> Path:
     """The reference implementation's file, its statistics beside it."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     theirs = formats.to_theirs(ours)
     proprio = {n.removeprefix("proprio_encoder."): x for n, x in theirs.items() if n.startswith("proprio_encoder.")}
     mot = {n.removeprefix("mot."): x for n, x in theirs.items() if n.startswith("mot.")}

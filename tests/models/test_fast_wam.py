@@ -175,12 +175,12 @@ def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
         model.load_state_dict({name: empty(*shape) for name, shape in shapes.items()}, assign=True)
         context = model.context(empty(2, 128, 4096), empty(2, 8))
         observed = observe(model, empty(2, 48, 1, 14, 28), context)
-        schedule = Schedule(*flow.schedule(10, 5.0, device=context.device))
+        schedule, short = (Schedule(*flow.schedule(n, 5.0, device=context.device)) for n in (10, 2))
         noise, noise_video = (torch.empty(*shape, device="cuda") for shape in ((2, 32, 7), (2, 48, 2, 14, 28)))
         actions = act(model, observed, noise, schedule)
-        clip = watch_future(model, observed, imagine(model, observed, noise_video, schedule))
-        after_video = act(model, observed, noise, schedule, clip)
-        in_step, _ = act_jointly(model, observed, noise, noise_video, schedule, schedule, read_video=False)
+        clip = watch_future(model, observed, imagine(model, observed, noise_video, short))
+        after_video = act(model, observed, noise, short, clip)
+        in_step, _ = act_jointly(model, observed, noise, noise_video, short, short, read_video=False)
     for chunk in (actions, after_video, in_step):
         assert chunk.shape == (2, 32, 7) and chunk.device.type == "cuda"
     action_rope.cache_clear(), video_rope.cache_clear()

@@ -39,8 +39,10 @@ def attend(query: Tensor, own: KeyValue, seen: KeyValue | None = None, *, first:
         mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
     """
     if first:
-        observed = F.scaled_dot_product_attention(query[:, :, :first], own.key[:, :, :first], own.value[:, :, :first])
-        return torch.cat((observed, F.scaled_dot_product_attention(query[:, :, first:], *own)), dim=2)
+        own_first = (x.narrow(2, 0, first) for x in own)
+        observing, later = query.split((first, query.shape[2] - first), dim=2)
+        observed = F.scaled_dot_product_attention(observing, *own_first)
+        return torch.cat((observed, F.scaled_dot_product_attention(later, *own)), dim=2)
     key, value = own if seen is None else join(seen, own)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
@@ -90,4 +92,4 @@ def join(first: KeyValue, second: KeyValue) -> KeyValue:
 
 def narrow(cache: list[KeyValue], tokens: int) -> list[KeyValue]:
     """Keys and values of the first so many tokens, in every block."""
-    return [KeyValue(key[:, :, :tokens], value[:, :, :tokens]) for key, value in cache]
+    return [KeyValue(key.narrow(2, 0, tokens), value.narrow(2, 0, tokens)) for key, value in cache]

@@ -170,9 +170,9 @@ def act_jointly(
 
 def steps(expert: DiT, schedule: Schedule) -> Iterator[tuple[TimeEmbedding, Tensor]]:
     """What an expert makes of each timestep, shared by all samples, computed for all steps at once; and the step's size."""
-    embedding, modulation = expert.embed_time(schedule.timesteps.unsqueeze(1))
-    for i, delta in enumerate(schedule.deltas.unbind()):
-        yield TimeEmbedding(embedding[i : i + 1], modulation[i : i + 1]), delta
+    embedded = (x.split(1) for x in expert.embed_time(schedule.timesteps.unsqueeze(1)))
+    for embedding, modulation, delta in zip(*embedded, schedule.deltas.unbind(), strict=True):
+        yield TimeEmbedding(embedding, modulation), delta
 
 
 def _clip(observed: Observed, later: list[KeyValue]) -> list[KeyValue]:

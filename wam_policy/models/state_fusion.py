@@ -33,7 +33,7 @@ class QueryPooler(nn.Module):
         dim, queries = config.video_dim, config.queries
         self.token_norm = nn.LayerNorm(dim)
         self.query_tokens = nn.Parameter(0.02 * torch.randn(queries, dim))
-        self.attn = nn.MultiheadAttention(dim, config.pool_heads, batch_first=True)
+        self.attn = nn.MultiheadAttention(dim, config.pool_heads, batch_first=True)  # its parameters; see `_project`
         one = config.merge_dim is None
         self.query_merge_logits = nn.Parameter(torch.zeros(queries)) if one else None
         self.query_slot_merge_logits = None if one else nn.Parameter(torch.zeros(config.merge_slots, queries))
@@ -47,18 +47,25 @@ class QueryPooler(nn.Module):
         assert self.query_merge_logits is not None
         return self.query_merge_logits.unsqueeze(0).softmax(-1)
 
-    def _attend(self, tokens: Tensor, *, weights: bool) -> tuple[Tensor, Tensor]:
+    def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, heads, Q, d], keys and values [B, heads, S, d] of tokens [B, S, D]."""
         normed = self.token_norm(tokens)
         queries = self.query_tokens.expand(len(tokens), -1, -1)
-        return self.attn(queries, normed, normed, need_weights=weights, average_attn_weights=False)
+        assert self.attn.in_proj_weight is not None and self.attn.in_proj_bias is not None
+        layers = zip((queries, normed, normed), self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3), strict=True)
+        query, key, value = (
+            F.linear(x, weight, bias).unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for x, weight, bias in layers
+        )
+        return query, key, value
 
     def attention(self, tokens: Tensor) -> Tensor:
         """What each query looks at: tokens [B, S, D] -> [B, heads, Q, S]; rows sum to 1."""
-        return self._attend(tokens, weights=True)[1]
+        query, key, _ = self._project(tokens)
+        return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, S, D] -> one vector [B, merge_dim or D]."""
-        answers, _ = self._attend(tokens, weights=False)
+        answers = self.attn.out_proj(F.scaled_dot_product_attention(*self._project(tokens)).transpose(1, 2).flatten(2))
         merged = (self.merge_weights() @ answers).flatten(1)
         return self.output_norm(merged if self.query_merge_projector is None else self.query_merge_projector(merged))
 
@@ -130,7 +137,7 @@ class StateFusionActionExpert(nn.Module):
                 f"this lean checkpoint knows {self.lean_steps} steps of a chunk, {horizon} are wanted; "
                 f"load the fat or slim one, which knows any number"
             )
-        return self.places[:horizon]
+        return self.places.narrow(0, 0, horizon)
 
     def forward(self, taps: Taps, horizon: int) -> Tensor:
         """Features of the taps -> actions [B, horizon, A]; any horizon, also one longer than trained."""
