@@ -39,9 +39,9 @@ def attend(query: Tensor, own: KeyValue, seen: KeyValue | None = None, *, first:
         mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
     """
     if first:
-        own_first = (x.narrow(2, 0, first) for x in own)
+        key, value = (x.narrow(2, 0, first) for x in own)
         observing, later = query.split((first, query.shape[2] - first), dim=2)
-        observed = F.scaled_dot_product_attention(observing, *own_first)
+        observed = F.scaled_dot_product_attention(observing, key, value)
         return torch.cat((observed, F.scaled_dot_product_attention(later, *own)), dim=2)
     key, value = own if seen is None else join(seen, own)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
