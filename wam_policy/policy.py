@@ -425,16 +425,12 @@ class WAMPolicy:
         Raises:
             ConfigError: more actions are to be played than a chunk holds, or grippers that snap are to be averaged.
         """
-        action = self.config.action
-        queue = ActionQueue(
-            size,
-            action.replan if replan is None else replan,
-            action.ensemble if ensemble is None else ensemble,
-            self._steps(horizon),
-        )
+        action, steps = self.config.action, self._steps(horizon)
+        played, decay = action.replan if replan is None else replan, action.ensemble if ensemble is None else ensemble
+        queue = ActionQueue(size, played, decay, steps)
         most = int(queue.replan.max())
-        if most > self._steps(horizon):
-            raise ConfigError(f"`replan` is {most}, a chunk holds {self._steps(horizon)} actions; play fewer of them")
+        if most > steps:
+            raise ConfigError(f"`replan` is {most}, a chunk holds {steps} actions; play fewer of them")
         if queue.ensemble is not None and action.snap is not None:
             raise ConfigError("this policy's grippers snap to their end: chunks can't be averaged, leave `ensemble` out")
         if action.supervised_steps is not None and most > action.supervised_steps:
