@@ -23,6 +23,7 @@ style: $(VENV)/.ready  ## lint and format
 
 check: style  ## style and types
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
 
 reference: $(VENV)/.ready  ## every recorded tensor of the reference implementations
 	$(BIN)/python tests/reference.py tests/golden/*.safetensors

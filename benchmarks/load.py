@@ -98,7 +98,7 @@ def write(folder: Path, family: Family) -> None:
     prompts = Prompts({prompt: embedding}, token_length=config.prompt.token_length, text_dim=config.model.text_dim)
     codec = random_codec(family)
     parts = forms.shaped(
-        checkpoint.Parts(config, model, lambda: codec, prompts), "fat" if family == "fast_wam" else "lean", None, None
+        checkpoint.Parts(config, model, lambda: codec, prompts), "fat" if family == "fast_wam" else "lean", None, None, folder
     )
     checkpoint.write(folder, parts, dtype=None, load_by=str(folder), notes="Random weights, for `benchmarks/load.py`.")
 

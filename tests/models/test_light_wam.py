@@ -11,6 +11,7 @@ from tiny import LIGHT_SIZES, TINY_VAE, make_light_config
 
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.hub import formats
+from wam_policy.hub.frozen import ENCODER
 from wam_policy.models.build import build
 from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.first_frame import FirstFrameEncoder
@@ -82,6 +83,20 @@ def test_the_released_sizes_have_the_paper_s_counts(action, proprio, count):
     sizes = {name: x.numel() for name, x in model.named_parameters()}
     assert sum(n for name, n in sizes.items() if trained(name)) == count
     assert sum(n for name, n in sizes.items() if not trained(name)) == 1_418_895_360
+
+
+def test_the_released_size_s_forms_have_the_promised_sizes():
+    """In bfloat16: 3.7 GB whole, 0.88 GB of what was trained, at most 2.95 GiB lean, its codec's encoder included."""
+    whole = LightWAMConfig(action_dim=7, proprio_dim=8)
+    with torch.device("meta"):
+        fat, small = build(whole), build(replace(whole, layers=25, lora_rank=0, lean_steps=32))
+        codec = build_vae({}).model.state_dict()
+    fat_bytes = {name: 2 * x.numel() for name, x in fat.state_dict().items()}
+    encoder = sum(2 * x.numel() for name, x in codec.items() if name.startswith(ENCODER))
+    lean_bytes = encoder + sum(2 * x.numel() for x in small.state_dict().values())
+    assert sum(fat_bytes.values()) / 1e9 == pytest.approx(3.72, abs=0.01)
+    assert sum(n for name, n in fat_bytes.items() if trained(name)) / 1e9 == pytest.approx(0.88, abs=0.005)
+    assert lean_bytes / 2**30 <= 2.95
 
 
 @pytest.mark.parametrize("steps", [None, 32], ids=["whole", "lean"])
