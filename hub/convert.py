@@ -99,6 +99,8 @@ class ConvertConfig:
                 "say all of --preset, --variant and --action-shift of a Fast-WAM, or none of them for a known release; "
                 "of a Light-WAM --preset alone"
             )
+        if given is None and not self.proprio:
+            raise ConfigError("--no-proprio says what a policy was trained with: say its --preset too")
         return reader.Wanted(self.src, self.filename, given, self.stats)
 
 

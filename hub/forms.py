@@ -47,10 +47,10 @@ def shaped(parts: Parts, form: Form | None, base: Source | None, dtype: torch.dt
         small = lean(model, config.action.horizon)
         return replace(parts, config=replace(config, base=None, model=small.config), model=small)
     held = {name: x for name, x in model.state_dict().items() if not trained(name)}
-    if base is not None:
-        found = slim.base_of(held, base, dtype, folder)
-    elif config.base is not None:
-        found = slim.same_base(config.base, held, folder)
-    else:
+    source = base if base is not None or config.base is None else config.base.source
+    if source is None:
         raise ConfigError("a slim checkpoint names its frozen weights: say where they are, `base=Source(repo=…)`")
-    return replace(parts, config=replace(config, base=found))
+    slim.refuse_own(source, folder)
+    if base is None and config.base is not None and slim.is_base(config.base, held):
+        return parts
+    return replace(parts, config=replace(config, base=slim.base_of(held, source, dtype, folder)))

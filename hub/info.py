@@ -15,7 +15,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from wam_policy.config import PolicyConfig, Source
-from wam_policy.errors import CheckpointError, ConfigError
+from wam_policy.errors import CheckpointError
 from wam_policy.hub import checkpoint, frozen, lerobot, reader, weights
 from wam_policy.hub.card import contract_rows
 from wam_policy.hub.locate import Download, locate
@@ -62,10 +62,10 @@ def _rows(wanted: reader.Wanted, download: Download) -> dict[str, str]:
     rows = {"Format": f"{found.layout} ({path.name}): {found.kind}", "Parameters": _per_part(found.tensors)}
     if found.kind != "policy":
         return rows | {"To use it": f"wam convert {path} FOLDER"}
-    try:
-        contract, origin = reader.contract_of(found, path, wanted)
-    except (CheckpointError, ConfigError) as error:
-        return rows | {"Stored in": _stored(found.tensors), "Contract": f"unknown: {error}"}
+    if not reader.tells(found, path, wanted):
+        unknown = "unknown: the file doesn't say what it was trained for (wam convert --preset … does)"
+        return rows | {"Stored in": _stored(found.tensors), "Contract": unknown}
+    contract, origin = reader.contract_of(found, path, wanted)
     said = {f"From: {name}": where for name, where in origin.items()}
     return rows | _contract(contract, path.parent, {}) | said
 

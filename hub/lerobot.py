@@ -58,8 +58,6 @@ class Statistics:
                 f"{self.path} holds no statistics (a step {step!r} with a `state_file`): without them actions mean nothing; "
                 f"take the checkpoint's processor files too"
             )
-        if renamed := self.steps.get(RENAME, {}).get("rename_map"):
-            raise CheckpointError(f"{self.path} renames observations, {renamed}: this package takes the names of config.json")
         self.modes: Mapping[str, str] = self.steps[step]["norm_map"]
         self.tensors: dict[str, Tensor] = weights.read_file(folder / Path(found["state_file"]).name)
 
@@ -151,6 +149,10 @@ def _contract(
     cameras = _cameras(config, sizes)
     if cameras.layout == "t":
         origin["cameras"] = f"{', '.join(cameras.names)}, composed here; the checkpoint takes them as one picture"
+    if renamed := before.steps.get(RENAME, {}).get("rename_map"):  # an env's names onto those of config.json, which count here
+        if own := sorted(set(renamed) & set(config["input_features"])):
+            raise CheckpointError(f"{before.path} renames {own}, which are the policy's own names: cameras would be swapped")
+        origin["names"] = f"those of `config.json`; LeRobot renamed {', '.join(map(repr, renamed))}"
     if _normalised_twice(before, config["input_features"]):
         origin["pixels"] = "scaled to [-1, 1] once: the preprocessor's mean and deviation of 0.5 would do it a second time"
     tokenizer, encoder = config.get("tokenizer_model_id", TOKENIZER), config.get("text_encoder_model_id", WAN)

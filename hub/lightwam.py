@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,8 @@ def trained(run: RunFile, given: Trained | None) -> tuple[Trained, dict[str, str
     if robot == "libero" and len(data) == 1:
         suite = re.sub(r"_no_noops.*", "", data[0])
         words = f"{data[0]}: the suite {suite} only; there is one checkpoint per suite"
-    head_dim = 128 if given is None else given.head_dim
-    said = Trained(preset=robot, head_dim=head_dim, supervised_steps=supervised, trained_on=words)
+    said = Trained(preset=robot) if given is None else given
+    said = replace(said, supervised_steps=supervised, trained_on=said.trained_on or words)
     return said, {"contract": f"`{run.path.name}`, preset `{robot}`"}
 
 

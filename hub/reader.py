@@ -59,6 +59,7 @@ def read(
     """
     path = wanted.find(download)
     if path.is_dir() and not lerobot.is_lerobot(path):
+        _refuse_said(path, wanted)
         return checkpoint.read(path, download, device=device, dtype=dtype, text_device=text_device)
     found = open_foreign(path)
     if found.kind != "policy":
@@ -87,8 +88,7 @@ def contract_of(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfi
         ConfigError: what was said doesn't fit the weights.
     """
     if path.is_dir():
-        if wanted.trained is not None or wanted.stats is not None:
-            raise ConfigError(f"{path} says its own contract and statistics: leave out what was said of them")
+        _refuse_said(path, wanted)
         return lerobot.contract(path, FastWAMConfig(**sizes(found.tensors, lerobot.head_dim(path))))
     if found.family == "light_wam":
         return _light_contract(found, path, wanted)
@@ -104,7 +104,7 @@ def contract_of(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfi
     said = "release of this name" if wanted.trained is None else "given by the caller"
     return config, {
         "contract": f"preset `{trained.preset}`, variant `{trained.variant}`, action shift {trained.action_shift:g} ({said})",
-        "statistics": f"`{stats.name}`",
+        "statistics": _named(stats, path),
     }
 
 
@@ -113,7 +113,7 @@ def _light_contract(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyC
     trained, origin = lightwam.trained(run, wanted.trained)
     model = lightwam.sizes(run, found.tensors, trained.head_dim)
     config, stats = _contract(found, path, trained, model, wanted.stats or lightwam.beside(path, STATISTICS))
-    return config, {**origin, "statistics": f"`{stats.name}`"}
+    return config, {**origin, "statistics": _named(stats, path)}
 
 
 def _contract(
@@ -137,10 +137,26 @@ def _contract(
         raise ConfigError(f"{path} was not trained for the preset {trained.preset!r}: {error}") from error
 
 
+def tells(found: Foreign, path: Path, wanted: Wanted) -> bool:
+    """Whether anybody says what a foreign policy was trained for: its folder, its run, its name, or the caller."""
+    return path.is_dir() or found.family == "light_wam" or wanted.trained is not None or path.stem in RELEASES
+
+
+def _refuse_said(path: Path, wanted: Wanted) -> None:
+    if wanted.trained is not None or wanted.stats is not None:
+        raise ConfigError(f"{path} says its own contract and statistics: leave out what was said of them")
+
+
+def _named(stats: Path, path: Path) -> str:
+    """Statistics for the card: by their name beside the weights, else with their folder's."""
+    return f"`{stats.name}`" if stats.parent == path.parent else f"`{stats.parent.name}/{stats.name}`"
+
+
 def _statistics(path: Path) -> Path:
-    """The statistics published beside a file: its own, else those of its run, in its folder or one above."""
-    own = path.with_name(f"{path.stem}_{STATISTICS}")
-    return own if own.is_file() else next((p for p in lightwam.around(path, STATISTICS) if p.is_file()), own)
+    """The statistics published beside a file: its own, else its folder's, else those of the run whose folder is above it."""
+    own, shared = path.with_name(f"{path.stem}_{STATISTICS}"), path.with_name(STATISTICS)
+    runs = [place for place in lightwam.around(path, STATISTICS) if place.with_name(lightwam.CONFIG).is_file()]
+    return next((place for place in (own, shared, *runs) if place.is_file()), own)
 
 
 def _dtype(found: Foreign, path: Path) -> DtypeName:

@@ -39,12 +39,9 @@ def base_of(held: Mapping[str, Tensor], source: Source, dtype: torch.dtype | Non
         folder: where the checkpoint is to be.
 
     Raises:
-        ConfigError: the place is the checkpoint itself.
         CheckpointError: there is nothing at that place.
         WeightsError: there are others.
     """
-    if source.repo is None or Path(source.repo).expanduser().resolve() == folder.resolve():
-        raise ConfigError("a slim checkpoint's base must be another folder or repository: it would overwrite it")
     stored = {name: x if dtype is None else x.to(dtype) for name, x in held.items()}
     own = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     exact = (name for name in SHORT if all(torch.equal(x.to(getattr(torch, name)).to(x.dtype), x) for x in stored.values()))
@@ -54,29 +51,32 @@ def base_of(held: Mapping[str, Tensor], source: Source, dtype: torch.dtype | Non
     return base
 
 
-def same_base(base: Base, held: Mapping[str, Tensor], folder: Path) -> Base:
-    """The base a policy was loaded with, if its frozen weights still are those.
+def refuse_own(source: Source, folder: Path) -> None:
+    """Refuse a base that the checkpoint itself would overwrite.
 
     Raises:
-        ConfigError: the checkpoint would overwrite it.
-        WeightsError: they are others.
+        ConfigError: it is in the checkpoint's folder.
     """
-    if base.source.repo is not None and Path(base.source.repo).expanduser().resolve() == folder.resolve():
+    if source.repo is None or (Path(source.repo).expanduser() / source.subfolder).resolve() == folder.resolve():
         raise ConfigError("a slim checkpoint's base must be another folder or repository: it would overwrite it")
-    if digest({name: x.to(getattr(torch, base.dtype)) for name, x in held.items()}) != base.sha256:
-        raise WeightsError("this policy's frozen weights are not those of its base any more: save it whole, `form='fat'`")
-    return base
 
 
-def refuse_local(base: Base) -> None:
-    """Refuse a base that nobody else has.
+def is_base(base: Base, held: Mapping[str, Tensor]) -> bool:
+    """Whether a policy's frozen weights are, to the bit, those of a base."""
+    return digest({name: x.to(getattr(torch, base.dtype)) for name, x in held.items()}) == base.sha256
+
+
+def refuse_unpublished(base: Base, repo_id: str) -> None:
+    """Refuse, for a checkpoint that goes to the Hub, a base that nobody else has or that the upload would replace.
 
     Raises:
-        ConfigError: it is a folder of this machine.
+        ConfigError: it is a folder of this machine, or the repository itself.
     """
     repo = base.source.repo or ""
     if Path(repo).expanduser().exists() or repo.count("/") != 1 or repo.startswith((".", "~")):
         raise ConfigError(f"the base {repo!r} is a folder of this machine: upload it too, and name its Hub id")
+    if repo == repo_id:
+        raise ConfigError(f"a slim checkpoint's base must be another repository: the upload would replace {repo_id!r}")
 
 
 def frozen_weights(base: Base, expected: Mapping[str, Tensor], folder: Path, download: Download) -> dict[str, Tensor]:

@@ -151,6 +151,7 @@ def test_what_the_policy_can_t_do_is_refused_before_anything_is_played(config, l
         (replace(config, explain=True), "pools by learned queries"),
         (replace(light, checkpoint=str(lean), imagine=True), "only acts"),
         (replace(light, horizon=2), "`replan` is 3, a chunk holds 2"),
+        (replace(light, checkpoint=str(lean), horizon=9), "knows 4 steps of a chunk"),
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate(wrong)
@@ -165,11 +166,13 @@ def test_films_show_what_was_measured(light):
         assert sum(1 for _ in video.decode(video=0)) == 6  # a chunk for every step
 
 
-def test_the_peak_memory_of_an_interrupted_evaluation_is_kept(config):
+def test_the_peak_memory_of_an_evaluation_that_goes_on_is_kept(config):
     evaluate(replace(config, tasks=("touch",), episodes=1))
     path = config.out / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_memory_bytes": 2**40}))
     assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] == 2**40
+    path.write_text(json.dumps({"device": "cuda", "peak_memory_bytes": 2**40}))  # another device's says nothing
+    assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] < 2**40
 
 
 def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatch):

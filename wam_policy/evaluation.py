@@ -202,7 +202,7 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     policy = WAMPolicy.from_pretrained(folder, device=config.device)
     _check(policy, config)
     _ = policy.vae  # loading isn't latency
-    digest = results.checkpoint_hash(folder)
+    digest = results.checkpoint_hash(folder, policy.spec.to_json())
     tasks = [*config.tasks] or [config.env]
     settings = {"checkpoint_sha256": digest, "env": config.env, "seed": config.seed, **config.playing}
     episodes = results.begin(config.out, settings)

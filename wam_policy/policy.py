@@ -24,6 +24,7 @@ from wam_policy.hub import checkpoint, forms, reader, slim
 from wam_policy.hub.locate import Download
 from wam_policy.hub.upload import upload
 from wam_policy.models.build import Model
+from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 from wam_policy.models.variants import ActionMode
@@ -205,7 +206,7 @@ class WAMPolicy:
         with tempfile.TemporaryDirectory() as folder:
             written = self._write(Path(folder), dtype, repo_id, notes, form, base)
             if written.base is not None:
-                slim.refuse_local(written.base)
+                slim.refuse_unpublished(written.base, repo_id)
             return upload(
                 Path(folder),
                 repo_id,
@@ -524,6 +525,8 @@ class WAMPolicy:
         steps = self.config.action.horizon if horizon is None else horizon
         if steps < 1:
             raise ConfigError(f"`horizon` must be positive, got {steps}")
+        if isinstance(self.model, LightWAM):
+            self.model.expert.check(steps)
         return steps
 
     def _finish(self, actions: Tensor) -> np.ndarray:

@@ -46,10 +46,10 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     return max(0.0, min(rate, float(centre - half))), min(1.0, max(rate, float(centre + half)))
 
 
-def checkpoint_hash(place: Path) -> str:
-    """SHA-256 over the files that make a checkpoint act: configs and weights, by name; or of one file."""
+def checkpoint_hash(place: Path, contract: str) -> str:
+    """SHA-256 over what makes a checkpoint act: configs and weights, by name; or one file and the `contract` read beside it."""
     files = [place] if place.is_file() else sorted([*place.rglob("*.json"), *place.rglob("*.safetensors")])
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(contract.encode() if place.is_file() else b"")
     for path in files:
         digest.update(str(path.relative_to(place if place.is_dir() else place.parent)).encode())
         with path.open("rb") as opened:
@@ -88,7 +88,7 @@ def peak_memory(device: torch.device, folder: Path | None = None) -> int | None:
 
     Args:
         device: where the policy runs.
-        folder: of results that this process takes up: what an earlier one needed counts too.
+        folder: of results that this process takes up: what a finished earlier one on the same device needed counts too.
 
     Returns:
         None where the system doesn't tell.
@@ -99,8 +99,9 @@ def peak_memory(device: torch.device, folder: Path | None = None) -> int | None:
     if device.type == "cuda":
         peaks = [torch.cuda.max_memory_allocated(device)]
     summary = None if folder is None else folder / "summary.json"
-    if summary is not None and summary.is_file():
-        peaks.append(json.loads(summary.read_text())["peak_memory_bytes"] or 0)
+    earlier = json.loads(summary.read_text()) if summary is not None and summary.is_file() else {}
+    if earlier.get("device") == str(device) and earlier.get("peak_memory_bytes"):
+        peaks.append(earlier["peak_memory_bytes"])
     return max(peaks, default=None)
 
 

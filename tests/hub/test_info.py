@@ -42,7 +42,7 @@ def test_foreign_checkpoints_tell_their_format_and_where_their_contract_comes_fr
 def test_a_file_nobody_knows_tells_what_its_weights_tell(tmp_path):
     rows = info(InfoConfig(src=str(upstream(tmp_path, tensors(), "step_000100"))))
     assert rows["Format"].endswith("policy") and "action" in rows["Parameters"] and rows["Stored in"] == "bfloat16"
-    assert rows["Contract"].startswith("unknown: step_000100.pt doesn't say what it was trained for")
+    assert rows["Contract"].startswith("unknown: the file doesn't say what it was trained for")
 
 
 def test_parts_tell_what_they_are_for(tmp_path):

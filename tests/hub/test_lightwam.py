@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +183,14 @@ def test_robotwin_s_pictures_are_resized_twice_as_in_training():
     assert not np.allclose(twice, images.levels(pictures, replace(cameras, before=None)), atol=1)
 
 
+def test_a_run_without_a_state_is_one_where_the_caller_says_so(tmp_path, ours):
+    blind = {name: x for name, x in ours.items() if not name.startswith("proprio_encoder")}
+    path = light_upstream(tmp_path, blind, run_config("data.train.processor.proprio_output_dim", None))
+    with pytest.raises(WeightsError, match="holds no proprio encoder"):
+        WAMPolicy.from_pretrained(path, trained=GIVEN)
+    assert WAMPolicy.from_pretrained(path, trained=replace(GIVEN, proprio=False)).spec.state is None
+
+
 def test_a_config_that_holds_code_is_not_executed(tmp_path, ours):
     proof = tmp_path / "executed"
     text = f"model: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{proof}']]\n"
@@ -316,8 +325,34 @@ def test_a_slim_checkpoint_whose_trunk_was_changed_is_refused(tmp_path):
     )
     with torch.no_grad():
         loaded.model.video.blocks[0].modulation += 1
-    with pytest.raises(WeightsError, match="not those of its base any more"):
+    with pytest.raises(WeightsError, match="isn't the one this checkpoint was trained on"):
         loaded.save_pretrained(tmp_path / "again")
+
+
+def test_a_slim_checkpoint_that_is_rounded_names_its_base_as_it_is_then(tmp_path):
+    policy = make_light_policy()
+    first = policy.save_pretrained(tmp_path / "first", form="slim", base=Source(repo=base_folder(tmp_path, policy)))
+    rounded = WAMPolicy.from_pretrained(first, dtype=torch.bfloat16)
+    again = WAMPolicy.from_pretrained(rounded.save_pretrained(tmp_path / "again"), dtype=torch.bfloat16)
+    assert equal(again, rounded) and again.spec.base.dtype == "bfloat16"
+    short = WAMPolicy.from_pretrained(WAMPolicy.from_pretrained(first).save_pretrained(tmp_path / "b", dtype=torch.bfloat16))
+    assert equal(WAMPolicy.from_pretrained(short.save_pretrained(tmp_path / "c")), short)
+
+
+def test_a_base_in_a_subfolder_is_not_overwritten_either_nor_a_repository_by_its_own_slim_form(tmp_path, monkeypatch):
+    policy = make_light_policy()
+    base = Path(base_folder(tmp_path, policy))
+    (tmp_path / "repo").mkdir()
+    base.rename(tmp_path / "repo/trunk")
+    source = Source(repo=str(tmp_path / "repo"), subfolder="trunk")
+    folder = policy.save_pretrained(tmp_path / "slim", form="slim", base=source)
+    assert equal(WAMPolicy.from_pretrained(folder), policy)
+    with pytest.raises(ConfigError, match="it would overwrite it"):
+        WAMPolicy.from_pretrained(folder).save_pretrained(tmp_path / "repo/trunk")
+    with pytest.raises(ConfigError, match="the upload would replace 'lab/light'"):
+        slim.refuse_unpublished(
+            replace(WAMPolicy.from_pretrained(folder).spec.base, source=Source(repo="lab/light")), "lab/light"
+        )
 
 
 def test_a_base_of_this_machine_is_not_uploaded(tmp_path, monkeypatch):
@@ -424,6 +459,13 @@ def test_another_form_is_stored_in_what_the_checkpoint_is_stored_in(tmp_path):
     assert {x.dtype for x in tensors.values()} == {torch.bfloat16}
     wide = convert(ConvertConfig(src=str(fat), dst=tmp_path / "wide", form="lean", dtype="float32"))
     assert load_file(wide / "model.safetensors")["expert.places"].dtype == torch.float32
+
+
+def test_a_checkpoint_stored_in_bfloat16_is_folded_in_float32(tmp_path):
+    fat = make_light_policy().save_pretrained(tmp_path / "fat", dtype=torch.bfloat16)
+    folder = convert(ConvertConfig(src=str(fat), dst=tmp_path / "lean", form="lean"))
+    wide = WAMPolicy.from_pretrained(fat).save_pretrained(tmp_path / "wide", form="lean", dtype=torch.bfloat16)
+    assert equal(WAMPolicy.from_pretrained(folder), WAMPolicy.from_pretrained(wide))
 
 
 def test_only_a_lean_checkpoint_s_codec_may_lack_its_decoder(tmp_path):

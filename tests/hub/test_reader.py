@@ -249,6 +249,9 @@ def test_statistics_of_a_run_are_found_above_the_weights_or_where_the_caller_say
     beside = path.with_name(f"{path.stem}_dataset_stats.json")
     run = tmp_path / "run/dataset_stats.json"
     beside.rename(run)
+    with pytest.raises(CheckpointError, match="no statistics at"):  # a folder above that is no run's may hold another's
+        WAMPolicy.from_pretrained(path, trained=TRAINED)
+    (tmp_path / "run/config.yaml").write_text("")
     found = WAMPolicy.from_pretrained(path, trained=TRAINED)
     run.rename(tmp_path / "elsewhere.json")
     assert WAMPolicy.from_pretrained(path, trained=TRAINED, stats=tmp_path / "elsewhere.json").spec == found.spec
@@ -277,8 +280,12 @@ def test_a_gripper_of_zeros_and_ones_that_nothing_toggles_is_refused(tmp_path, o
         WAMPolicy.from_pretrained(folder)
 
 
-def test_what_is_said_of_a_lerobot_folder_is_not_swallowed(tmp_path, ours):
-    folder = lerobot(tmp_path / "lr", ours)
+def test_what_is_said_of_a_folder_that_says_it_itself_is_not_swallowed(tmp_path, ours, policy):
+    lerobot(tmp_path / "lr", ours)
+    own = policy.save_pretrained(tmp_path / "own")
+    with pytest.raises(ConfigError, match="says its own contract and statistics"):
+        WAMPolicy.from_pretrained(own, stats=tmp_path / "x.json")
+    folder = tmp_path / "lr"
     for said in ({"trained": TRAINED}, {"stats": tmp_path / "x.json"}):
         with pytest.raises(ConfigError, match="says its own contract and statistics"):
             WAMPolicy.from_pretrained(folder, **said)
@@ -305,10 +312,8 @@ def test_a_lerobot_config_with_holes_is_refused(tmp_path, ours, changes, message
 def test_lerobot_s_processors_with_holes_or_renamed_cameras_are_refused(tmp_path, ours):
     path = lerobot(tmp_path / "lr", ours) / "policy_preprocessor.json"
     whole = json.loads(path.read_text())
-    for change, message in (
-        ({"rename_map": {"observation.images.top": "observation.images.image"}}, "renames observations"),
-        (None, "holds no statistics"),
-    ):
+    swap = {"observation.images.image": "observation.images.wrist_image"}
+    for change, message in (({"rename_map": swap}, "cameras would be swapped"), (None, "holds no statistics")):
         data = json.loads(json.dumps(whole))
         if change is None:
             del data["steps"][1]["config"]["norm_map"]
@@ -317,6 +322,14 @@ def test_lerobot_s_processors_with_holes_or_renamed_cameras_are_refused(tmp_path
         path.write_text(json.dumps(data))
         with pytest.raises(CheckpointError, match=message):
             WAMPolicy.from_pretrained(tmp_path / "lr")
+
+
+def test_an_env_s_names_that_lerobot_renames_do_not_matter_here(tmp_path, ours):
+    path = lerobot(tmp_path / "lr", ours) / "policy_preprocessor.json"
+    data = json.loads(path.read_text())
+    data["steps"][0]["config"] = {"rename_map": {"observation.images.top": "observation.images.image"}}
+    path.write_text(json.dumps(data))
+    assert WAMPolicy.from_pretrained(tmp_path / "lr").spec.cameras.names == ("image", "wrist_image")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import LAYOUT, TINY_VAE
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
 from wam_policy.errors import DatasetError, EnvError
-from wam_policy.hub import frozen
+from wam_policy.hub import formats, frozen
+from wam_policy.hub.convert import ConvertConfig, convert
 from wam_policy.hub.locate import Download
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
@@ -124,6 +126,15 @@ def test_a_light_wam_is_trained_on_a_frozen_video_expert(data, codec, tmp_path):
     assert any(ours[name].abs().max() > 0 for name in ours if name.endswith("lora_up.weight"))
     rows = [json.loads(line) for line in (tmp_path / "light/curve.jsonl").read_text().splitlines()]
     assert np.isfinite([rows[-1]["video"], rows[-1]["action"]]).all()
+
+
+def test_a_light_wam_is_trained_on_raw_wan_weights(data, codec, tmp_path):
+    base = WAMPolicy.from_pretrained(train(make_config(data, codec, tmp_path / "base", steps=1)))
+    raw = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file(formats.to_theirs({f"video.{n}": x for n, x in base.model.video.state_dict().items()}, formats.WAN_DIT), raw)
+    parts = convert(ConvertConfig(src=str(raw), dst=tmp_path / "parts", head_dim=12))
+    policy = WAMPolicy.from_pretrained(train(make_light(data, codec, parts, tmp_path / "light", steps=1)))
+    assert policy.spec.model.video_dim == 16 and policy.spec.model.eps == 1e-6
 
 
 def test_a_light_wam_goes_on_from_another_and_from_a_slim_one(data, codec, tmp_path):

@@ -7,18 +7,21 @@ Source: spec/lightwam.md section 7.3, items 1 to 3, 7 and 8.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from wam_policy.models.layers import Attention, Block
+from wam_policy.models.layers import Attention, Block, sinusoid
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.lora import LoRALinear
 from wam_policy.models.state_fusion import QueryPooler
 from wam_policy.models.video_dit import VideoDiT
 
+M = TypeVar("M", bound=nn.Module)
 Affine = tuple[Tensor, Tensor]
 """Weight [out, in] and bias [out] of a linear layer."""
 
@@ -40,15 +43,20 @@ def lean(model: LightWAM, steps: int) -> LightWAM:
 def _folded(model: LightWAM, layers: int, steps: int) -> Iterator[tuple[str, Tensor]]:
     """The tensors that the lean form has and the trained one hasn't, by name."""
     assert isinstance(model.video, VideoDiT)
-    time = model.video.embed_time(model.video.patch_embedding.weight.new_zeros(1, 1)).modulation
-    for i, block in enumerate(model.video.blocks[:layers]):
+    video, expert = model.video, model.expert
+    dtype = torch.promote_types(expert.fused_proj.weight.dtype, torch.float32)
+    device = expert.fused_proj.weight.device
+    still = sinusoid(torch.zeros(1, 1, dtype=dtype, device=device), video.freq_dim)
+    time = wide_copy(video.time_projection)(wide_copy(video.time_embedding)(still)).unflatten(-1, (6, video.dim))
+    for i, block in enumerate(video.blocks[:layers]):
         yield from ((f"video.blocks.{i}.{name}", x) for name, x in fold_block(block, time))
-    for i, poolers in enumerate(model.expert.layer_poolers):
+    for i, poolers in enumerate(expert.layer_poolers):
         assert isinstance(poolers, nn.ModuleDict)
         for source, pooler in poolers.items():
             assert isinstance(pooler, QueryPooler)
             yield from ((f"expert.layer_poolers.{i}.{source}.{name}", x) for name, x in fold_pooler(pooler))
-    yield "expert.places", model.expert.steps(steps)
+    places = sinusoid(torch.arange(steps, dtype=dtype, device=device), expert.step_dim)
+    yield "expert.places", wide_copy(expert.step_pos_proj)(places)
 
 
 def fold_block(block: Block, time: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -80,6 +88,7 @@ def _norms(attention: Attention, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 def fold_pooler(pooler: QueryPooler) -> Iterator[tuple[str, Tensor]]:
     """A pooler as a `LeanPooler`; `output_norm` and the merge projector stay as they are."""
+    pooler = wide_copy(pooler)
     heads, norm = pooler.attn.num_heads, pooler.token_norm
     assert pooler.attn.in_proj_weight is not None and pooler.attn.in_proj_bias is not None
     query, key, value = zip(wide(pooler.attn.in_proj_weight).chunk(3), wide(pooler.attn.in_proj_bias).chunk(3), strict=True)
@@ -93,6 +102,11 @@ def fold_pooler(pooler: QueryPooler) -> Iterator[tuple[str, Tensor]]:
     yield "value.bias", bias
     yield "out.weight", pooler.attn.out_proj.weight
     yield "out.bias", pooler.attn.out_proj.bias
+
+
+def wide_copy(module: M) -> M:
+    """A copy of a module in float32, or wider if it is."""
+    return copy.deepcopy(module).to(torch.promote_types(next(module.parameters()).dtype, torch.float32))
 
 
 def wide(x: Tensor) -> Tensor:

@@ -122,6 +122,18 @@ class StateFusionActionExpert(nn.Module):
             state = state + block(state)
         return state
 
+    def check(self, horizon: int) -> None:
+        """Refuse more steps than a lean model knows.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        if self.lean_steps is not None and horizon > self.lean_steps:
+            raise ConfigError(
+                f"this lean checkpoint knows {self.lean_steps} steps of a chunk, {horizon} are wanted; "
+                f"load the fat or slim one, which knows any number"
+            )
+
     def steps(self, horizon: int) -> Tensor:
         """Embeddings [horizon, trunk_dim] of a chunk's steps.
 
@@ -132,11 +144,7 @@ class StateFusionActionExpert(nn.Module):
             weight = self.fused_proj.weight
             steps = torch.arange(horizon, device=weight.device, dtype=weight.dtype)
             return self.step_pos_proj(sinusoid(steps, self.step_dim))
-        if horizon > self.lean_steps:
-            raise ConfigError(
-                f"this lean checkpoint knows {self.lean_steps} steps of a chunk, {horizon} are wanted; "
-                f"load the fat or slim one, which knows any number"
-            )
+        self.check(horizon)
         return self.places.narrow(0, 0, horizon)
 
     def forward(self, taps: Taps, horizon: int) -> Tensor:

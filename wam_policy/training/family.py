@@ -46,7 +46,7 @@ def model_sizes(
     if "taps" in given:
         return LightWAMConfig(**{**given, **robot})
     features = (("adapted",),) * len(config.sizes.taps)
-    return LightWAMConfig(**{**sizes, "features": features, **{name: given[name] for name in TRUNK}, **robot})
+    return LightWAMConfig(**{**sizes, "features": features, **{name: given[name] for name in TRUNK if name in given}, **robot})
 
 
 def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
