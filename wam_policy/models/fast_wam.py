@@ -44,8 +44,7 @@ class FastWAM(nn.Module):
             The velocity [B, C, F, h, w] (None if not read), and the keys and values of all tokens, one pair per block.
         """
         frames, rows, columns = grid = self.video.grid(latents)
-        t_frames = torch.cat((torch.zeros_like(t).unsqueeze(1), t.unsqueeze(1).expand(-1, frames - 1)), dim=1)
-        time = self.video.embed_time(t_frames)
+        time = self.video.embed_clip_time(t, frames)
         x, cache = run(self.video.stream(latents, time.modulation, text), first=rows * columns if frames > 1 else 0, read=read)
         return self.video.read(x, time.embedding, grid) if read else None, cache
 

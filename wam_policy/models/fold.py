@@ -91,13 +91,13 @@ def fold_pooler(pooler: QueryPooler) -> Iterator[tuple[str, Tensor]]:
     pooler = wide_copy(pooler)
     heads, norm = pooler.attn.num_heads, pooler.token_norm
     assert pooler.attn.in_proj_weight is not None and pooler.attn.in_proj_bias is not None
-    query, key, value = zip(wide(pooler.attn.in_proj_weight).chunk(3), wide(pooler.attn.in_proj_bias).chunk(3), strict=True)
-    asked = (wide(pooler.query_tokens) @ query[0].T + query[1]).unflatten(-1, (heads, -1))  # [Q, H, d]
+    query, key, value = zip(pooler.attn.in_proj_weight.chunk(3), pooler.attn.in_proj_bias.chunk(3), strict=True)
+    asked = (pooler.query_tokens @ query[0].T + query[1]).unflatten(-1, (heads, -1))  # [Q, H, d]
     keys = key[0].unflatten(0, (heads, -1))  # [H, d, D]
     scores = torch.einsum("qhd,hdi->hqi", asked, keys) / asked.shape[-1] ** 0.5  # a bias is the same for all tokens
-    yield "scores.weight", (scores * wide(norm.weight)).flatten(0, 1)
-    yield "merge", wide(pooler.merge_weights())
-    weight, bias = after_norm(value, wide(norm.weight), wide(norm.bias))
+    yield "scores.weight", (scores * norm.weight).flatten(0, 1)
+    yield "merge", pooler.merge_weights()
+    weight, bias = after_norm(value, norm.weight, norm.bias)
     yield "value.weight", weight
     yield "value.bias", bias
     yield "out.weight", pooler.attn.out_proj.weight

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
@@ -85,8 +84,7 @@ class LightWAM(nn.Module):
         """Velocity [B, C, F, h, w] of a pooled clip whose first frame is clean, at timesteps `t` [B] of the later frames."""
         assert isinstance(self.video, VideoDiT), "a lean model has no video head"
         frames, rows, columns = grid = self.video.grid(latents)
-        t_frames = torch.cat((torch.zeros_like(t).unsqueeze(1), t.unsqueeze(1).expand(-1, frames - 1)), dim=1)
-        time = self.video.embed_time(t_frames)
+        time = self.video.embed_clip_time(t, frames)
         stream = self.video.stream(latents, time.modulation, text)
         x, _ = run(stream, first=rows * columns if frames > 1 else 0, after=self._recorder()[1])
         return self.video.read(x, time.embedding, grid)

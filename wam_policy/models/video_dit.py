@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig, shared
-from wam_policy.models.layers import DiT, KeyValue, Precision, Rope, modulate, video_rope
+from wam_policy.models.layers import DiT, KeyValue, Precision, Rope, TimeEmbedding, modulate, video_rope
 from wam_policy.models.mot import Stream
 
 
@@ -59,6 +60,11 @@ class VideoDiT(DiT):
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
         return token_grid(latents, self.patch)
+
+    def embed_clip_time(self, t: Tensor, frames: int) -> TimeEmbedding:
+        """Timesteps [B] of a clip's later frames -> the embedding of all its `frames`; the first one is clean, at 0."""
+        later = t.unsqueeze(1)
+        return self.embed_time(torch.cat((torch.zeros_like(later), later.expand(-1, frames - 1)), dim=1))
 
     def rope(self, latents: Tensor, start: int) -> Rope:
         """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
