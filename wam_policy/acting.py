@@ -62,7 +62,7 @@ def act(
         return actions, None
     imaginable(model)
     future, text = _future_noise(model, first, frames, wish, model.config.video_pool), model.video.embed_text(context)
-    return actions, light_sampling.imagine(model, first, text, future, _schedule(config, model, first.device))
+    return actions, light_sampling.imagine(model, first, text, future, schedule(config, model))
 
 
 def imaginable(model: Model) -> None:
@@ -100,15 +100,16 @@ def initial_noise(
     return torch.randn(shape, generator=torch.Generator().manual_seed(fixed)).expand(size, *shape)
 
 
-def _time(model: Model) -> torch.dtype:
+def time_dtype(model: Model) -> torch.dtype:
     """What is denoised in."""
     return model.precision.time or next(model.parameters()).dtype
 
 
-def _schedule(config: PolicyConfig, model: Model, device: torch.device, shift: float | None = None) -> sampling.Schedule:
+def schedule(config: PolicyConfig, model: Model, shift: float | None = None) -> sampling.Schedule:
     """The steps of the sampler, those of the video if no `shift` is given."""
+    dtype, device = time_dtype(model), next(model.parameters()).device
     return sampling.Schedule(
-        *flow.schedule(config.sampling.steps, shift or config.sampling.video_shift, dtype=_time(model), device=device)
+        *flow.schedule(config.sampling.steps, shift or config.sampling.video_shift, dtype=dtype, device=device)
     )
 
 
@@ -116,23 +117,24 @@ def _future_noise(model: Model, first: Tensor, frames: int, wish: Wish, pool: in
     """Initial noise of the frames after the observed one, on the grid of `first`, pooled."""
     channels, _, height, width = first.shape[1:]
     noise = wish.noise_video((channels, frames, height // pool, width // pool))
-    return noise[:, :, 1:].to(first.device, _time(model))
+    return noise[:, :, 1:].to(first.device, time_dtype(model))
 
 
 def _denoise(
     config: PolicyConfig, model: FastWAM, first: Tensor, context: Tensor, frames: int, wish: Wish, mode: ActionMode
 ) -> tuple[Tensor, Tensor | None]:
     """A Fast-WAM's chunks and future."""
-    actions = wish.noise((wish.horizon, config.action.layout.dim)).to(first.device, _time(model))
+    actions = wish.noise((wish.horizon, config.action.layout.dim)).to(first.device, time_dtype(model))
     wants_video = wish.imagine or mode != "first_frame"
-    actions, future = sampling.sample(
+    actions, future = sampling.draw(
         model,
-        sampling.observe(model, first, context),
+        first,
+        context,
         actions,
         _future_noise(model, first, frames, wish) if wants_video else None,
         mode=mode,
-        action_schedule=_schedule(config, model, first.device, config.sampling.action_shift),
-        video_schedule=_schedule(config, model, first.device),
+        action_schedule=schedule(config, model, config.sampling.action_shift),
+        video_schedule=schedule(config, model),
         read_video=wish.imagine,
     )
     return actions, torch.cat((first, future.to(first.dtype)), dim=2) if wish.imagine and future is not None else None

@@ -11,7 +11,8 @@ from wam_policy.models.config import FastWAMConfig
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import FAST, REFERENCE, action_rope, rotate, sinusoid, video_rope
 from wam_policy.models.objective import Batch, LossConfig, draw, latent_padding, training_losses
-from wam_policy.models.sampling import Schedule, act, act_jointly, imagine, observe, watch_future
+from wam_policy.models.sampling import Schedule
+from wam_policy.models.sampling import draw as draw_chunk
 from wam_policy.models.variants import VARIANTS
 
 CPU = torch.device("cpu")
@@ -36,6 +37,21 @@ def make_batch(model: FastWAM, size: int = 3, frames: int = 3, horizon: int = 4,
     )
 
 
+def sampled(model: FastWAM, batch: Batch, actions, schedule, future=None, mode="first_frame", read_video=False):
+    context = model.context(batch.context, batch.proprio)
+    return draw_chunk(
+        model,
+        batch.latents[:, :, :1],
+        context,
+        actions,
+        future,
+        mode=mode,
+        action_schedule=schedule,
+        video_schedule=schedule,
+        read_video=read_video,
+    )
+
+
 def velocities(model: FastWAM, batch: Batch, action: Tensor | None = None, latents: Tensor | None = None):
     t = torch.tensor([700.0] * len(batch.action))
     with torch.no_grad():
@@ -52,9 +68,7 @@ def test_the_cached_action_step_equals_the_joint_forward(model):
     batch = make_batch(model)
     t = torch.tensor([700.0] * 3)
     with torch.no_grad():
-        context = model.context(batch.context, batch.proprio)
-        observed = observe(model, batch.latents[:, :, :1], context)
-        cached = act(model, observed, batch.action, Schedule(t[:1] / 2, torch.ones(1))) - batch.action
+        cached = sampled(model, batch, batch.action, Schedule(t[:1] / 2, torch.ones(1)))[0] - batch.action
     assert torch.allclose(cached, velocities(model, batch)[1], atol=1e-5)
 
 
@@ -173,16 +187,14 @@ def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
             return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
 
         model.load_state_dict({name: empty(*shape) for name, shape in shapes.items()}, assign=True)
-        context = model.context(empty(2, 128, 4096), empty(2, 8))
-        observed = observe(model, empty(2, 48, 1, 14, 28), context)
-        schedule, short = (Schedule(*flow.schedule(n, 5.0, device=context.device)) for n in (10, 2))
+        context, first = model.context(empty(2, 128, 4096), empty(2, 8)), empty(2, 48, 1, 14, 28)
         noise, noise_video = (torch.empty(*shape, device="cuda") for shape in ((2, 32, 7), (2, 48, 2, 14, 28)))
-        actions = act(model, observed, noise, schedule)
-        clip = watch_future(model, observed, imagine(model, observed, noise_video, short))
-        after_video = act(model, observed, noise, short, clip)
-        in_step, _ = act_jointly(model, observed, noise, noise_video, short, short, read_video=False)
-    for chunk in (actions, after_video, in_step):
-        assert chunk.shape == (2, 32, 7) and chunk.device.type == "cuda"
+        for mode, steps in (("first_frame", 10), ("joint", 2), ("idm", 2)):
+            schedule = Schedule(*flow.schedule(steps, 5.0, device=context.device))
+            schedules = {"action_schedule": schedule, "video_schedule": schedule}
+            future = None if mode == "first_frame" else noise_video
+            chunk, _ = draw_chunk(model, first, context, noise, future, mode=mode, **schedules)
+            assert chunk.shape == (2, 32, 7) and chunk.device.type == "cuda"
     action_rope.cache_clear(), video_rope.cache_clear()
 
 
@@ -272,17 +284,17 @@ def test_what_is_computed_once_equals_the_plain_computation(model):
     g = torch.Generator().manual_seed(2)
     noise_action, noise_video = torch.randn(3, 4, 3, generator=g), torch.randn(3, 4, 2, 2, 4, generator=g)
     schedule = Schedule(*flow.schedule(3, 5.0))
-    observed = observe(model, batch.latents[:, :, :1], model.context(batch.context, batch.proprio))
     expected_action, expected_video = plain_joint(model, batch, noise_action, noise_video, schedule, see_video=True)
-    found = act_jointly(model, observed, noise_action, noise_video, schedule, schedule, read_video=True)
+    found = sampled(model, batch, noise_action, schedule, noise_video, "joint", read_video=True)
     assert torch.allclose(found[0], expected_action, atol=1e-5) and torch.allclose(found[1], expected_video, atol=1e-5)
-    unread = act_jointly(model, observed, noise_action, noise_video, schedule, schedule, read_video=False)
+    unread = sampled(model, batch, noise_action, schedule, noise_video, "joint")
     assert torch.allclose(unread[0], expected_action, atol=1e-5) and unread[1] is None
 
     expected_action, expected_video = plain_joint(model, batch, noise_action, noise_video, schedule, see_video=False)
-    future = imagine(model, observed, noise_video, schedule)
+    actions, future = sampled(model, batch, noise_action, schedule, noise_video, read_video=True)
     assert torch.allclose(future, expected_video, atol=1e-5)
-    assert torch.allclose(act(model, observed, noise_action, schedule), expected_action, atol=1e-5)
+    assert torch.allclose(actions, expected_action, atol=1e-5)
+    assert torch.allclose(sampled(model, batch, noise_action, schedule)[0], expected_action, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", [FAST, REFERENCE])
@@ -294,7 +306,6 @@ def test_both_precisions_agree_in_float32_and_run_in_bfloat16(precision, model):
     assert torch.allclose(velocities(other, batch)[1], velocities(model, batch)[1], atol=1e-5)
     half = other.bfloat16()
     time = precision.time or torch.bfloat16
-    context = half.context(batch.context.bfloat16(), batch.proprio.bfloat16())
-    observed = observe(half, batch.latents[:, :, :1].bfloat16(), context)
-    chunk = act(half, observed, batch.action.to(time), Schedule(*flow.schedule(3, 5.0, dtype=time)))
+    batch = batch._replace(latents=batch.latents.bfloat16(), context=batch.context.bfloat16(), proprio=batch.proprio.bfloat16())
+    chunk, _ = sampled(half, batch, batch.action.to(time), Schedule(*flow.schedule(3, 5.0, dtype=time)))
     assert chunk.dtype == time and chunk.isfinite().all()

@@ -261,7 +261,8 @@ def test_stopping_at_the_last_tap_equals_running_all_blocks(dtype):
     model = make(dtype)
     first, prompt, proprio = inputs(dtype)
     text = model.video.embed_text(model.context(prompt, proprio))
-    stream = model.video.stream(first, model.video.embed_time(first.new_zeros(1, 1)).modulation, text)
+    still = model.video.embed_time(first.new_zeros(1, 1)).modulation
+    stream = model.video.stream(first, model.video.modulations(still), model.video.rope(first), text)
     taps, adapt = model._recorder()
     run(stream, after=adapt)  # all four blocks, the last tap is after the third
     assert len(model.video.blocks) == 4 and torch.equal(model.expert(taps, 4), act(model))
@@ -274,13 +275,13 @@ def test_a_folded_block_equals_the_modulated_one(dtype):
     block, folded = model.video.blocks[1], LeanBlock(replace(LIGHT_SIZES), model.precision).to(dtype)
     first, prompt, proprio = inputs(dtype)
     text = model.video.embed_text(model.context(prompt, proprio))
-    stream = model.video.stream(first, model.video.embed_time(first.new_zeros(1, 1)).modulation, text)
-    folded.load_state_dict({name: x.to(dtype) for name, x in fold_block(block, stream.time)})
-    modulations = block.modulations(stream.time)
-    query, own = block.attention_inputs(stream.tokens, modulations, stream.rope)
-    expected = block.finish(stream.tokens, F.scaled_dot_product_attention(query, *own), modulations, stream.text[1])
+    still = model.video.embed_time(first.new_zeros(1, 1)).modulation
+    tokens, modulations, rope, _ = model.video.stream(first, model.video.modulations(still), model.video.rope(first), text)[1:]
+    folded.load_state_dict({name: x.to(dtype) for name, x in fold_block(block, still)})
+    query, own = block.attention_inputs(tokens, modulations[1], rope)
+    expected = block.finish(tokens, F.scaled_dot_product_attention(query, *own), modulations[1], text.layers[1])
     folded_text = folded.text(model.video.text_embedding(model.context(prompt, proprio)))
-    assert close(folded(stream.tokens, stream.rope, folded_text), expected)
+    assert close(folded(tokens, rope, folded_text), expected)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -304,8 +305,8 @@ def test_padding_tokens_could_be_one_key_that_counts_by_the_logarithm_of_their_n
     model, (_, prompt, proprio) = make(dtype), inputs(dtype)
     prompt[:, 2:] = 0  # three tokens of padding
     block, query = model.video.blocks[0], torch.randn(2, 2, 7, 12, dtype=dtype)
-    whole = model.video.embed_text(model.context(prompt, proprio))[0]
-    short = model.video.embed_text(model.context(prompt[:, :3], proprio))[0]
+    whole = model.video.embed_text(model.context(prompt, proprio)).layers[0]
+    short = model.video.embed_text(model.context(prompt[:, :3], proprio)).layers[0]
     bias = torch.tensor([0, 0, 3, 1], dtype=dtype).clamp(min=1).log()  # two tokens, the padding, the state
     collapsed = F.scaled_dot_product_attention(query, *short, attn_mask=bias.expand(2, 1, 7, 4))
     assert close(block.cross_attn.merge(collapsed), block.cross_attn.merge(F.scaled_dot_product_attention(query, *whole)))

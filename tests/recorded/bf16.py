@@ -10,6 +10,7 @@ import torch.nn.functional as F  # PyTorch's own name for it
 from recorded import fast_wam, light_wam
 from torch import Tensor
 
+from wam_policy.models import linear as layer
 from wam_policy.models.layers import REFERENCE
 
 LIGHT = "lightwam/infer/action"
@@ -49,7 +50,8 @@ def light_tolerance(recorded: Tensor, light: Model) -> float:
     for linear, attention in itertools.product(
         (F.linear, wide_linear), (F.scaled_dot_product_attention, wide_attention, plain)
     ):
-        with mock.patch.multiple(F, linear=linear, scaled_dot_product_attention=attention):
+        kernels = mock.patch.multiple(F, linear=linear, scaled_dot_product_attention=attention)
+        with kernels, mock.patch.object(layer, "SLOW_BFLOAT16", False):
             chunks += [_light_actions(*light), torch.cat([_light_actions(one, light[1]) for one in _samples(light[0])])]
     spread = max(float((a - b).abs().max()) for a in chunks for b in chunks) / max(1.0, float(recorded.abs().max()))
     return max(spread, tolerance(recorded, light[0]["infer/action"]))

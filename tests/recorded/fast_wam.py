@@ -13,8 +13,8 @@ from wam_policy.models.config import FastWAMConfig
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import FAST, Precision
 from wam_policy.models.objective import Batch, CopyDraws, Draws, LossConfig, latent_padding, training_losses
-from wam_policy.models.sampling import Schedule, act, act_jointly, imagine, observe, watch_future
-from wam_policy.models.variants import VARIANTS, VariantName
+from wam_policy.models.sampling import Schedule, draw
+from wam_policy.models.variants import VARIANTS, ActionMode, VariantName
 
 SHIFT = 5.0
 FOLDERS: dict[str, VariantName] = {"fastwam": "fast", "joint": "joint", "idm": "idm", "optional_idm": "optional_idm"}
@@ -135,26 +135,33 @@ def inference(model: FastWAM, recorded: dict[str, Tensor], steps: int) -> Iterat
     first = inputs["latents"][:, :, :1].to(dtype)
     proprio = None if model.proprio_encoder is None else inputs["proprio"][:, 0].to(dtype)
     context = model.context(inputs["context"].to(dtype), proprio)
-    observed = observe(model, first, context)
 
-    def noise(name: str) -> Tensor:
-        return recorded[name].to(time)
+    def drawn(mode: ActionMode, actions: str, video: str | None = None, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Actions, and latents of the clip, of the first `size` samples."""
+        future = None if video is None else recorded[video].to(time)[:, :, 1:]
+        chunk, later = draw(
+            model,
+            first[:size],
+            context[:size],
+            recorded[actions].to(time),
+            future,
+            mode=mode,
+            action_schedule=schedule,
+            video_schedule=schedule,
+            read_video=video is not None,
+        )
+        return chunk, first if later is None else torch.cat((first[:size], later.to(dtype)), dim=2)
 
     if "fastwam/infer/noise_action" in recorded:
-        yield "fastwam/infer/action", act(model, observed, noise("fastwam/infer/noise_action"), schedule)
+        yield "fastwam/infer/action", drawn("first_frame", "fastwam/infer/noise_action")[0]
     if "joint/infer/noise_action" in recorded:
-        drawn = noise("joint/infer/noise_action"), noise("joint/infer/noise_video")[:, :, 1:]
-        yield "joint/infer/action", act_jointly(model, observed, *drawn, schedule, schedule, read_video=False)[0]
+        yield "joint/infer/action", drawn("joint", "joint/infer/noise_action", "joint/infer/noise_video")[0]
     if "idm/infer/noise_action" in recorded:
-        future = imagine(model, observed, noise("idm/infer/noise_video")[:, :, 1:], schedule)
-        yield "idm/infer/video_latents", torch.cat((first, future.to(dtype)), dim=2)
-        seen = watch_future(model, observed, future)
-        yield "idm/infer/action", act(model, observed, noise("idm/infer/noise_action"), schedule, seen)
+        chunk, clip = drawn("idm", "idm/infer/noise_action", "idm/infer/noise_video")
+        yield from (("idm/infer/video_latents", clip), ("idm/infer/action", chunk))
     if "fastwam/imagine/noise_video" in recorded:
-        alone = observe(model, first[:1], context[:1])
-        future = imagine(model, alone, noise("fastwam/imagine/noise_video")[:, :, 1:], schedule)
-        yield "fastwam/imagine/video_latents", torch.cat((first[:1], future.to(dtype)), dim=2)
-        yield "fastwam/imagine/action", act(model, alone, noise("fastwam/imagine/noise_action"), schedule)[0]
+        chunk, clip = drawn("first_frame", "fastwam/imagine/noise_action", "fastwam/imagine/noise_video", 1)
+        yield from (("fastwam/imagine/video_latents", clip), ("fastwam/imagine/action", chunk[0]))
 
 
 def influence(info: dict[str, Any], *, see_video: bool, copy: bool) -> Tensor:

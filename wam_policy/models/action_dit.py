@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from wam_policy.models.config import FastWAMConfig, shared
 from wam_policy.models.layers import DiT, Precision
+from wam_policy.models.linear import Linear
 
 
 class ActionDiT(DiT):
@@ -15,5 +14,5 @@ class ActionDiT(DiT):
         super().__init__(
             dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **shared(config), precision=precision
         )
-        self.action_encoder = nn.Linear(config.action_dim, self.dim)
-        self.head = nn.Linear(self.dim, config.action_dim)
+        self.action_encoder = Linear(config.action_dim, self.dim)
+        self.head = Linear(self.dim, config.action_dim)

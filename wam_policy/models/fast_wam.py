@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from wam_policy.models.action_dit import ActionDiT
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.layers import FAST, KeyValue, Precision, action_rope, append_proprio
+from wam_policy.models.layers import FAST, KeyValue, Precision, Text, action_rope, append_proprio
+from wam_policy.models.linear import Linear
 from wam_policy.models.mot import Stream, narrow, run
 from wam_policy.models.video_dit import VideoDiT
 
@@ -25,13 +26,13 @@ class FastWAM(nn.Module):
         self.config, self.precision = config, precision
         self.video = VideoDiT(config, precision)
         self.action = ActionDiT(config, precision)
-        self.proprio_encoder = None if config.proprio_dim is None else nn.Linear(config.proprio_dim, config.text_dim)
+        self.proprio_encoder = None if config.proprio_dim is None else Linear(config.proprio_dim, config.text_dim)
 
     def context(self, prompt: Tensor, proprio: Tensor | None) -> Tensor:
         """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
         return append_proprio(prompt, proprio, self.proprio_encoder)
 
-    def watch(self, latents: Tensor, t: Tensor, text: list[KeyValue], *, read: bool) -> tuple[Tensor | None, list[KeyValue]]:
+    def watch(self, latents: Tensor, t: Tensor, text: Text, *, read: bool) -> tuple[Tensor | None, list[KeyValue]]:
         """Run the video expert over a whole clip, whose first frame is the observation.
 
         Args:
@@ -45,24 +46,25 @@ class FastWAM(nn.Module):
         """
         frames, rows, columns = grid = self.video.grid(latents)
         time = self.video.embed_clip_time(t, frames)
-        x, cache = run(self.video.stream(latents, time.modulation, text), first=rows * columns if frames > 1 else 0, read=read)
+        stream = self.video.stream(latents, self.video.modulations(time.modulation), self.video.rope(latents), text)
+        x, cache = run(stream, first=rows * columns if frames > 1 else 0, read=read)
         return self.video.read(x, time.embedding, grid) if read else None, cache
 
     def action_velocity(
-        self, action: Tensor, modulation: Tensor, text: list[KeyValue], seen: list[KeyValue], mask: Tensor | None = None
+        self, action: Tensor, modulation: Tensor, text: Text, seen: list[KeyValue], mask: Tensor | None = None
     ) -> Tensor:
         """Velocity [B, T, A] of noisy actions, which see each other and the video.
 
         Args:
             action: [B, T, A].
-            modulation: [B or 1, 1, 6, D] of their timestep, from `action.embed_time`.
+            modulation: [B, 1, 6, D] of their timestep, from `action.embed_time`.
             text: from `action.embed_text`.
             seen: keys and values of the video, one pair per block.
             mask: see `mot.attend`.
         """
         rope = action_rope(action.shape[1], self.config.head_dim, action.device, self.precision.rope)
         tokens = self.action.action_encoder(action.to(self.action.action_encoder.weight.dtype))
-        x, _ = run(Stream(self.action, tokens, modulation, rope, text), seen, mask=mask)
+        x, _ = run(Stream(self.action, tokens, self.action.modulations(modulation), rope, text), seen, mask=mask)
         return self.action.head(x)
 
     def forward(

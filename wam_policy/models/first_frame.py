@@ -114,6 +114,11 @@ class FirstFrameEncoder(nn.Module):
             _standardised(conv(encoder.conv_out), conv(model.quant_conv), mean.flatten(), std.flatten()),
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.parameters()).dtype
+
     def forward(self, image: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, C, 1, h, w]."""
         if self.patch > 1:  # channels of a square of pixels: colour, then column, then row

@@ -61,7 +61,7 @@ def _folded(model: LightWAM, layers: int, steps: int) -> Iterator[tuple[str, Ten
 
 def fold_block(block: Block, time: Tensor) -> Iterator[tuple[str, Tensor]]:
     """A block whose modulations are the constants of one timestep, [1, 1, 6, D], as a `LeanBlock`."""
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (wide(x).flatten() for x in block.modulations(time))
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (wide(x).flatten() for x in (block.modulation + time).unbind(2))
     attention, cross = block.self_attn, block.cross_attn
     first, _, second = block.ffn
     qkv = [after_norm(merged(layer), 1 + scale, shift) for layer in (attention.q, attention.k, attention.v)]

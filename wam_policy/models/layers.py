@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
+from wam_policy.models.linear import Linear, linear
 
 THETA = 10_000.0
 
@@ -52,6 +53,13 @@ class KeyValue(NamedTuple):
 
     key: Tensor
     value: Tensor
+
+
+class Text(NamedTuple):
+    """What an expert's tokens see of the text."""
+
+    layers: Sequence[KeyValue]  # one pair per block
+    bias: Tensor | None = None  # [B, 1, 1, L], added to the scores: a key that stands for n equal ones has ln(n); None: zero
 
 
 def _angles(positions: int, dim: int) -> Tensor:
@@ -127,7 +135,7 @@ def append_proprio(prompt: Tensor, proprio: Tensor | None, encoder: nn.Linear | 
 
 def text_mlp(text_dim: int, dim: int) -> nn.Sequential:
     """An expert's own embedding of the raw context."""
-    return nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+    return nn.Sequential(Linear(text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim))
 
 
 class RMSNorm(nn.Module):
@@ -149,13 +157,36 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
 
+    fused_weight: Tensor
+    fused_bias: Tensor
+
     def __init__(self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
         super().__init__()
         inner = heads * head_dim
-        self.heads = heads
-        self.q, self.k, self.v = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
-        self.o = nn.Linear(inner, dim)
+        self.heads, self.fused = heads, ""
+        self.q, self.k, self.v = Linear(dim, inner), Linear(dim, inner), Linear(dim, inner)
+        self.o = Linear(inner, dim)
         self.norm_q, self.norm_k = (RMSNorm(inner, eps, fused=precision.fused_norm) for _ in range(2))
+
+    @torch.no_grad()
+    def fuse(self, names: str) -> None:
+        """Keep the matrices of the projections `names`, "qkv" or "kv", as one, of which they become parts: one product, not three.
+
+        Names and values of the parameters stay as they are.
+        """
+        layers = [getattr(self, name) for name in names]
+        for kind in ("weight", "bias"):
+            whole = torch.cat([getattr(layer, kind) for layer in layers])
+            for layer, part in zip(layers, whole.chunk(len(layers)), strict=True):
+                getattr(layer, kind).data = part
+            self.register_buffer(f"fused_{kind}", whole, persistent=False)
+        self.fused = names
+
+    def _project(self, names: str, x: Tensor) -> Sequence[Tensor]:
+        """Each named projection of tokens [B, S, D], [B, S, H·d]."""
+        if self.fused == names:
+            return linear(x, self.fused_weight, self.fused_bias).chunk(len(names), dim=-1)
+        return [getattr(self, name)(x) for name in names]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -166,7 +197,13 @@ class Attention(nn.Module):
 
     def key_value(self, x: Tensor) -> KeyValue:
         """Normalised keys and values of tokens [B, S, D]."""
-        return KeyValue(self._split(self.norm_k(self.k(x))), self._split(self.v(x)))
+        key, value = self._project("kv", x)
+        return KeyValue(self._split(self.norm_k(key)), self._split(value))
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, KeyValue]:
+        """Both, of the same tokens."""
+        query, key, value = self._project("qkv", x)
+        return self._split(self.norm_q(query)), KeyValue(self._split(self.norm_k(key)), self._split(value))
 
     def merge(self, x: Tensor) -> Tensor:
         """Project attention outputs [B, H, S, d] back to [B, S, D]."""
@@ -186,28 +223,23 @@ class Block(nn.Module):
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
         self.norm3 = nn.LayerNorm(dim, eps)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
-
-    def modulations(self, time: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale, gate of the attention, then of the feed-forward, each [B, G, D], from `time` [B, G, 6, D]."""
-        return (self.modulation + time).unbind(2)
+        self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim))
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
-    def attention_inputs(self, x: Tensor, modulations: tuple[Tensor, ...], rope: Rope) -> tuple[Tensor, KeyValue]:
-        """Rotated queries [B, H, S, d], and keys and values, of tokens [B, S, D]."""
-        shift, scale = modulations[:2]
-        u = modulate(self._norm(x), shift, scale)
-        key, value = self.self_attn.key_value(u)
-        return rotate(self.self_attn.query(u), rope), KeyValue(rotate(key, rope), value)
+    def attention_inputs(self, x: Tensor, modulation: Tensor, rope: Rope) -> tuple[Tensor, KeyValue]:
+        """Rotated queries [B, H, S, d], and keys and values, of tokens [B, S, D] with modulations [B, G, 6, D]."""
+        shift, scale = modulation.unbind(2)[:2]
+        query, (key, value) = self.self_attn.query_key_value(modulate(self._norm(x), shift, scale))
+        return rotate(query, rope), KeyValue(rotate(key, rope), value)
 
-    def finish(self, x: Tensor, attended: Tensor, modulations: tuple[Tensor, ...], text: KeyValue) -> Tensor:
-        """The rest of the block: tokens [B, S, D] and attention outputs [B, H, S, d] -> tokens [B, S, D]."""
-        _, _, gate, shift, scale, ffn_gate = modulations
+    def finish(self, x: Tensor, attended: Tensor, modulation: Tensor, text: KeyValue, bias: Tensor | None = None) -> Tensor:
+        """The rest of the block: tokens [B, S, D] and attention outputs [B, H, S, d] -> tokens [B, S, D]; `bias` as in `Text`."""
+        _, _, gate, shift, scale, ffn_gate = modulation.unbind(2)
         x = x + gated(self.self_attn.merge(attended), gate)
         query = self.cross_attn.query(self.norm3(x))
-        x = x + self.cross_attn.merge(F.scaled_dot_product_attention(query, *text))
+        x = x + self.cross_attn.merge(F.scaled_dot_product_attention(query, *text, attn_mask=bias))
         return x + gated(self.ffn(modulate(self._norm(x), shift, scale)), ffn_gate)
 
 
@@ -230,8 +262,8 @@ class DiT(nn.Module):
         super().__init__()
         self.dim, self.head_dim, self.freq_dim, self.eps, self.precision = dim, head_dim, freq_dim, eps, precision
         self.text_embedding = text_mlp(text_dim, dim)
-        self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.time_embedding = nn.Sequential(Linear(freq_dim, dim), nn.SiLU(), Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps, precision) for _ in range(layers))
         self.blocks = cast("Sequence[Block]", blocks)  # a module list, seen as what it holds
 
@@ -240,7 +272,17 @@ class DiT(nn.Module):
         embedded = self.time_embedding(sinusoid(t, self.freq_dim).to(self.blocks[0].modulation.dtype))
         return TimeEmbedding(embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim)))
 
-    def embed_text(self, context: Tensor) -> list[KeyValue]:
-        """Raw context [B, L, text_dim] -> cross-attention keys and values, one pair per block."""
+    def modulations(self, time: Tensor) -> list[Tensor]:
+        """Per block the shift, scale and gate of its attention, then of its feed-forward: [..., 6, D] of `time` [..., 6, D]."""
+        return [block.modulation + time for block in self.blocks]
+
+    def embed_text(self, context: Tensor) -> Text:
+        """Raw context [B, L, text_dim] -> cross-attention keys and values."""
         embedded = self.text_embedding(context)
-        return [block.cross_attn.key_value(embedded) for block in self.blocks]
+        return Text([block.cross_attn.key_value(embedded) for block in self.blocks])
+
+    def fuse(self) -> None:
+        """Keep projections that read the same as one matrix; see `Attention.fuse`."""
+        for block in self.blocks:
+            block.self_attn.fuse("qkv")
+            block.cross_attn.fuse("kv")

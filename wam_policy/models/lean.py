@@ -17,8 +17,8 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.models.config import LightWAMConfig
-from wam_policy.models.layers import KeyValue, Precision, RMSNorm, Rope, rotate, text_mlp, video_rope
-from wam_policy.models.mot import attend
+from wam_policy.models.layers import KeyValue, Precision, RMSNorm, Rope, Text, rotate, text_mlp, video_rope
+from wam_policy.models.linear import Linear
 from wam_policy.models.video_dit import embed, token_grid
 
 
@@ -29,13 +29,13 @@ class LeanBlock(nn.Module):
         super().__init__()
         dim, inner = config.video_dim, config.heads * config.head_dim
         self.heads, self.eps = config.heads, config.eps
-        self.qkv, self.o = nn.Linear(dim, 3 * inner), nn.Linear(inner, dim)
-        self.cross_q, self.cross_kv, self.cross_o = nn.Linear(dim, inner), nn.Linear(dim, 2 * inner), nn.Linear(inner, dim)
+        self.qkv, self.o = Linear(dim, 3 * inner), Linear(inner, dim)
+        self.cross_q, self.cross_kv, self.cross_o = Linear(dim, inner), Linear(dim, 2 * inner), Linear(inner, dim)
         self.norm_q, self.norm_k, self.cross_norm_q, self.cross_norm_k = (
             RMSNorm(inner, config.eps, fused=precision.fused_norm) for _ in range(4)
         )
         self.ffn = nn.Sequential(
-            nn.Linear(dim, config.video_ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.video_ffn_dim, dim)
+            Linear(dim, config.video_ffn_dim), nn.GELU(approximate="tanh"), Linear(config.video_ffn_dim, dim)
         )
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -49,13 +49,14 @@ class LeanBlock(nn.Module):
         key, value = self.cross_kv(embedded).chunk(2, dim=-1)
         return KeyValue(self._split(self.cross_norm_k(key)), self._split(value))
 
-    def forward(self, x: Tensor, rope: Rope, text: KeyValue) -> Tensor:
-        """Tokens [B, S, D] -> [B, S, D]."""
+    @torch.compiler.nested_compile_region
+    def forward(self, x: Tensor, rope: Rope, text: KeyValue, bias: Tensor | None = None) -> Tensor:
+        """Tokens [B, S, D] -> [B, S, D]; `bias` as in `Text`."""
         query, key, value = self.qkv(self._norm(x)).chunk(3, dim=-1)
         query, key = (rotate(self._split(norm(y)), rope) for norm, y in ((self.norm_q, query), (self.norm_k, key)))
-        x = x + self.o(attend(query, KeyValue(key, self._split(value))).transpose(1, 2).flatten(2))
+        x = x + self.o(F.scaled_dot_product_attention(query, key, self._split(value)).transpose(1, 2).flatten(2))
         query = self._split(self.cross_norm_q(self.cross_q(self._norm(x))))
-        x = x + self.cross_o(attend(query, text).transpose(1, 2).flatten(2))
+        x = x + self.cross_o(F.scaled_dot_product_attention(query, *text, attn_mask=bias).transpose(1, 2).flatten(2))
         return x + self.ffn(self._norm(x))
 
 
@@ -70,17 +71,20 @@ class LeanVideo(nn.Module):
         blocks = nn.ModuleList(LeanBlock(config, precision) for _ in range(config.layers))
         self.blocks = cast("Sequence[LeanBlock]", blocks)  # a module list, seen as what it holds
 
-    def embed_text(self, context: Tensor) -> list[KeyValue]:
-        """Raw context [B, L, text_dim] -> cross-attention keys and values, one pair per block."""
+    def embed_text(self, context: Tensor) -> Text:
+        """Raw context [B, L, text_dim] -> cross-attention keys and values."""
         embedded = self.text_embedding(context)
-        return [block.text(embedded) for block in self.blocks]
+        return Text([block.text(embedded) for block in self.blocks])
 
-    def watch(self, latents: Tensor, text: list[KeyValue], after: Callable[[int, Tensor], Tensor]) -> None:
+    def rope(self, latents: Tensor) -> Rope:
+        """Rotary tables of the tokens of latents [B, C, 1, h, w]."""
+        return video_rope(token_grid(latents, self.patch), self.head_dim, latents.device, self.precision.rope)
+
+    def watch(self, latents: Tensor, rope: Rope, text: Text, after: Callable[[int, Tensor], Tensor]) -> None:
         """Run the blocks over latents [B, C, 1, h, w]; `after` replaces the tokens after each block, given its number."""
         x = embed(self.patch_embedding, latents)
-        rope = video_rope(token_grid(latents, self.patch), self.head_dim, latents.device, self.precision.rope)
-        for i, (block, key_value) in enumerate(zip(self.blocks, text, strict=True)):
-            x = after(i, block(x, rope, key_value))
+        for i, (block, key_value) in enumerate(zip(self.blocks, text.layers, strict=True)):
+            x = after(i, block(x, rope, key_value, text.bias))
 
 
 class LeanPooler(nn.Module):
@@ -94,9 +98,9 @@ class LeanPooler(nn.Module):
         super().__init__()
         dim, slots = config.video_dim, 1 if config.merge_dim is None else config.merge_slots
         self.heads = config.pool_heads
-        self.scores = nn.Linear(dim, self.heads * config.queries, bias=False)
+        self.scores = Linear(dim, self.heads * config.queries, bias=False)
         self.merge = nn.Parameter(torch.ones(slots, config.queries) / config.queries)
-        self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.value, self.out = Linear(dim, dim), Linear(dim, dim)
         self.query_merge_projector = merge_projector(config)
         self.output_norm = nn.LayerNorm(config.merge_dim or dim)
 
@@ -126,4 +130,4 @@ def merge_projector(config: LightWAMConfig) -> nn.Sequential | None:
     if config.merge_dim is None:
         return None
     width = config.merge_slots * config.video_dim
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.merge_dim))
+    return nn.Sequential(nn.LayerNorm(width), Linear(width, config.merge_dim))

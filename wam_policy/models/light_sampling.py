@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from wam_policy import flow
-from wam_policy.models.layers import KeyValue
+from wam_policy.models.layers import Text
 from wam_policy.models.light_wam import LightWAM, pool
 from wam_policy.models.sampling import Schedule
 
 
-def imagine(model: LightWAM, first: Tensor, text: list[KeyValue], noise: Tensor, schedule: Schedule) -> Tensor:
+def imagine(model: LightWAM, first: Tensor, text: Text, noise: Tensor, schedule: Schedule) -> Tensor:
     """Denoise the frames after the observed one.
 
     Args:

@@ -13,8 +13,9 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.models.config import LightWAMConfig
-from wam_policy.models.layers import FAST, KeyValue, Precision, append_proprio
+from wam_policy.models.layers import FAST, Precision, Text, append_proprio
 from wam_policy.models.lean import LeanVideo
+from wam_policy.models.linear import Linear
 from wam_policy.models.lora import attach
 from wam_policy.models.mot import run
 from wam_policy.models.state_fusion import StateFusionActionExpert, Taps
@@ -28,7 +29,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.scale = scale
         self.norm = nn.LayerNorm(dim, eps)
-        self.down_proj, self.up_proj = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        self.down_proj, self.up_proj = Linear(dim, inner), Linear(inner, dim)
         nn.init.zeros_(self.up_proj.weight)
         nn.init.zeros_(self.up_proj.bias)
 
@@ -50,7 +51,7 @@ class LightWAM(nn.Module):
             {str(tap): Adapter(config.video_dim, config.adapter_dim, config.adapter_scale, config.eps) for tap in config.taps}
         )
         self.expert = StateFusionActionExpert(config)
-        self.proprio_encoder = None if config.proprio_dim is None else nn.Linear(config.proprio_dim, config.text_dim)
+        self.proprio_encoder = None if config.proprio_dim is None else Linear(config.proprio_dim, config.text_dim)
 
     def context(self, prompt: Tensor, proprio: Tensor | None) -> Tensor:
         """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
@@ -69,23 +70,23 @@ class LightWAM(nn.Module):
 
         return taps, adapt
 
-    def states(self, first_frame: Tensor, text: list[KeyValue]) -> Taps:
+    def states(self, first_frame: Tensor, text: Text) -> Taps:
         """What the taps record of the observation [B, C, 1, h, w]; blocks after the last tap are not run."""
         taps, adapt = self._recorder()
         if isinstance(self.video, LeanVideo):
-            self.video.watch(first_frame, text, adapt)
+            self.video.watch(first_frame, self.video.rope(first_frame), text, adapt)
             return taps
         still = self.video.embed_time(first_frame.new_zeros(1, 1))
-        stream = self.video.stream(first_frame, still.modulation, text)
+        stream = self.video.stream(first_frame, self.video.modulations(still.modulation), self.video.rope(first_frame), text)
         run(stream, after=adapt, blocks=self.config.taps[-1] + 1)
         return taps
 
-    def velocity(self, latents: Tensor, t: Tensor, text: list[KeyValue]) -> Tensor:
+    def velocity(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:
         """Velocity [B, C, F, h, w] of a pooled clip whose first frame is clean, at timesteps `t` [B] of the later frames."""
         assert isinstance(self.video, VideoDiT), "a lean model has no video head"
         frames, rows, columns = grid = self.video.grid(latents)
         time = self.video.embed_clip_time(t, frames)
-        stream = self.video.stream(latents, time.modulation, text)
+        stream = self.video.stream(latents, self.video.modulations(time.modulation), self.video.rope(latents), text)
         x, _ = run(stream, first=rows * columns if frames > 1 else 0, after=self._recorder()[1])
         return self.video.read(x, time.embedding, grid)
 

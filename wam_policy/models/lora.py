@@ -11,16 +11,17 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from wam_policy.errors import ConfigError
+from wam_policy.models.linear import Linear
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """A linear layer `W·x + b` plus `scale·Up(Down(x))`; new, it is the plain layer."""
 
     def __init__(self, in_features: int, out_features: int, *, rank: int, scale: float) -> None:
         super().__init__(in_features, out_features)
         self.scale = scale
-        self.lora_down = nn.Linear(in_features, rank, bias=False)
-        self.lora_up = nn.Linear(rank, out_features, bias=False)
+        self.lora_down = Linear(in_features, rank, bias=False)
+        self.lora_up = Linear(rank, out_features, bias=False)
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_up.weight)
 

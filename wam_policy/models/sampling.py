@@ -1,22 +1,24 @@
-"""Draws action chunks and future frames from a Fast-WAM, in every mode, computing what is constant over the steps once.
+"""Draws action chunks and future frames from a Fast-WAM, in every mode, computing what is constant once.
 
-Source: spec/fastwam.md section 3.4. The first frame is clean and sees only itself, so its keys and values, like the text's,
-belong to the observation and not to a step.
+What depends on shapes and the schedule only is in `Tables`, what belongs to an observation in `Observed`, whose buffers the
+steps write into: the first frame is clean and sees only itself, so its keys and values, like the text's, aren't a step's.
+Source: spec/fastwam.md sections 3.4 and 7.
 """
 
-# B batch, C latent channels, F latent frames, h w latent grid, L text tokens, T actions in a chunk, A numbers per action
+# B batch, C latent channels, F latent frames, h w latent grid, S tokens of a frame, T actions in a chunk, A numbers per action,
+# H heads, d head width, D width, L blocks, n steps
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from wam_policy import flow
 from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.layers import DiT, KeyValue, TimeEmbedding
-from wam_policy.models.mot import join, run
+from wam_policy.models.layers import DiT, KeyValue, Rope, Text, action_rope
+from wam_policy.models.mot import Stream, fill
 from wam_policy.models.variants import ActionMode
 
 
@@ -27,163 +29,224 @@ class Schedule(NamedTuple):
     deltas: Tensor
 
 
+class Steps(NamedTuple):
+    """What an expert makes of a schedule."""
+
+    modulations: Tensor  # [n, L, 1, 1, 6, D]
+    embeddings: Tensor  # [n, 1, 1, D]
+    deltas: Tensor  # [n]
+
+
+class Tables(NamedTuple):
+    """What is the same for every observation of one shape."""
+
+    still: Tensor  # [L, 1, 1, 6, D], modulations of the video at timestep 0
+    first: Rope  # of the observed frame
+    later: Rope  # of the frames after it; of no tokens where they aren't needed
+    actions: Rope
+    action_steps: Steps
+    video_steps: Steps
+
+
 class Observed(NamedTuple):
-    """What one observation leaves for the steps: keys and values, one pair per block."""
+    """What one observation leaves for the steps."""
 
-    video: list[KeyValue]  # of the observed frame
-    video_text: list[KeyValue]
-    action_text: list[KeyValue]
+    buffers: list[
+        KeyValue
+    ]  # [B, H, N, d] per block: the observed frame's, then what actions see of later frames, then actions'
+    video_text: Text
+    action_text: Text
 
 
-def observe(model: FastWAM, first_frame: Tensor, context: Tensor) -> Observed:
-    """Run the video expert once over the observed frame.
+def steps(expert: DiT, schedule: Schedule) -> Steps:
+    """What an expert makes of a schedule."""
+    embedding, modulation = expert.embed_time(schedule.timesteps.unsqueeze(1))
+    modulations = torch.stack(expert.modulations(modulation.unsqueeze(1)), dim=1)
+    return Steps(modulations, embedding.unsqueeze(1), schedule.deltas)
+
+
+def tables(
+    model: FastWAM, first_frame: Tensor, frames: int, horizon: int, action_schedule: Schedule, video_schedule: Schedule
+) -> Tables:
+    """The tables of a shape.
+
+    Args:
+        model: the model.
+        first_frame: [B, C, 1, h, w], latents of that shape and device.
+        frames: latent frames of a clip F, the first one among them; 1: no others are needed.
+        horizon: actions per chunk T.
+        action_schedule: the actions' steps.
+        video_schedule: the video's steps.
+    """
+    later = first_frame.expand(-1, -1, frames - 1, -1, -1)
+    still = model.video.embed_time(first_frame.new_zeros(1, 1)).modulation
+    return Tables(
+        torch.stack(model.video.modulations(still)),
+        model.video.rope(first_frame),
+        model.video.rope(later, start=1),
+        action_rope(horizon, model.config.head_dim, first_frame.device, model.precision.rope),
+        steps(model.action, action_schedule),
+        steps(model.video, video_schedule),
+    )
+
+
+def room(tables: Tables) -> int:
+    """How many tokens the buffers of an observation hold."""
+    return sum(len(rope.cos) for rope in (tables.first, tables.later, tables.actions))
+
+
+def empty_buffers(model: FastWAM, size: int, tokens: int) -> list[KeyValue]:
+    """Buffers for the keys and values of `size` samples' tokens, on the model's device and in its dtype."""
+    config, like = model.config, model.video.patch_embedding.weight
+    shape = (size, config.heads, tokens, config.head_dim)
+    return [KeyValue(like.new_empty(shape), like.new_empty(shape)) for _ in range(config.layers)]
+
+
+def draw(
+    model: FastWAM,
+    first_frame: Tensor,
+    context: Tensor,
+    actions: Tensor,
+    future: Tensor | None = None,
+    *,
+    mode: ActionMode,
+    action_schedule: Schedule,
+    video_schedule: Schedule,
+    read_video: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """One observation's actions and future, everything made for it alone.
 
     Args:
         model: the model.
         first_frame: [B, C, 1, h, w] latents of the observation.
         context: [B, L + 1, text_dim], from `model.context()`.
+        actions: as in `sample`.
+        future: as in `sample`.
+        mode: as in `sample`.
+        action_schedule: the actions' steps.
+        video_schedule: the video's steps.
+        read_video: as in `sample`.
 
     Returns:
-        All the steps need of the observation.
+        As `sample`.
     """
-    text = model.video.embed_text(context)
-    _, cache = model.watch(first_frame, first_frame.new_zeros(len(first_frame)), text, read=False)
-    return Observed(cache, text, model.action.embed_text(context))
+    frames = 1 if future is None else 1 + future.shape[2]
+    constant = tables(model, first_frame, frames, actions.shape[1], action_schedule, video_schedule)
+    buffers = empty_buffers(model, len(first_frame), room(constant))
+    observed = Observed(buffers, model.video.embed_text(context), model.action.embed_text(context))
+    observe(model, first_frame, constant, observed)
+    return sample(model, constant, observed, actions, future, mode=mode, read_video=read_video)
+
+
+def observe(model: FastWAM, first_frame: Tensor, tables: Tables, observed: Observed) -> None:
+    """Run the video expert once over the observed frame [B, C, 1, h, w]; its keys and values go into the buffers."""
+    stream = model.video.stream(first_frame, tables.still.unbind(), tables.first, observed.video_text)
+    fill(stream, observed.buffers, 0, read=False)
 
 
 def sample(
     model: FastWAM,
+    tables: Tables,
     observed: Observed,
     actions: Tensor,
     future: Tensor | None,
     *,
     mode: ActionMode,
-    action_schedule: Schedule,
-    video_schedule: Schedule,
     read_video: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Denoise one chunk of actions in any mode and, where the mode or the caller needs them, the frames.
 
     Args:
         model: the model.
-        observed: from `observe()`.
-        actions: [B, T, A] initial noise.
+        tables: from `tables()`.
+        observed: with the observation in it, by `observe()`.
+        actions: [B, T, A] initial noise, in the schedule's dtype.
         future: [B, C, F − 1, h, w] initial noise of the frames after the observed one; None: neither side needs them.
         mode: what the actions see.
-        action_schedule: the actions' steps.
-        video_schedule: the video's steps.
         read_video: whether the caller wants the frames.
 
     Returns:
         [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if nobody needed them to the end).
     """
-    if future is None:
-        return act(model, observed, actions, action_schedule), None
     if mode == "joint":
-        return act_jointly(model, observed, actions, future, action_schedule, video_schedule, read_video=read_video)
-    future = imagine(model, observed, future, video_schedule)
-    seen = watch_future(model, observed, future) if mode == "idm" else None
-    return act(model, observed, actions, action_schedule, seen), future
+        assert future is not None
+        return act_jointly(model, tables, observed, actions, future, read_video=read_video)
+    if future is not None:
+        future = imagine(model, tables, observed, future)
+    if mode == "idm":
+        assert future is not None
+        watch_future(model, tables, observed, future)
+    return act(model, tables, observed, actions, see_video=mode == "idm"), future if read_video else None
 
 
-def act(model: FastWAM, observed: Observed, noise: Tensor, schedule: Schedule, seen: list[KeyValue] | None = None) -> Tensor:
-    """Denoise one chunk of actions.
+def act(model: FastWAM, tables: Tables, observed: Observed, noise: Tensor, *, see_video: bool = False) -> Tensor:
+    """Denoise one chunk of actions, [B, T, A].
 
     Args:
         model: the model.
-        observed: from `observe()`.
+        tables: from `tables()`.
+        observed: with the observation in it, by `observe()`.
         noise: [B, T, A] initial noise, in the schedule's dtype.
-        schedule: the actions' steps.
-        seen: the video that the actions see, from `watch_future()`; None: the observed frame.
-
-    Returns:
-        [B, T, A] normalised actions.
+        see_video: the actions see the frames that `watch_future()` left in the buffers too.
     """
-    action, seen = noise, observed.video if seen is None else seen
-    for time, delta in steps(model.action, schedule):
-        velocity = model.action_velocity(action, time.modulation, observed.action_text, seen)
-        action = flow.euler_step(action, velocity, delta)
+    action = noise
+    for step in range(len(tables.action_steps.deltas)):
+        action = _action_step(model, tables, observed, action, step, see_video)
     return action
 
 
-def imagine(model: FastWAM, observed: Observed, noise: Tensor, schedule: Schedule) -> Tensor:
-    """Denoise the frames after the observed one.
-
-    Args:
-        model: the model.
-        observed: from `observe()`.
-        noise: [B, C, F − 1, h, w] initial noise, in the schedule's dtype.
-        schedule: the video's steps.
-
-    Returns:
-        [B, C, F − 1, h, w] latents.
-    """
+def imagine(model: FastWAM, tables: Tables, observed: Observed, noise: Tensor) -> Tensor:
+    """Denoise the frames after the observed one, latents [B, C, F − 1, h, w], from noise in the schedule's dtype."""
     future = noise
-    for time, delta in steps(model.video, schedule):
-        velocity, _ = _future(model, observed, future, time, read=True)
-        assert velocity is not None
-        future = flow.euler_step(future, velocity, delta)
+    for step in range(len(tables.video_steps.deltas)):
+        future = _video_step(model, tables, observed, future, step, read=True)
     return future
 
 
-def watch_future(model: FastWAM, observed: Observed, future: Tensor) -> list[KeyValue]:
-    """Keys and values of the observed frame and the clean frames after it, latents [B, C, F − 1, h, w]."""
-    _, cache = _future(model, observed, future, model.video.embed_time(future.new_zeros(1, 1)), read=False)
-    return _clip(observed, cache)
+def watch_future(model: FastWAM, tables: Tables, observed: Observed, future: Tensor) -> None:
+    """Leave the keys and values of the clean frames after the observed one, latents [B, C, F − 1, h, w], in the buffers."""
+    stream = model.video.stream(future, tables.still.unbind(), tables.later, observed.video_text)
+    fill(stream, observed.buffers, len(tables.first.cos), read=False)
 
 
 def act_jointly(
-    model: FastWAM,
-    observed: Observed,
-    noise_action: Tensor,
-    noise_video: Tensor,
-    action_schedule: Schedule,
-    video_schedule: Schedule,
-    *,
-    read_video: bool,
+    model: FastWAM, tables: Tables, observed: Observed, noise_action: Tensor, noise_video: Tensor, *, read_video: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Denoise actions and the frames after the observed one in step; each action step sees the video as it then is.
 
     Args:
         model: the model.
-        observed: from `observe()`.
+        tables: from `tables()`, with as many steps of the video as of the actions.
+        observed: with the observation in it, by `observe()`.
         noise_action: [B, T, A] initial noise.
         noise_video: [B, C, F − 1, h, w] initial noise.
-        action_schedule: the actions' steps.
-        video_schedule: the video's steps, as many.
         read_video: False leaves out the video's last step, which no action sees.
 
     Returns:
         [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if not read).
     """
-    action, future, last = noise_action, noise_video, len(action_schedule.timesteps) - 1
-    both = zip(steps(model.action, action_schedule), steps(model.video, video_schedule), strict=True)
-    for i, ((time_action, action_delta), (time_video, video_delta)) in enumerate(both):
-        velocity, cache = _future(model, observed, future, time_video, read=read_video or i < last)
-        seen = _clip(observed, cache)
-        action_velocity = model.action_velocity(action, time_action.modulation, observed.action_text, seen)
-        action = flow.euler_step(action, action_velocity, action_delta)
-        if velocity is not None:
-            future = flow.euler_step(future, velocity, video_delta)
+    action, future, last = noise_action, noise_video, len(tables.action_steps.deltas) - 1
+    for step in range(last + 1):
+        future = _video_step(model, tables, observed, future, step, read=read_video or step < last)
+        action = _action_step(model, tables, observed, action, step, see_video=True)
     return action, future if read_video else None
 
 
-def steps(expert: DiT, schedule: Schedule) -> Iterator[tuple[TimeEmbedding, Tensor]]:
-    """What an expert makes of each timestep, shared by all samples, computed for all steps at once; and the step's size."""
-    embedded = (x.split(1) for x in expert.embed_time(schedule.timesteps.unsqueeze(1)))
-    for embedding, modulation, delta in zip(*embedded, schedule.deltas.unbind(), strict=True):
-        yield TimeEmbedding(embedding, modulation), delta
+def _action_step(model: FastWAM, tables: Tables, observed: Observed, action: Tensor, step: int, see_video: bool) -> Tensor:
+    expert, schedule = model.action, tables.action_steps
+    tokens = expert.action_encoder(action.to(expert.action_encoder.weight.dtype))
+    stream = Stream(expert, tokens, schedule.modulations.select(0, step).unbind(), tables.actions, observed.action_text)
+    seen = len(tables.first.cos) + (len(tables.later.cos) if see_video else 0)
+    velocity = expert.head(fill(stream, observed.buffers, seen))
+    return flow.euler_step(action, velocity, schedule.deltas.select(0, step))
 
 
-def _clip(observed: Observed, later: list[KeyValue]) -> list[KeyValue]:
-    """Keys and values of the observed frame and of the frames after it, together."""
-    return [join(first, after) for first, after in zip(observed.video, later, strict=True)]
-
-
-def _future(
-    model: FastWAM, observed: Observed, future: Tensor, time: TimeEmbedding, *, read: bool
-) -> tuple[Tensor | None, list[KeyValue]]:
-    """Velocity (None if not read), and keys and values, of the frames after the observed one at one timestep."""
-    stream = model.video.stream(future, time.modulation, observed.video_text, start=1)
-    x, cache = run(stream, observed.video, read=read)
-    return model.video.read(x, time.embedding, model.video.grid(future)) if read else None, cache
+def _video_step(model: FastWAM, tables: Tables, observed: Observed, future: Tensor, step: int, *, read: bool) -> Tensor:
+    """The frames after the observed one, a step less noisy (as they are, if only their keys and values are wanted)."""
+    video, schedule = model.video, tables.video_steps
+    stream = video.stream(future, schedule.modulations.select(0, step).unbind(), tables.later, observed.video_text)
+    x = fill(stream, observed.buffers, len(tables.first.cos), read=read)
+    if not read:
+        return future
+    velocity = video.read(x, schedule.embeddings.select(0, step), video.grid(future))
+    return flow.euler_step(future, velocity, schedule.deltas.select(0, step))

@@ -17,6 +17,7 @@ from wam_policy.errors import ConfigError
 from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.layers import sinusoid
 from wam_policy.models.lean import LeanPooler, merge_projector
+from wam_policy.models.linear import Linear
 
 Taps = Sequence[Mapping[str, Tensor]]
 """Per tap the features that were recorded there, by source, each [B, S, D]."""
@@ -76,7 +77,7 @@ class MLP(nn.Module):
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.fc1, self.fc2 = nn.Linear(dim, out), nn.Linear(out, out)
+        self.fc1, self.fc2 = Linear(dim, out), Linear(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., out]."""
@@ -96,17 +97,17 @@ class StateFusionActionExpert(nn.Module):
         )
         self.layer_compressors = nn.ModuleList(MLP(width * len(sources), config.layer_dim) for sources in config.features)
         self.fused_norm = nn.LayerNorm(config.layer_dim * len(config.features))
-        self.fused_proj = nn.Linear(config.layer_dim * len(config.features), trunk)
+        self.fused_proj = Linear(config.layer_dim * len(config.features), trunk)
         self.trunk = nn.ModuleList(MLP(trunk, trunk) for _ in range(config.trunk_blocks))
         gelu = nn.GELU(approximate="tanh")
         if config.lean_steps is None:
             self.step_pos_proj = nn.Sequential(
-                nn.LayerNorm(self.step_dim), nn.Linear(self.step_dim, trunk), gelu, nn.Linear(trunk, trunk)
+                nn.LayerNorm(self.step_dim), Linear(self.step_dim, trunk), gelu, Linear(trunk, trunk)
             )
         else:
             self.places = nn.Parameter(torch.zeros(config.lean_steps, trunk))
         self.output_norm = nn.LayerNorm(trunk)
-        self.output = nn.Sequential(nn.Linear(trunk, trunk), gelu, nn.Linear(trunk, config.action_dim))
+        self.output = nn.Sequential(Linear(trunk, trunk), gelu, Linear(trunk, config.action_dim))
 
     def fuse(self, taps: Taps) -> Tensor:
         """The state [B, trunk_dim] of the recorded features."""

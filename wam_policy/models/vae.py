@@ -7,6 +7,7 @@ Sources: spec/fastwam.md section 4.1; diffusers `autoencoder_kl_wan.py`.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.models.first_frame import FirstFrameEncoder
+from wam_policy.models.linear import widened
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -75,9 +77,17 @@ class VAE(nn.Module):
             ObservationError: a size the codec can't halve evenly.
         """
         self._check(1, *image.shape[2:])
+        encoder = self.first_frame_encoder
+        return encoder(image.to(encoder.dtype)).to(image.dtype)
+
+    @property
+    def first_frame_encoder(self) -> FirstFrameEncoder:
+        """The encoder of single pictures; in float32 on a CPU whose bfloat16 convolutions are some hundred times slower."""
         if self._first_frame is None:
-            self._first_frame = FirstFrameEncoder(self.model, self.mean, self.std)
-        return self._first_frame(image.to(self.model.dtype)).to(image.dtype)
+            encoder = FirstFrameEncoder(self.model, self.mean, self.std)
+            slow = widened(next(encoder.parameters()))
+            self._first_frame = copy.deepcopy(encoder).float() if slow else encoder  # its plain 2-D layers are the codec's own
+        return self._first_frame
 
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W] in the codec's dtype, clamped to [-1, 1]."""

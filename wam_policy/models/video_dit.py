@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig, shared
-from wam_policy.models.layers import DiT, KeyValue, Precision, Rope, TimeEmbedding, modulate, video_rope
+from wam_policy.models.layers import DiT, Precision, Rope, Text, TimeEmbedding, modulate, video_rope
+from wam_policy.models.linear import Linear
 from wam_policy.models.mot import Stream
 
 
@@ -20,7 +23,7 @@ class Head(nn.Module):
     def __init__(self, dim: int, out_dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.head = nn.Linear(dim, out_dim)
+        self.head = Linear(dim, out_dim)
         self.modulation = nn.Parameter(nn.init.trunc_normal_(self.head.weight.new_empty(1, 2, dim), std=dim**-0.5))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -66,20 +69,20 @@ class VideoDiT(DiT):
         later = t.unsqueeze(1)
         return self.embed_time(torch.cat((torch.zeros_like(later), later.expand(-1, frames - 1)), dim=1))
 
-    def rope(self, latents: Tensor, start: int) -> Rope:
+    def rope(self, latents: Tensor, start: int = 0) -> Rope:
         """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
         return video_rope(self.grid(latents), self.head_dim, latents.device, self.precision.rope, start)
 
-    def stream(self, latents: Tensor, modulation: Tensor, text: list[KeyValue], *, start: int = 0) -> Stream:
+    def stream(self, latents: Tensor, modulations: Sequence[Tensor], rope: Rope, text: Text) -> Stream:
         """Latents [B, C, F, h, w] -> the stream of their tokens.
 
         Args:
             latents: the frames.
-            modulation: [B or 1, F or 1, 6, D] of their timesteps, from `embed_time`.
+            modulations: of their timesteps, per block [B or 1, F or 1, 6, D], from `modulations`.
+            rope: of their tokens, from `rope`.
             text: from `embed_text`.
-            start: how many frames come before these in their clip.
         """
-        return Stream(self, embed(self.patch_embedding, latents), modulation, self.rope(latents, start), text)
+        return Stream(self, embed(self.patch_embedding, latents), modulations, rope, text)
 
     def read(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""
