@@ -1,10 +1,11 @@
 """Runs a model on one batch of checked observations: its chunks and, where they are wanted, the latents of the future."""
 
-# B batch, C latent channels, F latent frames, h w latent grid, T actions in a chunk, A numbers per action
+# B batch, H W pixels, P numbers of proprioception, C latent channels, F latent frames, h w latent grid, T actions in a chunk,
+# A numbers per action
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,14 @@ from wam_policy.models.variants import ActionMode
 
 Noise = Callable[[tuple[int, ...]], Tensor]
 """Gives initial noise of a shape, without its batch axis, as [B, *shape]."""
+
+
+class Seen(NamedTuple):
+    """A batch of observations as a model takes them."""
+
+    canvas: np.ndarray  # float32 [B, 3, H, W] in [-1, 1]
+    proprio: np.ndarray | None  # float32 [B, P], normalised
+    prompts: Sequence[str]
 
 
 class Wish(NamedTuple):
@@ -76,7 +85,13 @@ def imaginable(model: Model) -> None:
 
 
 def initial_noise(
-    size: int, shape: tuple[int, ...], given: np.ndarray | Tensor | None, generator: torch.Generator, *, fixed: int | None
+    size: int,
+    shape: tuple[int, ...],
+    given: np.ndarray | Tensor | None,
+    generator: torch.Generator,
+    *,
+    fixed: int | None,
+    seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same.
 
@@ -86,10 +101,15 @@ def initial_noise(
         given: the caller's own, [*shape] or [B, *shape].
         generator: what new noise is drawn from.
         fixed: the seed of one noise for all samples; None: new noise for each.
+        seeds: a seed for each sample, in its place.
 
     Raises:
-        ObservationError: the caller's has another shape.
+        ObservationError: the caller's has another shape, or there are more or fewer seeds than samples.
     """
+    if given is None and seeds is not None:
+        if len(seeds) != size:
+            raise ObservationError(f"seeds: expected one for each of {size} observations, got {len(seeds)}")
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
     if given is not None:
         noise = torch.as_tensor(given, dtype=torch.float32)
         if noise.shape not in (shape, (size, *shape)):

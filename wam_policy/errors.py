@@ -46,3 +46,7 @@ class MissingExtraError(WAMPolicyError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"this needs {package!r}, which isn't installed: pip install 'wam-policy[{extra}]'")
+
+
+class CompileError(WAMPolicyError, RuntimeError):
+    """A policy that can't be compiled here, or no longer is what was compiled."""

@@ -92,6 +92,12 @@ def split(canvas: np.ndarray, cameras: CameraConfig) -> dict[str, np.ndarray]:
     return {names[0]: canvas[..., : 2 * height, :], **rest}
 
 
+def canvas_size(cameras: CameraConfig) -> tuple[int, int]:
+    """Height and width of the canvas."""
+    rows, columns = (3, 2) if cameras.layout == "t" else (1, len(cameras.names))
+    return rows * cameras.height, columns * cameras.width
+
+
 def canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
     """Pictures by camera, uint8 [B, H, W, 3], as a model sees them: float32 [B, 3, H, W] in [-1, 1].
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
     from wam_policy.contract import ActionLayout
+    from wam_policy.inference.engine import Engine
     from wam_policy.presets import Trained
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
@@ -65,7 +66,15 @@ class WAMPolicy:
         ('front', 'wrist')
     """
 
-    def __init__(self, config: PolicyConfig, model: Model, *, vae: VAE | Callable[[], VAE], prompts: Prompts) -> None:
+    def __init__(
+        self,
+        config: PolicyConfig,
+        model: Model,
+        *,
+        vae: VAE | Callable[[], VAE],
+        prompts: Prompts,
+        engine: Engine | None = None,
+    ) -> None:
         """Put a policy together from its parts; `from_pretrained` is the usual way.
 
         Args:
@@ -73,8 +82,9 @@ class WAMPolicy:
             model: the experts, on their device and in their dtype.
             vae: the video codec, or what loads it when it is first needed.
             prompts: the prompt embeddings, with or without a text encoder behind them.
+            engine: the compiled forward pass of the same model, by which it acts (`compile`).
         """
-        self.config, self.model, self.prompts = config, model.eval(), prompts
+        self.config, self.model, self.prompts, self._engine = config, model.eval(), prompts, engine
         self._vae = vae
         self._queue: ActionQueue | None = None
         self._generator = torch.Generator().manual_seed(config.sampling.seed)
@@ -308,6 +318,7 @@ class WAMPolicy:
         observation: Any,
         noise: np.ndarray | Tensor | None = None,
         *,
+        seeds: Sequence[int] | None = None,
         mode: ActionMode | None = None,
         horizon: int | None = None,
     ) -> np.ndarray:
@@ -317,6 +328,7 @@ class WAMPolicy:
             observation: one observation or a batch (see `wam_policy.observation`).
             noise: initial noise [T, A] or [B, T, A] of a Fast-WAM; the default is what the contract says: fixed by its seed and
                 the same for every sample, or fresh.
+            seeds: a seed for each observation, to draw its initial noise from.
             mode: what the actions see while they are denoised, where the variant leaves a choice (`models.variants`).
             horizon: actions per chunk T; the default is the contract's, which the policy was trained with. In a Light-WAM the
                 first actions don't depend on it, in a Fast-WAM all do.
@@ -330,7 +342,7 @@ class WAMPolicy:
             ConfigError: the variant wasn't trained for this mode, a horizon below 1, noise for a model that takes none.
         """
         seen = self._check(observation)
-        chunks, _ = self._sample(seen, noise, mode=mode, horizon=horizon)
+        chunks, _ = self._sample(seen, noise, seeds=seeds, mode=mode, horizon=horizon)
         return chunks if seen.batched else chunks[0]
 
     def imagine(
@@ -426,7 +438,7 @@ class WAMPolicy:
         Raises:
             ConfigError: more actions are to be played than a chunk holds, or grippers that snap are to be averaged.
         """
-        action, steps = self.config.action, self._steps(horizon)
+        action, steps = self.config.action, self.chunk_length(horizon)
         played, decay = action.replan if replan is None else replan, action.ensemble if ensemble is None else ensemble
         queue = ActionQueue(size, played, decay, steps)
         most = int(queue.replan.max())
@@ -441,6 +453,12 @@ class WAMPolicy:
                 stacklevel=2,
             )
         return queue
+
+    def compile(self, **options: Any) -> WAMPolicy:
+        """The same policy with a compiled forward pass; see `wam_policy.inference.compile_inference` for the options."""
+        from wam_policy.inference import compile_inference
+
+        return compile_inference(self, **options)
 
     def explain(self, observation: Any, *, horizon: int | None = None) -> Explained:
         """Predict one chunk and show what the action head of a Light-WAM looked at.
@@ -458,7 +476,7 @@ class WAMPolicy:
         model, seen = explanation.explainable(self.model), self._check(observation)
         canvas = images.levels(seen.images, self.config.cameras).round().astype(np.uint8)
         height, width = canvas.shape[1:3]
-        actions, maps, weights = explanation.explain(model, *self._see(seen), (height, width), self._steps(horizon))
+        actions, maps, weights = explanation.explain(model, *self._see(seen), (height, width), self.chunk_length(horizon))
         chunks = self._finish(actions)
         return Explained(chunks, canvas, maps, weights) if seen.batched else Explained(chunks[0], canvas[0], maps[0], weights)
 
@@ -481,17 +499,22 @@ class WAMPolicy:
         state = self.config.state
         return observations.check(observation, self.config.cameras.names, None if state is None else state.names)
 
+    def _prepare(self, seen: observations.Observation) -> acting.Seen:
+        """Checked observations as a model takes them."""
+        config, proprio = self.config, None
+        if config.state is not None and seen.state is not None:
+            proprio = config.state.normalization.normalize(seen.state)
+        prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
+        return acting.Seen(images.canvas(seen.images, config.cameras), proprio, prompts)
+
     @torch.no_grad()
     def _see(self, seen: observations.Observation) -> tuple[Tensor, Tensor]:
         """Latents [B, C, 1, h, w] of the observed canvases, and the context [B, L + 1, text_dim]."""
-        config, device, dtype = self.config, self.device, self.dtype
-        canvas = torch.from_numpy(images.canvas(seen.images, config.cameras)).to(device, dtype)
-        proprio = None
-        if config.state is not None and seen.state is not None:
-            proprio = torch.from_numpy(config.state.normalization.normalize(seen.state)).to(device, dtype)
-        prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
+        device, dtype = self.device, self.dtype
+        canvas, state, prompts = self._prepare(seen)
+        proprio = None if state is None else torch.from_numpy(state).to(device, dtype)
         context = self.model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
-        return self.vae.encode_first_frame(canvas), context
+        return self.vae.encode_first_frame(torch.from_numpy(canvas).to(device, dtype)), context
 
     def _sample(
         self,
@@ -499,29 +522,40 @@ class WAMPolicy:
         noise: np.ndarray | Tensor | None = None,
         noise_video: np.ndarray | Tensor | None = None,
         *,
+        seeds: Sequence[int] | None = None,
         mode: ActionMode | None = None,
         horizon: int | None = None,
         fresh: bool = False,
         imagine: bool = False,
     ) -> tuple[np.ndarray, Tensor | None]:
         """Chunks [B, T, A] of checked observations and, where they are wanted, latents [B, C, f, h, w] of the clips."""
-        steps = self._steps(horizon)
-        if noise is not None and self.config.sampling.action_shift is None:
-            raise ConfigError("a Light-WAM reads its actions off in one pass: it takes no `noise`")
+        steps = self.chunk_length(horizon)
+        if (noise is not None or seeds is not None) and self.config.sampling.action_shift is None:
+            raise ConfigError("a Light-WAM reads its actions off in one pass: it takes no `noise` and no `seeds`")
 
         sampling = self.config.sampling
         fixed = None if fresh or sampling.noise == "fresh" else sampling.seed
 
         def drawn(given: np.ndarray | Tensor | None) -> acting.Noise:
-            return lambda shape: acting.initial_noise(len(seen), shape, given, self._generator, fixed=fixed)
+            return lambda shape: acting.initial_noise(len(seen), shape, given, self._generator, fixed=fixed, seeds=seeds)
 
         wish = acting.Wish(steps, drawn(noise), drawn(noise_video), mode, imagine)
-        frames = 1 + (self.config.video.frames - 1) // self.vae.temporal_ratio
-        actions, latents = acting.act(self.config, self.model, *self._see(seen), frames, wish)
+        if self._engine is not None and not imagine:
+            return self._finish(self._engine(self._prepare(seen), wish)), None
+        actions, latents = acting.act(self.config, self.model, *self._see(seen), self.latent_frames, wish)
         return self._finish(actions), latents
 
-    def _steps(self, horizon: int | None) -> int:
-        """The wanted number of actions per chunk, else the contract's."""
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of a clip, the observed one among them."""
+        return 1 + (self.config.video.frames - 1) // self.vae.temporal_ratio
+
+    def chunk_length(self, horizon: int | None = None) -> int:
+        """Actions per chunk: as many as wanted, else the contract's.
+
+        Raises:
+            ConfigError: none, or more than a lean Light-WAM knows.
+        """
         steps = self.config.action.horizon if horizon is None else horizon
         if steps < 1:
             raise ConfigError(f"`horizon` must be positive, got {steps}")

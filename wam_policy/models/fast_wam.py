@@ -64,7 +64,8 @@ class FastWAM(nn.Module):
         """
         rope = action_rope(action.shape[1], self.config.head_dim, action.device, self.precision.rope)
         tokens = self.action.action_encoder(action.to(self.action.action_encoder.weight.dtype))
-        x, _ = run(Stream(self.action, tokens, self.action.modulations(modulation), rope, text), seen, mask=mask)
+        stream = Stream(self.action, tokens, self.action.modulations(modulation), rope, text)
+        x, _ = run(stream, (seen,), mask=mask, keep=False)
         return self.action.head(x)
 
     def forward(

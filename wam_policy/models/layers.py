@@ -170,7 +170,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def fuse(self, names: str) -> None:
-        """Keep the matrices of the projections `names`, "qkv" or "kv", as one, of which they become parts: one product, not three.
+        """Keep the matrices of the projections `names`, "qkv" or "kv", as one, of which they become parts: one product.
 
         Names and values of the parameters stay as they are.
         """
@@ -235,7 +235,7 @@ class Block(nn.Module):
         return rotate(query, rope), KeyValue(rotate(key, rope), value)
 
     def finish(self, x: Tensor, attended: Tensor, modulation: Tensor, text: KeyValue, bias: Tensor | None = None) -> Tensor:
-        """The rest of the block: tokens [B, S, D] and attention outputs [B, H, S, d] -> tokens [B, S, D]; `bias` as in `Text`."""
+        """The rest of the block: tokens [B, S, D] and attention outputs [B, H, S, d] -> tokens; `bias` as in `Text`."""
         _, _, gate, shift, scale, ffn_gate = modulation.unbind(2)
         x = x + gated(self.self_attn.merge(attended), gate)
         query = self.cross_attn.query(self.norm3(x))

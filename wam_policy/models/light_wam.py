@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.models.config import LightWAMConfig
-from wam_policy.models.layers import FAST, Precision, Text, append_proprio
+from wam_policy.models.layers import FAST, Precision, Rope, Text, append_proprio
 from wam_policy.models.lean import LeanVideo
 from wam_policy.models.linear import Linear
 from wam_policy.models.lora import attach
@@ -70,15 +70,22 @@ class LightWAM(nn.Module):
 
         return taps, adapt
 
-    def states(self, first_frame: Tensor, text: Text) -> Taps:
-        """What the taps record of the observation [B, C, 1, h, w]; blocks after the last tap are not run."""
+    def states(self, first_frame: Tensor, text: Text, rope: Rope | None = None) -> Taps:
+        """What the taps record of the observation [B, C, 1, h, w]; blocks after the last tap are not run.
+
+        Args:
+            first_frame: its latents.
+            text: from `video.embed_text`.
+            rope: of its tokens; None: it is made.
+        """
         taps, adapt = self._recorder()
+        rope = self.video.rope(first_frame) if rope is None else rope
         if isinstance(self.video, LeanVideo):
-            self.video.watch(first_frame, self.video.rope(first_frame), text, adapt)
+            self.video.watch(first_frame, rope, text, adapt)
             return taps
         still = self.video.embed_time(first_frame.new_zeros(1, 1))
-        stream = self.video.stream(first_frame, self.video.modulations(still.modulation), self.video.rope(first_frame), text)
-        run(stream, after=adapt, blocks=self.config.taps[-1] + 1)
+        stream = self.video.stream(first_frame, self.video.modulations(still.modulation), rope, text)
+        run(stream, keep=False, after=adapt, blocks=self.config.taps[-1] + 1)
         return taps
 
     def velocity(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:
@@ -87,7 +94,7 @@ class LightWAM(nn.Module):
         frames, rows, columns = grid = self.video.grid(latents)
         time = self.video.embed_clip_time(t, frames)
         stream = self.video.stream(latents, self.video.modulations(time.modulation), self.video.rope(latents), text)
-        x, _ = run(stream, first=rows * columns if frames > 1 else 0, after=self._recorder()[1])
+        x, _ = run(stream, first=rows * columns if frames > 1 else 0, keep=False, after=self._recorder()[1])
         return self.video.read(x, time.embedding, grid)
 
     def act(self, first_frame: Tensor, context: Tensor, horizon: int) -> Tensor:

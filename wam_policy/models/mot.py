@@ -1,8 +1,7 @@
 """Mixture of transformers: an expert's tokens attend to each other and to the keys and values of what it may see.
 
 Video never sees actions (spec/fastwam.md section 2.6), so the video expert runs first and leaves its keys and values to the
-action expert: no mask over all tokens is needed, and a pass that changes nothing is never repeated. `run` is differentiable and
-returns keys and values; `fill` writes them into buffers.
+action expert: no mask over all tokens is needed, and a pass that changes nothing is never repeated.
 """
 
 # B batch, S tokens, N tokens of the observed frame, D width, H heads, d head width, G groups of tokens that share a timestep
@@ -29,7 +28,9 @@ class Stream(NamedTuple):
     text: Text
 
 
-def attend(query: Tensor, own: KeyValue, seen: KeyValue | None = None, *, first: int = 0, mask: Tensor | None = None) -> Tensor:
+def attend(
+    query: Tensor, own: KeyValue, seen: Sequence[KeyValue] = (), *, first: int = 0, mask: Tensor | None = None
+) -> Tensor:
     """Attention of one expert's tokens, [B, H, S, d].
 
     Args:
@@ -44,17 +45,18 @@ def attend(query: Tensor, own: KeyValue, seen: KeyValue | None = None, *, first:
         observing, later = query.split((first, query.shape[2] - first), dim=2)
         observed = F.scaled_dot_product_attention(observing, key, value)
         return torch.cat((observed, F.scaled_dot_product_attention(later, *own)), dim=2)
-    key, value = own if seen is None else join(seen, own)
+    key, value = own if not seen else (torch.cat(parts, dim=2) for parts in zip(*seen, own, strict=True))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def run(
     stream: Stream,
-    seen: list[KeyValue] | None = None,
+    seen: Sequence[Sequence[KeyValue]] = (),
     *,
     first: int = 0,
     mask: Tensor | None = None,
     read: bool = True,
+    keep: bool = True,
     after: Callable[[int, Tensor], Tensor] | None = None,
     blocks: int | None = None,
 ) -> tuple[Tensor, list[KeyValue]]:
@@ -62,52 +64,35 @@ def run(
 
     Args:
         stream: the expert and its tokens.
-        seen: what they attend to besides each other, one pair per block.
+        seen: what they attend to besides each other: for each other sequence, one pair per block.
         first: see `attend`.
         mask: see `attend`.
         read: False leaves out what only the tokens' own output needs: the rest of the last block.
+        keep: False leaves out the keys and values.
         after: what replaces the tokens after each block, given the block's number.
         blocks: how many blocks to run; None: all.
 
     Returns:
-        The last block's tokens [B, S, D] (those of the block before, if `read` is False), and every block's keys and values.
+        The last block's tokens [B, S, D] (those of the block before, if `read` is False), and every block's keys and values
+        (none, if `keep` is False).
     """
-    x, cache = stream.tokens, []
+    x, cache, text = stream.tokens, [], stream.text
     last = (len(stream.expert.blocks) if blocks is None else blocks) - 1
     for i, block in enumerate(stream.expert.blocks[: last + 1]):
-        query, own = block.attention_inputs(x, stream.modulations[i], stream.rope)
-        cache.append(own)
+        modulation = stream.modulations[i]
         if read or i < last:
-            attended = attend(query, own, None if seen is None else seen[i], first=first, mask=mask)
-            x = block.finish(x, attended, stream.modulations[i], stream.text.layers[i], stream.text.bias)
+            sees = tuple(sequence[i] for sequence in seen)
+            x, own = _through(block, x, modulation, stream.rope, text.layers[i], text.bias, sees, first, mask, keep)
+        else:
+            own = block.attention_inputs(x, modulation, stream.rope)[1]
+        if own is not None:
+            cache.append(own)
         if after is not None:
             x = after(i, x)
     return x, cache
 
 
-def fill(stream: Stream, buffers: Sequence[KeyValue], start: int, *, read: bool = True) -> Tensor:
-    """Run one expert's blocks over its tokens, which see each other and what stands before them in the buffers; for inference.
-
-    Args:
-        stream: the expert and its tokens.
-        buffers: [B, H, N, d] per block; the tokens' keys and values are written to `start` … `start + S`.
-        start: how many tokens they see besides each other.
-        read: see `run`.
-
-    Returns:
-        The last block's tokens [B, S, D] (those of the block before, if `read` is False).
-    """
-    x, last = stream.tokens, len(stream.expert.blocks) - 1
-    for i, block in enumerate(stream.expert.blocks):
-        modulation, text, buffer = stream.modulations[i], stream.text, buffers[i]
-        if read or i < last:
-            x = _through(block, x, modulation, stream.rope, text.layers[i], text.bias, buffer, start)
-        else:
-            write(block.attention_inputs(x, modulation, stream.rope)[1], buffer, start)
-    return x
-
-
-@torch.compiler.nested_compile_region  # one block is compiled, not each of all steps
+@torch.compiler.nested_compile_region  # compiled once, not once for every block and step; may not write into its inputs
 def _through(
     block: Block,
     x: Tensor,
@@ -115,16 +100,18 @@ def _through(
     rope: Rope,
     text: KeyValue,
     bias: Tensor | None,
-    buffer: KeyValue,
-    start: int,
-) -> Tensor:
+    seen: tuple[KeyValue, ...],
+    first: int,
+    mask: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, KeyValue | None]:
+    """Tokens after a block, and their keys and values in it where they are kept."""
     query, own = block.attention_inputs(x, modulation, rope)
-    write(own, buffer, start)
-    seen = (whole.narrow(2, 0, start + x.shape[1]) for whole in buffer)
-    return block.finish(x, F.scaled_dot_product_attention(query, *seen), modulation, text, bias)
+    attended = attend(query, own, seen, first=first, mask=mask)
+    return block.finish(x, attended, modulation, text, bias), own if keep else None
 
 
-def write(part: KeyValue, buffer: KeyValue, start: int) -> None:
+def write(part: KeyValue, buffer: KeyValue, start: int = 0) -> None:
     """Write the keys and values of tokens [B, H, S, d] into those of more, from `start` on."""
     for new, whole in zip(part, buffer, strict=True):
         copy_into(whole.narrow(2, start, new.shape[2]), new)
@@ -133,11 +120,6 @@ def write(part: KeyValue, buffer: KeyValue, start: int) -> None:
 def copy_into(place: Tensor, new: Tensor) -> None:
     """`place.copy_(new)`, which in a build without CUDA refuses fake CUDA tensors: the code is checked there too."""
     torch.ops.aten.copy_.default(place, new)
-
-
-def join(first: KeyValue, second: KeyValue) -> KeyValue:
-    """Keys and values of two token sequences, one after the other."""
-    return KeyValue(torch.cat((first.key, second.key), dim=2), torch.cat((first.value, second.value), dim=2))
 
 
 def narrow(cache: list[KeyValue], tokens: int) -> list[KeyValue]:

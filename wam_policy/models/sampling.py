@@ -1,12 +1,12 @@
 """Draws action chunks and future frames from a Fast-WAM, in every mode, computing what is constant once.
 
-What depends on shapes and the schedule only is in `Tables`, what belongs to an observation in `Observed`, whose buffers the
-steps write into: the first frame is clean and sees only itself, so its keys and values, like the text's, aren't a step's.
+What depends on shapes and the schedule only is in `Tables`, what belongs to an observation in `Observed`: the first frame is
+clean and sees only itself, so its keys and values, like the text's, aren't a step's.
 Source: spec/fastwam.md sections 3.4 and 7.
 """
 
-# B batch, C latent channels, F latent frames, h w latent grid, S tokens of a frame, T actions in a chunk, A numbers per action,
-# H heads, d head width, D width, L blocks, n steps
+# B batch, C latent channels, F latent frames, h w latent grid, T actions in a chunk, A numbers per action, D width, L blocks,
+# n steps
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from wam_policy import flow
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import DiT, KeyValue, Rope, Text, action_rope
-from wam_policy.models.mot import Stream, fill
+from wam_policy.models.mot import Stream, run
 from wam_policy.models.variants import ActionMode
 
 
@@ -51,9 +51,7 @@ class Tables(NamedTuple):
 class Observed(NamedTuple):
     """What one observation leaves for the steps."""
 
-    buffers: list[
-        KeyValue
-    ]  # [B, H, N, d] per block: the observed frame's, then what actions see of later frames, then actions'
+    video: list[KeyValue]  # keys and values of the observed frame, one pair per block
     video_text: Text
     action_text: Text
 
@@ -90,18 +88,6 @@ def tables(
     )
 
 
-def room(tables: Tables) -> int:
-    """How many tokens the buffers of an observation hold."""
-    return sum(len(rope.cos) for rope in (tables.first, tables.later, tables.actions))
-
-
-def empty_buffers(model: FastWAM, size: int, tokens: int) -> list[KeyValue]:
-    """Buffers for the keys and values of `size` samples' tokens, on the model's device and in its dtype."""
-    config, like = model.config, model.video.patch_embedding.weight
-    shape = (size, config.heads, tokens, config.head_dim)
-    return [KeyValue(like.new_empty(shape), like.new_empty(shape)) for _ in range(config.layers)]
-
-
 def draw(
     model: FastWAM,
     first_frame: Tensor,
@@ -132,16 +118,15 @@ def draw(
     """
     frames = 1 if future is None else 1 + future.shape[2]
     constant = tables(model, first_frame, frames, actions.shape[1], action_schedule, video_schedule)
-    buffers = empty_buffers(model, len(first_frame), room(constant))
-    observed = Observed(buffers, model.video.embed_text(context), model.action.embed_text(context))
-    observe(model, first_frame, constant, observed)
+    text = model.video.embed_text(context)
+    observed = Observed(observe(model, first_frame, constant, text), text, model.action.embed_text(context))
     return sample(model, constant, observed, actions, future, mode=mode, read_video=read_video)
 
 
-def observe(model: FastWAM, first_frame: Tensor, tables: Tables, observed: Observed) -> None:
-    """Run the video expert once over the observed frame [B, C, 1, h, w]; its keys and values go into the buffers."""
-    stream = model.video.stream(first_frame, tables.still.unbind(), tables.first, observed.video_text)
-    fill(stream, observed.buffers, 0, read=False)
+def observe(model: FastWAM, first_frame: Tensor, tables: Tables, text: Text) -> list[KeyValue]:
+    """Run the video expert once over the observed frame [B, C, 1, h, w]: its keys and values, one pair per block."""
+    stream = model.video.stream(first_frame, tables.still.unbind(), tables.first, text)
+    return run(stream, read=False)[1]
 
 
 def sample(
@@ -159,7 +144,7 @@ def sample(
     Args:
         model: the model.
         tables: from `tables()`.
-        observed: with the observation in it, by `observe()`.
+        observed: the observation.
         actions: [B, T, A] initial noise, in the schedule's dtype.
         future: [B, C, F − 1, h, w] initial noise of the frames after the observed one; None: neither side needs them.
         mode: what the actions see.
@@ -173,25 +158,23 @@ def sample(
         return act_jointly(model, tables, observed, actions, future, read_video=read_video)
     if future is not None:
         future = imagine(model, tables, observed, future)
-    if mode == "idm":
-        assert future is not None
-        watch_future(model, tables, observed, future)
-    return act(model, tables, observed, actions, see_video=mode == "idm"), future if read_video else None
+    later = watch_future(model, tables, observed, future) if mode == "idm" and future is not None else None
+    return act(model, tables, observed, actions, later), future if read_video else None
 
 
-def act(model: FastWAM, tables: Tables, observed: Observed, noise: Tensor, *, see_video: bool = False) -> Tensor:
+def act(model: FastWAM, tables: Tables, observed: Observed, noise: Tensor, later: list[KeyValue] | None = None) -> Tensor:
     """Denoise one chunk of actions, [B, T, A].
 
     Args:
         model: the model.
         tables: from `tables()`.
-        observed: with the observation in it, by `observe()`.
+        observed: the observation.
         noise: [B, T, A] initial noise, in the schedule's dtype.
-        see_video: the actions see the frames that `watch_future()` left in the buffers too.
+        later: keys and values of the frames after the observed one, from `watch_future()`; None: the actions don't see them.
     """
     action = noise
     for step in range(len(tables.action_steps.deltas)):
-        action = _action_step(model, tables, observed, action, step, see_video)
+        action = _action_step(model, tables, observed, action, step, later)
     return action
 
 
@@ -199,14 +182,14 @@ def imagine(model: FastWAM, tables: Tables, observed: Observed, noise: Tensor) -
     """Denoise the frames after the observed one, latents [B, C, F − 1, h, w], from noise in the schedule's dtype."""
     future = noise
     for step in range(len(tables.video_steps.deltas)):
-        future = _video_step(model, tables, observed, future, step, read=True)
+        future, _ = _video_step(model, tables, observed, future, step, read=True)
     return future
 
 
-def watch_future(model: FastWAM, tables: Tables, observed: Observed, future: Tensor) -> None:
-    """Leave the keys and values of the clean frames after the observed one, latents [B, C, F − 1, h, w], in the buffers."""
+def watch_future(model: FastWAM, tables: Tables, observed: Observed, future: Tensor) -> list[KeyValue]:
+    """Keys and values of the clean frames after the observed one, latents [B, C, F − 1, h, w]."""
     stream = model.video.stream(future, tables.still.unbind(), tables.later, observed.video_text)
-    fill(stream, observed.buffers, len(tables.first.cos), read=False)
+    return run(stream, (observed.video,), read=False)[1]
 
 
 def act_jointly(
@@ -217,7 +200,7 @@ def act_jointly(
     Args:
         model: the model.
         tables: from `tables()`, with as many steps of the video as of the actions.
-        observed: with the observation in it, by `observe()`.
+        observed: the observation.
         noise_action: [B, T, A] initial noise.
         noise_video: [B, C, F − 1, h, w] initial noise.
         read_video: False leaves out the video's last step, which no action sees.
@@ -227,26 +210,29 @@ def act_jointly(
     """
     action, future, last = noise_action, noise_video, len(tables.action_steps.deltas) - 1
     for step in range(last + 1):
-        future = _video_step(model, tables, observed, future, step, read=read_video or step < last)
-        action = _action_step(model, tables, observed, action, step, see_video=True)
+        future, later = _video_step(model, tables, observed, future, step, read=read_video or step < last)
+        action = _action_step(model, tables, observed, action, step, later)
     return action, future if read_video else None
 
 
-def _action_step(model: FastWAM, tables: Tables, observed: Observed, action: Tensor, step: int, see_video: bool) -> Tensor:
+def _action_step(
+    model: FastWAM, tables: Tables, observed: Observed, action: Tensor, step: int, later: list[KeyValue] | None
+) -> Tensor:
     expert, schedule = model.action, tables.action_steps
     tokens = expert.action_encoder(action.to(expert.action_encoder.weight.dtype))
     stream = Stream(expert, tokens, schedule.modulations.select(0, step).unbind(), tables.actions, observed.action_text)
-    seen = len(tables.first.cos) + (len(tables.later.cos) if see_video else 0)
-    velocity = expert.head(fill(stream, observed.buffers, seen))
-    return flow.euler_step(action, velocity, schedule.deltas.select(0, step))
+    x, _ = run(stream, (observed.video,) if later is None else (observed.video, later), keep=False)
+    return flow.euler_step(action, expert.head(x), schedule.deltas.select(0, step))
 
 
-def _video_step(model: FastWAM, tables: Tables, observed: Observed, future: Tensor, step: int, *, read: bool) -> Tensor:
-    """The frames after the observed one, a step less noisy (as they are, if only their keys and values are wanted)."""
+def _video_step(
+    model: FastWAM, tables: Tables, observed: Observed, future: Tensor, step: int, *, read: bool
+) -> tuple[Tensor, list[KeyValue]]:
+    """The frames after the observed one a step less noisy (as they are, if not `read`), and their keys and values before."""
     video, schedule = model.video, tables.video_steps
     stream = video.stream(future, schedule.modulations.select(0, step).unbind(), tables.later, observed.video_text)
-    x = fill(stream, observed.buffers, len(tables.first.cos), read=read)
+    x, cache = run(stream, (observed.video,), read=read)
     if not read:
-        return future
+        return future, cache
     velocity = video.read(x, schedule.embeddings.select(0, step), video.grid(future))
-    return flow.euler_step(future, velocity, schedule.deltas.select(0, step))
+    return flow.euler_step(future, velocity, schedule.deltas.select(0, step)), cache

@@ -1,0 +1,58 @@
+"""Turns a loaded policy into its compiled form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from wam_policy.errors import ConfigError
+from wam_policy.inference.engine import Backend, Engine, Options
+from wam_policy.models.fold import lean
+from wam_policy.models.light_wam import LightWAM
+
+if TYPE_CHECKING:
+    from wam_policy.models.variants import ActionMode
+    from wam_policy.policy import WAMPolicy
+
+
+def compile_inference(
+    policy: WAMPolicy,
+    *,
+    mode: ActionMode | None = None,
+    batch_sizes: Sequence[int] = (1, 2, 4, 8),
+    horizon: int | None = None,
+    warmup: bool = True,
+    backend: Backend | None = "inductor",
+    on_failure: Literal["raise", "eager"] = "raise",
+) -> WAMPolicy:
+    """The same policy with a compiled forward pass: same observations in, same chunks out, up to rounding.
+
+    It computes once what is constant (text, modulations, rotary tables, a Light-WAM's folded weights), in memory that is
+    allocated once, in two functions of fixed shape: encode the observation, act. On CUDA each is one CUDA graph. Imagining and
+    explaining are done by the plain forward pass.
+
+    Args:
+        policy: the policy; it shares its weights with what is returned (but for what a Light-WAM folds).
+        mode: what the actions see while they are denoised; the default is the contract's.
+        batch_sizes: each is compiled for itself; a batch in between is filled up to the next one.
+        horizon: actions per chunk; the default is the contract's.
+        warmup: compile now; else each batch size is compiled when it is first asked for.
+        backend: of `torch.compile`; None: the same functions without compiling them.
+        on_failure: what happens where something can't be compiled: an error, or a warning and the functions uncompiled.
+
+    Raises:
+        ConfigError: no batch sizes, a mode that the variant wasn't trained for.
+        CompileError: it can't be compiled here.
+    """
+    sizes = tuple(sorted(set(batch_sizes)))
+    if not sizes or sizes[0] < 1:
+        raise ConfigError(f"`batch_sizes` must be positive, got {list(batch_sizes)}")
+    steps = policy.chunk_length(horizon)
+    options = Options(policy.spec.action_mode(mode), steps, sizes, backend, on_failure)
+    model = policy.model
+    if isinstance(model, LightWAM) and model.config.lean_steps is None:
+        model = lean(model, steps)
+    engine = Engine(policy.spec, model, policy.vae.encode_first_frame, policy.prompts, policy.latent_frames, options)
+    if warmup:
+        engine.warmup()
+    return type(policy)(policy.spec, policy.model, vae=policy.vae, prompts=policy.prompts, engine=engine)

@@ -1,0 +1,281 @@
+"""The compiled form of a policy's forward pass: fixed shapes, memory allocated once, a graph per batch size.
+
+`Engine` takes arrays and gives arrays; what an observation is and what actions mean is the policy's business.
+"""
+
+# B batch, H W pixels, P numbers of proprioception, T actions in a chunk, A numbers per action
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from wam_policy import acting, images
+from wam_policy.config import PolicyConfig
+from wam_policy.errors import CompileError, ConfigError, ObservationError
+from wam_policy.inference import hot
+from wam_policy.inference.text import TextCache
+from wam_policy.models import sampling
+from wam_policy.models.build import Model
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import KeyValue, Text
+from wam_policy.models.text import Prompts
+from wam_policy.models.variants import ActionMode
+
+logger = logging.getLogger(__name__)
+
+Backend = str | Callable[..., object]
+T = TypeVar("T")
+PROMPT_TOKENS = 43  # room for a prompt, if no known one is longer: LIBERO's have 25 to 40
+WARMUPS = 3  # runs before a CUDA graph is captured
+
+
+class Options(NamedTuple):
+    """How a policy is compiled."""
+
+    mode: ActionMode
+    horizon: int  # actions per chunk
+    batch_sizes: tuple[int, ...]  # rising
+    backend: Backend | None  # of `torch.compile`; None: the same functions, not compiled
+    on_failure: Literal["raise", "eager"]
+
+
+@dataclass
+class Bucket:
+    """One batch size: its memory and its two functions over it."""
+
+    inputs: hot.Inputs
+    texts: list[Text]
+    prompts: list[str | None]  # what is in each sample's slots
+    encode: Callable[[], Any]  # what it returns is for `act`
+    act: Callable[[Any], Tensor]  # normalised actions [B, T, A]
+
+
+class Engine:
+    """Runs a model's two hot functions, compiled, in buckets of batch sizes.
+
+    What is constant is computed when a bucket is made, so weights may not change afterwards: a call then raises. Calls from
+    several threads wait for each other.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, model: Model, encode_first_frame: hot.Codec, prompts: Prompts, frames: int, options: Options
+    ) -> None:
+        """Prepare; nothing is compiled before `warmup` or the first seen.
+
+        Args:
+            config: the contract.
+            model: a Fast-WAM, whose projections are fused in place (`Attention.fuse`), or a lean Light-WAM.
+            encode_first_frame: the codec, on the model's device.
+            prompts: gives embeddings.
+            frames: latent frames of a clip.
+            options: how.
+        """
+        self.config, self.model, self.codec, self.frames, self.options = config, model, encode_first_frame, frames, options
+        if isinstance(model, FastWAM):
+            model.video.fuse()
+            model.action.fuse()
+        self._prompts, self._lock = prompts, threading.Lock()
+        longest = max((len(x) for x in prompts.table.values()), default=0)
+        self._text = TextCache(model, prompts, max(longest, PROMPT_TOKENS))
+        self._buckets: dict[int, Bucket] = {}
+        self._parameters = list(model.parameters())
+        self._version = self._weights_version()
+        self._pool: Any = None  # memory of the CUDA graphs
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def warmup(self) -> None:
+        """Compile every batch size now, with empty inputs.
+
+        Raises:
+            CompileError: it can't be compiled, and `on_failure` is "raise".
+        """
+        with self._lock, torch.no_grad():
+            for size in self.options.batch_sizes:
+                bucket = self._bucket(size)
+                bucket.act(bucket.encode())
+
+    def __call__(self, seen: acting.Seen, wish: acting.Wish) -> Tensor:
+        """Normalised actions [B, T, A], float32 on the CPU.
+
+        Raises:
+            ObservationError: more observations than the largest bucket holds.
+            ConfigError: another horizon or mode than was compiled.
+            PromptError: an instruction can't be embedded.
+            CompileError: weights changed since this was made, or it can't be compiled.
+        """
+        self._check(len(seen.prompts), wish)
+        with self._lock, torch.no_grad():
+            if self._weights_version() != self._version:
+                raise CompileError("the policy's weights have changed since it was compiled: compile it again")
+            self._make_room(seen.prompts)
+            size = next(size for size in self.options.batch_sizes if size >= len(seen.prompts))
+            bucket = self._bucket(size)
+            self._fill(bucket, seen, wish)
+            return _download(bucket.act(bucket.encode()).narrow(0, 0, len(seen.prompts)))
+
+    def _check(self, size: int, wish: acting.Wish) -> None:
+        largest = self.options.batch_sizes[-1]
+        if size > largest:
+            raise ObservationError(
+                f"compiled for up to {largest} observations at once, got {size}; compile with `batch_sizes=(…, {size})`"
+            )
+        mode = self.config.action_mode(wish.mode)
+        if (wish.horizon, mode) != (self.options.horizon, self.options.mode):
+            raise ConfigError(
+                f"compiled for {self.options.horizon} actions in mode {self.options.mode!r}, asked for {wish.horizon} in mode "
+                f"{mode!r}; compile for that, or ask the policy that isn't compiled"
+            )
+
+    def _weights_version(self) -> int:
+        return sum(parameter._version for parameter in self._parameters)
+
+    def _make_room(self, prompts: Sequence[str]) -> None:
+        """Begin anew with longer slots if a prompt doesn't fit."""
+        longest = max(self._text.length(prompt) for prompt in prompts)
+        if longest > self._text.tokens:
+            logger.warning(
+                "a prompt has %d tokens, there was room for %d: compiling again, with room for all", longest, self._text.tokens
+            )
+            self._text = TextCache(self.model, self._prompts, self._prompts.token_length)
+            self._buckets.clear()
+
+    def _fill(self, bucket: Bucket, seen: acting.Seen, wish: acting.Wish) -> None:
+        """Put a batch into a bucket's memory; the samples that are too many repeat the last one."""
+        size, missing = len(bucket.prompts), len(bucket.prompts) - len(seen.prompts)
+        arrays = (torch.from_numpy(seen.canvas), None if seen.proprio is None else torch.from_numpy(seen.proprio))
+        noises = (wish.noise, wish.noise_video)
+        for place, given in zip(bucket.inputs[:2], arrays, strict=True):
+            if place is not None and given is not None:
+                _upload(place, given, missing)
+        for place, draw in zip(bucket.inputs[2:], noises, strict=True):
+            if place is not None:
+                shape = tuple(place.shape[1:])
+                drawn = draw(shape) if draw is wish.noise else draw((shape[0], shape[1] + 1, *shape[2:]))[:, :, 1:]
+                _upload(place, drawn, missing)
+        for sample in range(size):
+            prompt = seen.prompts[min(sample, len(seen.prompts) - 1)]
+            if bucket.prompts[sample] != prompt:
+                self._text.put(prompt, bucket.texts, sample)
+                bucket.prompts[sample] = prompt
+
+    # -- buckets -----------------------------------------------------------------------------------------------------
+
+    def _bucket(self, size: int) -> Bucket:
+        if size not in self._buckets:
+            self._buckets[size] = self._build(size)
+        return self._buckets[size]
+
+    def _build(self, size: int) -> Bucket:
+        """Allocate a bucket and compute what is constant in it."""
+        model, codec, options = self.model, self.codec, self.options
+        like, state = self._parameters[0], self.config.state
+        image = like.new_zeros(size, 3, *images.canvas_size(self.config.cameras))
+        proprio = None if state is None else like.new_zeros(size, len(state.names))
+        first, texts = codec(image), self._text.empty(size)
+        if not isinstance(model, FastWAM):
+            rope, inputs = model.video.rope(first), hot.Inputs(image, proprio, None, None)
+            encode: Callable[..., Any] = self._compiled(lambda: hot.encode_light(model, codec, inputs, rope, texts[0]))
+            act = self._compiled(lambda taps: hot.act_light(model, taps, options.horizon))
+            return Bucket(inputs, texts, [None] * size, encode, act)
+        time = acting.time_dtype(model)
+        frames = self.frames if options.mode != "first_frame" else 1
+        schedules = [acting.schedule(self.config, model, shift) for shift in (self.config.sampling.action_shift, None)]
+        tables = sampling.tables(model, first, frames, options.horizon, *schedules)
+        noise = like.new_zeros((size, options.horizon, self.config.action.layout.dim), dtype=time)
+        noise_video = None if frames == 1 else first.new_zeros((*first.shape[:2], frames - 1, *first.shape[3:]), dtype=time)
+        shape = (size, model.config.heads, len(tables.first.cos), model.config.head_dim)
+        video = [KeyValue(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(model.config.layers)]
+        observed = sampling.Observed(video, texts[0], texts[1])
+        inputs = hot.Inputs(image, proprio, noise, noise_video)
+        encode = self._compiled(lambda: hot.encode_fast(model, codec, inputs, tables, observed))
+        act = self._compiled(lambda _: hot.act_fast(model, inputs, tables, observed, options.mode))
+        return Bucket(inputs, texts, [None] * size, encode, act)
+
+    def _compiled(self, function: Callable[..., T]) -> Callable[..., T]:
+        """A function of a bucket's memory, compiled when it is first called; on CUDA then captured as one graph."""
+        if self.options.backend is None:
+            return function
+        _keep_compiled_code()
+        # its own code object, as `torch.compile` counts recompilations by those
+        code = function.__code__.replace()
+        own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+        run: Callable[..., T] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.options.backend)
+        ready = False
+
+        def checked(*arguments: Any) -> T:
+            nonlocal run, ready
+            if ready:
+                return run(*arguments)
+            try:
+                result = run(*arguments)
+                if self._parameters[0].device.type == "cuda":
+                    run = self._captured(run, arguments)
+                    result = run(*arguments)
+            except Exception as error:
+                if self.options.on_failure == "raise":
+                    raise CompileError(
+                        f"the policy can't be compiled: {error}\n"
+                        f"Install a C++ compiler (apt-get install g++), or run it uncompiled by `on_failure='eager'`"
+                    ) from error
+                logger.warning("compiling failed, the policy runs uncompiled and slower: %s", error)
+                run, result = function, function(*arguments)
+            ready = True
+            return result
+
+        return checked
+
+    def _captured(self, run: Callable[..., T], arguments: tuple[Any, ...]) -> Callable[..., T]:
+        """A compiled function as one CUDA graph, which reads and returns always the same tensors."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                run(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = run(*arguments)
+
+        def replay(*_: Any) -> T:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def _upload(place: Tensor, given: Tensor, missing: int) -> None:
+    """Copy a batch into a bucket's memory, its last sample once more for each that is missing; asynchronously onto a GPU."""
+    given = given.to(place.dtype)
+    if missing:
+        given = torch.cat((given, given[-1:].expand(missing, *given.shape[1:])))
+    if place.device.type == "cuda":
+        given = given.pin_memory()
+    place.copy_(given, non_blocking=True)
+
+
+def _download(actions: Tensor) -> Tensor:
+    """Actions as float32 on the CPU; from a GPU by pinned memory, waiting once."""
+    if actions.device.type != "cuda":
+        return actions.float().clone()
+    host = torch.empty(actions.shape, dtype=torch.float32, pin_memory=True)
+    host.copy_(actions.float(), non_blocking=True)
+    torch.cuda.current_stream(actions.device).synchronize()
+    return host
+
+
+def _keep_compiled_code() -> None:
+    """Let compiled code outlive this machine's start, if nothing else is said: PyTorch's own place is a temporary folder."""
+    place = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "wam-policy" / "inductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))

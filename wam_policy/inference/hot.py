@@ -1,0 +1,72 @@
+"""The two hot functions of each family, encode an observation and act on it: fixed shapes, no branches on data.
+
+They are run as they are or compiled; everything constant comes in, everything that lasts is written into what comes in.
+"""
+
+# B batch, H W pixels, C latent channels, F latent frames, h w latent grid, P numbers of proprioception, T actions in a chunk,
+# A numbers per action
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from wam_policy.inference.text import experts
+from wam_policy.models import sampling
+from wam_policy.models.build import Model
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import Rope, Text
+from wam_policy.models.light_wam import LightWAM
+from wam_policy.models.mot import write
+from wam_policy.models.state_fusion import Taps
+from wam_policy.models.variants import ActionMode
+
+Codec = Callable[[Tensor], Tensor]
+"""Pictures [B, 3, H, W] -> latents [B, C, 1, h, w]."""
+
+
+class Inputs(NamedTuple):
+    """What a call brings, on the device."""
+
+    image: Tensor  # [B, 3, H, W] in [-1, 1]
+    proprio: Tensor | None  # [B, P]
+    noise: Tensor | None  # [B, T, A] of the actions; None: the model takes none
+    noise_video: Tensor | None  # [B, C, F − 1, h, w] of the frames after the observed one; None: nobody needs them
+
+
+def add_proprio(model: Model, proprio: Tensor | None, texts: Sequence[Text]) -> None:
+    """Write the proprio token's keys and values into its slot, the first, of every expert's text."""
+    if proprio is None:
+        return
+    assert isinstance(model.proprio_encoder, nn.Linear)
+    token = model.proprio_encoder(proprio).unsqueeze(1)
+    for expert, text in zip(experts(model), texts, strict=True):
+        for own, slots in zip(expert.embed_text(token).layers, text.layers, strict=True):
+            write(own, slots)
+
+
+def encode_fast(model: FastWAM, codec: Codec, inputs: Inputs, tables: sampling.Tables, observed: sampling.Observed) -> None:
+    """Write an observation's keys and values into those of `observed`."""
+    add_proprio(model, inputs.proprio, (observed.video_text, observed.action_text))
+    cache = sampling.observe(model, codec(inputs.image), tables, observed.video_text)
+    for own, place in zip(cache, observed.video, strict=True):
+        write(own, place)
+
+
+def act_fast(model: FastWAM, inputs: Inputs, tables: sampling.Tables, observed: sampling.Observed, mode: ActionMode) -> Tensor:
+    """Normalised actions [B, T, A] for the observation in `observed`."""
+    assert inputs.noise is not None
+    return sampling.sample(model, tables, observed, inputs.noise, inputs.noise_video, mode=mode, read_video=False)[0]
+
+
+def encode_light(model: LightWAM, codec: Codec, inputs: Inputs, rope: Rope, text: Text) -> Taps:
+    """What the taps record of an observation."""
+    add_proprio(model, inputs.proprio, (text,))
+    return model.states(codec(inputs.image), text, rope)
+
+
+def act_light(model: LightWAM, taps: Taps, horizon: int) -> Tensor:
+    """Normalised actions [B, horizon, A]."""
+    return model.expert(taps, horizon)

@@ -1,0 +1,116 @@
+"""Keeps what an instruction contributes to cross-attention, so that it is computed once and not at every step.
+
+The rows past a prompt's end are equal, so their keys are one key that counts as often; the proprio token, which changes with
+every observation, has a slot of its own. Source: spec/fastwam.md section 7.3, items 3 to 5.
+"""
+
+# B batch, K slots, L rows of a padded prompt, n tokens of a prompt, H heads, d head width
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wam_policy.models.build import Model
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.layers import DiT, KeyValue, Text
+from wam_policy.models.lean import LeanVideo
+from wam_policy.models.mot import copy_into, write
+from wam_policy.models.text import Prompts
+
+ALIGNED = 8  # slots are a multiple of this, as CUDA's attention kernels want a bias to be
+COPIES = 3  # slots that padding is given at least: so many biases in bfloat16 add up to a count
+
+
+class Entry(NamedTuple):
+    """One prompt in an expert's slots."""
+
+    layers: list[KeyValue]  # [1, H, K, d] per block; the proprio token's slot holds nothing yet
+    bias: Tensor  # [K]
+
+
+def experts(model: Model) -> Sequence[DiT | LeanVideo]:
+    """What of a model reads text."""
+    return (model.video, model.action) if isinstance(model, FastWAM) else (model.video,)
+
+
+def slots_for(tokens: int, token_length: int, *, proprio: bool) -> int:
+    """Slots that hold prompts of up to `tokens` tokens, padded to `token_length`."""
+    wanted = min(tokens + COPIES, token_length) + proprio
+    return -(-wanted // ALIGNED) * ALIGNED
+
+
+def padding_biases(copies: int, slots: int, dtype: torch.dtype) -> list[float]:
+    """Biases of `slots` equal keys that together count as `copies` of them.
+
+    One bias ln(copies) would be enough if it were not rounded: in bfloat16 it would be off by up to 1.6 %. So each slot takes
+    what fits, and the next one what is left. −inf: the slot isn't needed.
+    """
+    if copies <= slots:
+        return [0.0] * copies + [-math.inf] * (slots - copies)
+    biases, left = [], float(copies)
+    for _ in range(slots):
+        bias = _rounded_down(math.log(left), dtype) if left > 0 else -math.inf
+        biases.append(bias)
+        left -= math.exp(bias)
+    return biases
+
+
+def _rounded_down(x: float, dtype: torch.dtype) -> float:
+    nearest = torch.tensor(x, dtype=dtype)
+    if nearest.double() > x:
+        nearest = torch.nextafter(nearest, torch.tensor(-math.inf, dtype=dtype))
+    return float(nearest)
+
+
+class TextCache:
+    """Entries of prompts, computed when they are first asked for."""
+
+    def __init__(self, model: Model, prompts: Prompts, tokens: int) -> None:
+        """Begin with none, and with room for prompts of up to so many tokens."""
+        self.model, self.prompts, self.tokens = model, prompts, min(tokens, prompts.token_length)
+        self.proprio = model.proprio_encoder is not None
+        self.slots = slots_for(self.tokens, prompts.token_length, proprio=self.proprio)
+        self._entries: dict[str, list[Entry]] = {}
+
+    def length(self, prompt: str) -> int:
+        """Tokens of a prompt; it is embedded, if it wasn't yet."""
+        self.prompts.add([prompt])
+        return len(self.prompts.table[prompt])
+
+    def empty(self, size: int) -> list[Text]:
+        """Slots for `size` samples, one `Text` per expert, filled by `put`."""
+        config, weight = self.model.config, next(self.model.parameters())
+        shape, layers = (size, config.heads, self.slots, config.head_dim), config.layers
+        bias = weight.new_zeros(size, 1, 1, self.slots)
+        return [
+            Text([KeyValue(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(layers)], bias)
+            for _ in experts(self.model)
+        ]
+
+    @torch.no_grad()
+    def put(self, prompt: str, texts: Sequence[Text], sample: int) -> None:
+        """Write a prompt into one sample's slots of every expert."""
+        if prompt not in self._entries:
+            self._entries[prompt] = [self._entry(prompt, expert) for expert in experts(self.model)]
+        for entry, text in zip(self._entries[prompt], texts, strict=True):
+            assert text.bias is not None
+            copy_into(text.bias.select(0, sample), entry.bias.view(1, 1, -1))
+            for new, whole in zip(entry.layers, text.layers, strict=True):
+                write(new, KeyValue(whole.key.narrow(0, sample, 1), whole.value.narrow(0, sample, 1)))
+
+    def _entry(self, prompt: str, expert: DiT | LeanVideo) -> Entry:
+        weight = next(self.model.parameters())
+        tokens, rows, first = self.length(prompt), self.prompts.token_length, int(self.proprio)
+        padding = self.slots - first - tokens
+        assert padding >= min(COPIES, rows - tokens), f"{tokens} tokens don't fit {self.slots} slots"
+        embedding = self.prompts.embed([prompt], device=weight.device, dtype=weight.dtype)
+        used = embedding.narrow(1, 0, min(tokens + 1, rows))  # its tokens, and one row for all of the padding
+        where = torch.tensor([0] * first + list(range(tokens)) + [used.shape[1] - 1] * padding, device=weight.device)
+        layers = [KeyValue(*(x.index_select(2, where) for x in pair)) for pair in expert.embed_text(used).layers]
+        biases = [0.0] * (first + tokens) + padding_biases(rows - tokens, padding, weight.dtype)
+        return Entry(layers, torch.tensor(biases, dtype=weight.dtype, device=weight.device))
