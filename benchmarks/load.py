@@ -18,25 +18,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
+from random_policy import full, observation, write
 
 from wam_policy import WAMPolicy
-from wam_policy.config import Family, PolicyConfig, Source
-from wam_policy.hub import checkpoint, forms, originals
-from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.text import Prompts
-from wam_policy.models.vae import VAE, build_vae
-from wam_policy.normalize import Normalization
-from wam_policy.presets import Trained, contract
+from wam_policy.config import Family
+from wam_policy.hub import checkpoint
 from wam_policy.results import peak_memory
 
-TASK = "put the bowl on the plate"
 GIB = 2**30
 Stage = Literal["read", "load", "predict"]
 
@@ -51,56 +46,6 @@ class LoadConfig:
     repeats: int = 3
     stage: Stage | None = None
     """Used by the benchmark itself: one measurement, in this process."""
-
-
-def libero(family: Family) -> PolicyConfig:
-    """The contract of the released LIBERO checkpoints, their codec beside them."""
-    unit = {"min": (-1.0,), "max": (1.0,)}
-    state, action = (
-        Normalization(mode="min_max", statistics={name: value * dim for name, value in unit.items()}) for dim in (8, 7)
-    )
-    sizes: FastWAMConfig | LightWAMConfig = LightWAMConfig(action_dim=7, proprio_dim=8)
-    trained = Trained(preset="libero")
-    if family == "fast_wam":
-        sizes, trained = FastWAMConfig(action_dim=7, proprio_dim=8), Trained(preset="libero", variant="fast", action_shift=5.0)
-    return replace(contract(trained, sizes, state=state, action=action, dtype="bfloat16"), vae=Source(subfolder="vae"))
-
-
-def random_codec(family: Family) -> VAE:
-    """A codec of Wan 2.2's size, or of Wan 2.1's."""
-    config: dict[str, Any] = {}
-    if family == "fast_wam":
-        config = {
-            "base_dim": 160,
-            "decoder_base_dim": 256,
-            "z_dim": 48,
-            "is_residual": True,
-            "patch_size": 2,
-            "in_channels": 12,
-        }
-        config |= {"out_channels": 12, "scale_factor_spatial": 16}
-        config |= {"latents_mean": originals.WAN22_MEAN, "latents_std": originals.WAN22_STD}
-    return build_vae(config).to(torch.bfloat16)
-
-
-def write(folder: Path, family: Family) -> None:
-    """Write the checkpoint: random numbers, norms at one; a Light-WAM in its lean form."""
-    config = libero(family)
-    generator = torch.Generator().manual_seed(0)
-    model = checkpoint.empty_model(config).eval()
-    for name, x in model.state_dict().items():
-        weight = torch.empty(x.shape, dtype=torch.bfloat16)
-        norm = "norm" in name and name.endswith("weight")
-        weight = weight.fill_(1) if norm else weight.normal_(0, 0.02, generator=generator)
-        model.load_state_dict({name: weight}, strict=False, assign=True)
-    prompt = config.prompt.prompt(TASK)
-    embedding = torch.randn(24, config.model.text_dim, generator=generator).to(torch.bfloat16)
-    prompts = Prompts({prompt: embedding}, token_length=config.prompt.token_length, text_dim=config.model.text_dim)
-    codec = random_codec(family)
-    parts = forms.shaped(
-        checkpoint.Parts(config, model, lambda: codec, prompts), "fat" if family == "fast_wam" else "lean", None, None, folder
-    )
-    checkpoint.write(folder, parts, dtype=None, load_by=str(folder), notes="Random weights, for `benchmarks/load.py`.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -132,11 +77,9 @@ def load(folder: Path) -> dict[str, Any]:
 def predict(folder: Path) -> dict[str, Any]:
     """Load the policy and answer one LIBERO observation."""
     policy = WAMPolicy.from_pretrained(folder)
-    rng = np.random.default_rng(0)
-    pictures = {f"images.{name}": rng.integers(0, 256, (256, 256, 3), np.uint8) for name in policy.spec.cameras.names}
-    observation = {**pictures, "state": np.zeros(8, np.float32), "instruction": TASK}
+    seen = observation(policy)
     began = time.perf_counter()
-    chunk = policy.predict_chunk(observation)
+    chunk = policy.predict_chunk(seen)
     seconds = time.perf_counter() - began
     assert chunk.shape == (32, 7) and np.isfinite(chunk).all()
     return {"seconds": seconds, "peak": peak_memory(torch.device("cpu"))}
@@ -163,7 +106,7 @@ def main(config: LoadConfig) -> None:
         return
     if not (folder / checkpoint.CONFIG).is_file():
         print(f"writing {folder} …", flush=True)
-        write(folder, config.family)
+        write(folder, full(config.family), "fat" if config.family == "fast_wam" else "lean")
         os.sync()
     size = sum(path.stat().st_size for path in weight_files(folder))
     whole = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

@@ -52,8 +52,13 @@ def replace_files(folder: Path, marker: str, stale: tuple[str, ...] = ()) -> Ite
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that readers see the old text or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file so that readers see the old bytes or the new ones."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(data)
     _sync(temporary)
     temporary.replace(path)
 

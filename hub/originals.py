@@ -29,6 +29,18 @@ WAN22_STD = [
     0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 ]
 # fmt: on
+WAN22_CODEC: dict[str, Any] = {  # how diffusers is told to build Wan 2.2's codec; Wan 2.1's is its default
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 16,
+    "latents_mean": WAN22_MEAN,
+    "latents_std": WAN22_STD,
+}
 
 
 def codec(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:

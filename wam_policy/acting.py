@@ -20,6 +20,7 @@ from wam_policy.models.build import Model
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.variants import ActionMode
+from wam_policy.normalize import Normalization
 
 Noise = Callable[[tuple[int, ...]], Tensor]
 """Gives initial noise of a shape, without its batch axis, as [B, *shape]."""
@@ -31,6 +32,14 @@ class Seen(NamedTuple):
     canvas: np.ndarray  # float32 [B, 3, H, W] in [-1, 1]
     proprio: np.ndarray | None  # float32 [B, P], normalised
     prompts: Sequence[str]
+    starts: np.ndarray  # bool [B], where an episode begins
+
+
+class Known(NamedTuple):
+    """Actions that are known before a chunk is predicted, as those are that will have been played when it is there."""
+
+    actions: np.ndarray  # [T, A] or [B, T, A], in the policy's units
+    weights: np.ndarray  # [T] or [B, T]: 1 where an action is fixed, 0 where it is free, between where it is wanted
 
 
 class Wish(NamedTuple):
@@ -41,6 +50,7 @@ class Wish(NamedTuple):
     noise_video: Noise
     mode: ActionMode | None = None  # None: the contract's
     imagine: bool = False  # the future's latents too
+    known: sampling.Known | None = None  # of the actions, on the CPU
 
 
 @torch.no_grad()
@@ -66,7 +76,7 @@ def act(
     mode = config.action_mode(wish.mode)
     if isinstance(model, FastWAM):
         return _denoise(config, model, first, context, frames, wish, mode)
-    actions = model.act(first, context, wish.horizon)
+    actions = blended(model.act(first, context, wish.horizon), wish.known)
     if not wish.imagine:
         return actions, None
     imaginable(model)
@@ -82,6 +92,31 @@ def imaginable(model: Model) -> None:
     """
     if isinstance(model, LightWAM) and model.config.lean_steps is not None:
         raise ConfigError("a lean checkpoint only acts: its video head is gone; load the fat or slim one to imagine")
+
+
+def known_actions(known: Known | None, normalization: Normalization, shape: tuple[int, int, int]) -> sampling.Known | None:
+    """Known actions of a batch, normalised, for chunks of a shape [B, T, A].
+
+    Raises:
+        ObservationError: they have another shape, or weights that aren't weights.
+    """
+    if known is None:
+        return None
+    actions, weights = np.asarray(known.actions, np.float32), np.asarray(known.weights, np.float32)
+    if actions.shape not in (shape, shape[1:]) or weights.shape not in (shape[:2], shape[1:2]):
+        raise ObservationError(
+            f"known actions: expected {list(shape)} and weights {list(shape[:2])}, got {list(actions.shape)} and "
+            f"{list(weights.shape)}"
+        )
+    if not (np.isfinite(actions).all() and (weights >= 0).all() and (weights <= 1).all()):
+        raise ObservationError("known actions must be finite and their weights between 0 and 1")
+    normalised = torch.from_numpy(normalization.normalize(actions)).expand(shape)
+    return sampling.Known(normalised, torch.from_numpy(weights).expand(shape[:2]).unsqueeze(-1))
+
+
+def blended(actions: Tensor, known: sampling.Known | None) -> Tensor:
+    """Actions [B, T, A] of a model that is asked once, mixed with what is known of them."""
+    return actions if known is None else torch.lerp(actions, *(x.to(actions) for x in known))
 
 
 def initial_noise(
@@ -156,5 +191,6 @@ def _denoise(
         action_schedule=schedule(config, model, config.sampling.action_shift),
         video_schedule=schedule(config, model),
         read_video=wish.imagine,
+        known=None if wish.known is None else sampling.Known(*(x.to(actions) for x in wish.known)),
     )
     return actions, torch.cat((first, future.to(first.dtype)), dim=2) if wish.imagine and future is not None else None

@@ -21,6 +21,8 @@ COMMANDS = {  # name -> (options, function, what it does)
         "wam_policy.comparison:compare",
         "measure several checkpoints beside each other",
     ),
+    "infer": ("wam_policy.inference.infer:InferConfig", "wam_policy.inference.infer:infer", "ask a checkpoint once"),
+    "bench": ("wam_policy.inference.bench:BenchConfig", "wam_policy.inference.bench:bench", "measure a control step"),
     "convert": ("wam_policy.hub.convert:ConvertConfig", "wam_policy.hub.convert:convert", "convert a foreign checkpoint"),
     "info": ("wam_policy.hub.info:InfoConfig", "wam_policy.hub.info:info", "tell what a checkpoint is and needs"),
     "record": ("wam_policy.training.record:RecordConfig", "wam_policy.training.record:record", "record demonstrations"),

@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from wam_policy import acting, explanation, imagination, results
 from wam_policy.action_queue import ActionQueue
-from wam_policy.checkpoints import embedded
+from wam_policy.checkpoints import place
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.hub.atomic import write_text
 from wam_policy.hub.locate import Download, locate
@@ -69,6 +69,8 @@ class EvalConfig:
     ensemble: float | None = None
     """Average chunks that overlap, the i-th oldest weighing exp(-ensemble * i); the default is the checkpoint's."""
     device: str = "cpu"
+    compile: bool = False
+    """Compile the policy first (see `wam_policy.inference`)."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.envs < 1:
@@ -78,6 +80,7 @@ class EvalConfig:
     def playing(self) -> dict[str, float | str]:
         """What departs from the checkpoint's own way of making and playing chunks."""
         given = {"replan": self.replan, "horizon": self.horizon, "ensemble": self.ensemble, "mode": self.mode}
+        given["compile"] = self.compile or None
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -195,13 +198,13 @@ def _check(policy: WAMPolicy, config: EvalConfig) -> None:
 def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
     """Evaluate, print a table, and return what `summary.json` holds."""
     console = console or Console()
-    name = config.checkpoint.removeprefix("embedded:")
-    folder = embedded(name) if name != config.checkpoint else Path(config.checkpoint).expanduser()
-    if not folder.is_file():
-        folder = locate(folder if folder.is_dir() else config.checkpoint, Download())
+    named = place(config.checkpoint)
+    folder = named if isinstance(named, Path) and named.is_file() else locate(named, Download())
     policy = WAMPolicy.from_pretrained(folder, device=config.device)
     _check(policy, config)
     _ = policy.vae  # loading isn't latency
+    if config.compile:
+        policy = policy.compile(batch_sizes=(config.envs,), mode=config.mode, horizon=config.horizon)
     digest = results.checkpoint_hash(folder, policy.spec.to_json())
     tasks = [*config.tasks] or [config.env]
     settings = {"checkpoint_sha256": digest, "env": config.env, "seed": config.seed, **config.playing}

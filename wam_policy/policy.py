@@ -84,7 +84,7 @@ class WAMPolicy:
             prompts: the prompt embeddings, with or without a text encoder behind them.
             engine: the compiled forward pass of the same model, by which it acts (`compile`).
         """
-        self.config, self.model, self.prompts, self._engine = config, model.eval(), prompts, engine
+        self.config, self.model, self.prompts, self.engine = config, model.eval(), prompts, engine
         self._vae = vae
         self._queue: ActionQueue | None = None
         self._generator = torch.Generator().manual_seed(config.sampling.seed)
@@ -319,6 +319,7 @@ class WAMPolicy:
         noise: np.ndarray | Tensor | None = None,
         *,
         seeds: Sequence[int] | None = None,
+        known: acting.Known | None = None,
         mode: ActionMode | None = None,
         horizon: int | None = None,
     ) -> np.ndarray:
@@ -329,6 +330,8 @@ class WAMPolicy:
             noise: initial noise [T, A] or [B, T, A] of a Fast-WAM; the default is what the contract says: fixed by its seed and
                 the same for every sample, or fresh.
             seeds: a seed for each observation, to draw its initial noise from.
+            known: actions that are known before, which the chunk continues: a Fast-WAM fits the others to them, a
+                Light-WAM's are mixed with them.
             mode: what the actions see while they are denoised, where the variant leaves a choice (`models.variants`).
             horizon: actions per chunk T; the default is the contract's, which the policy was trained with. In a Light-WAM the
                 first actions don't depend on it, in a Fast-WAM all do.
@@ -342,7 +345,7 @@ class WAMPolicy:
             ConfigError: the variant wasn't trained for this mode, a horizon below 1, noise for a model that takes none.
         """
         seen = self._check(observation)
-        chunks, _ = self._sample(seen, noise, seeds=seeds, mode=mode, horizon=horizon)
+        chunks, _ = self._sample(seen, noise, seeds=seeds, known=known, mode=mode, horizon=horizon)
         return chunks if seen.batched else chunks[0]
 
     def imagine(
@@ -477,7 +480,7 @@ class WAMPolicy:
         canvas = images.levels(seen.images, self.config.cameras).round().astype(np.uint8)
         height, width = canvas.shape[1:3]
         actions, maps, weights = explanation.explain(model, *self._see(seen), (height, width), self.chunk_length(horizon))
-        chunks = self._finish(actions)
+        chunks = self.finish(actions)
         return Explained(chunks, canvas, maps, weights) if seen.batched else Explained(chunks[0], canvas[0], maps[0], weights)
 
     def canvas(self, observation: Any) -> np.ndarray:
@@ -499,19 +502,26 @@ class WAMPolicy:
         state = self.config.state
         return observations.check(observation, self.config.cameras.names, None if state is None else state.names)
 
+    def prepare(self, observation: Any) -> acting.Seen:
+        """An observation or a batch as a model takes it, always as a batch.
+
+        Raises:
+            ObservationError: the observation doesn't fit the contract.
+        """
+        return self._prepare(self._check(observation))
+
     def _prepare(self, seen: observations.Observation) -> acting.Seen:
-        """Checked observations as a model takes them."""
         config, proprio = self.config, None
         if config.state is not None and seen.state is not None:
             proprio = config.state.normalization.normalize(seen.state)
         prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
-        return acting.Seen(images.canvas(seen.images, config.cameras), proprio, prompts)
+        return acting.Seen(images.canvas(seen.images, config.cameras), proprio, prompts, seen.episode_start)
 
     @torch.no_grad()
     def _see(self, seen: observations.Observation) -> tuple[Tensor, Tensor]:
         """Latents [B, C, 1, h, w] of the observed canvases, and the context [B, L + 1, text_dim]."""
         device, dtype = self.device, self.dtype
-        canvas, state, prompts = self._prepare(seen)
+        canvas, state, prompts, _ = self._prepare(seen)
         proprio = None if state is None else torch.from_numpy(state).to(device, dtype)
         context = self.model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
         return self.vae.encode_first_frame(torch.from_numpy(canvas).to(device, dtype)), context
@@ -523,6 +533,7 @@ class WAMPolicy:
         noise_video: np.ndarray | Tensor | None = None,
         *,
         seeds: Sequence[int] | None = None,
+        known: acting.Known | None = None,
         mode: ActionMode | None = None,
         horizon: int | None = None,
         fresh: bool = False,
@@ -539,11 +550,13 @@ class WAMPolicy:
         def drawn(given: np.ndarray | Tensor | None) -> acting.Noise:
             return lambda shape: acting.initial_noise(len(seen), shape, given, self._generator, fixed=fixed, seeds=seeds)
 
-        wish = acting.Wish(steps, drawn(noise), drawn(noise_video), mode, imagine)
-        if self._engine is not None and not imagine:
-            return self._finish(self._engine(self._prepare(seen), wish)), None
+        action = self.config.action
+        before = acting.known_actions(known, action.normalization, (len(seen), steps, action.layout.dim))
+        wish = acting.Wish(steps, drawn(noise), drawn(noise_video), mode, imagine, before)
+        if self.engine is not None and not imagine:
+            return self.finish(self.engine(self._prepare(seen), wish)), None
         actions, latents = acting.act(self.config, self.model, *self._see(seen), self.latent_frames, wish)
-        return self._finish(actions), latents
+        return self.finish(actions), latents
 
     @property
     def latent_frames(self) -> int:
@@ -563,7 +576,7 @@ class WAMPolicy:
             self.model.expert.check(steps)
         return steps
 
-    def _finish(self, actions: Tensor) -> np.ndarray:
+    def finish(self, actions: Tensor) -> np.ndarray:
         """Normalised actions [B, T, A] in the units the policy was trained with, its grippers snapped if they are to be."""
         action = self.config.action
         chunks = action.normalization.denormalize(actions.float().cpu().numpy())

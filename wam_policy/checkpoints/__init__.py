@@ -16,3 +16,10 @@ def embedded(name: str) -> Path:
     if name not in names:
         raise CheckpointError(f"no embedded checkpoint {name!r}; there are {names}")
     return root / name
+
+
+def place(checkpoint: str) -> Path | str:
+    """What a command's `checkpoint` names: "embedded:<name>" the folder of that one, else what `from_pretrained` takes."""
+    name = checkpoint.removeprefix("embedded:")
+    local = embedded(name) if name != checkpoint else Path(checkpoint).expanduser()
+    return local if local.exists() else checkpoint

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from wam_policy.errors import ConfigError
 from wam_policy.inference.engine import Backend, Engine, Options
+from wam_policy.inference.quantize import Quantization, quantized
 from wam_policy.models.fold import lean
 from wam_policy.models.light_wam import LightWAM
 
@@ -24,6 +26,9 @@ def compile_inference(
     warmup: bool = True,
     backend: Backend | None = "inductor",
     on_failure: Literal["raise", "eager"] = "raise",
+    steps: int | None = None,
+    quantize: Quantization | None = None,
+    encode_every: int = 1,
 ) -> WAMPolicy:
     """The same policy with a compiled forward pass: same observations in, same chunks out, up to rounding.
 
@@ -39,20 +44,31 @@ def compile_inference(
         warmup: compile now; else each batch size is compiled when it is first asked for.
         backend: of `torch.compile`; None: the same functions without compiling them.
         on_failure: what happens where something can't be compiled: an error, or a warning and the functions uncompiled.
+        steps: denoising steps, if not the contract's. This and the following change the actions; `wam bench` tells by how much.
+        quantize: of linear layers, by torchao; the default is none.
+        encode_every: so many calls are served by one observation: the video expert's view of it, and of the state, is then old
+            in all but the first; a new episode or instruction is always encoded.
 
     Raises:
         ConfigError: no batch sizes, a mode that the variant wasn't trained for.
         CompileError: it can't be compiled here.
     """
-    sizes = tuple(sorted(set(batch_sizes)))
+    spec, sizes = policy.spec, tuple(sorted(set(batch_sizes)))
     if not sizes or sizes[0] < 1:
         raise ConfigError(f"`batch_sizes` must be positive, got {list(batch_sizes)}")
-    steps = policy.chunk_length(horizon)
-    options = Options(policy.spec.action_mode(mode), steps, sizes, backend, on_failure)
-    model = policy.model
+    if encode_every < 1:
+        raise ConfigError(f"`encode_every` must be positive, got {encode_every}")
+    if steps is not None:
+        if spec.sampling.action_shift is None:
+            raise ConfigError("a Light-WAM reads its actions off in one pass: it has no `steps`")
+        spec = replace(spec, sampling=replace(spec.sampling, steps=steps))
+    length, model = policy.chunk_length(horizon), policy.model
     if isinstance(model, LightWAM) and model.config.lean_steps is None:
-        model = lean(model, steps)
-    engine = Engine(policy.spec, model, policy.vae.encode_first_frame, policy.prompts, policy.latent_frames, options)
+        model = lean(model, length)
+    if quantize is not None:
+        model = quantized(model, quantize)
+    options = Options(spec.action_mode(mode), length, sizes, backend, on_failure, quantize is None, encode_every)
+    engine = Engine(spec, model, policy.vae.encode_first_frame, policy.prompts, policy.latent_frames, options)
     if warmup:
         engine.warmup()
-    return type(policy)(policy.spec, policy.model, vae=policy.vae, prompts=policy.prompts, engine=engine)
+    return type(policy)(spec, policy.model, vae=policy.vae, prompts=policy.prompts, engine=engine)

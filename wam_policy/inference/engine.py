@@ -27,7 +27,9 @@ from wam_policy.inference.text import TextCache
 from wam_policy.models import sampling
 from wam_policy.models.build import Model
 from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.layers import KeyValue, Text
+from wam_policy.models.layers import KeyValue, Rope, Text
+from wam_policy.models.light_wam import LightWAM
+from wam_policy.models.state_fusion import Taps
 from wam_policy.models.text import Prompts
 from wam_policy.models.variants import ActionMode
 
@@ -47,15 +49,22 @@ class Options(NamedTuple):
     batch_sizes: tuple[int, ...]  # rising
     backend: Backend | None  # of `torch.compile`; None: the same functions, not compiled
     on_failure: Literal["raise", "eager"]
+    fuse: bool = True  # projections that read the same become one product
+    encode_every: int = 1  # calls that one observation's encoding serves
 
 
 @dataclass
 class Bucket:
     """One batch size: its memory and its two functions over it."""
 
+    size: int
+
     inputs: hot.Inputs
     texts: list[Text]
     prompts: list[str | None]  # what is in each sample's slots
+    tables: sampling.Tables | Rope
+    memory: list[KeyValue]  # of the observed frame, written by `encode`; a Light-WAM's `encode` returns what it leaves
+    see: Callable[[], Tensor]  # latents of the picture, what `encode` begins with; to be measured alone
     encode: Callable[[], Any]  # what it returns is for `act`
     act: Callable[[Any], Tensor]  # normalised actions [B, T, A]
 
@@ -81,13 +90,14 @@ class Engine:
             options: how.
         """
         self.config, self.model, self.codec, self.frames, self.options = config, model, encode_first_frame, frames, options
-        if isinstance(model, FastWAM):
+        if isinstance(model, FastWAM) and options.fuse:
             model.video.fuse()
             model.action.fuse()
         self._prompts, self._lock = prompts, threading.Lock()
         longest = max((len(x) for x in prompts.table.values()), default=0)
         self._text = TextCache(model, prompts, max(longest, PROMPT_TOKENS))
         self._buckets: dict[int, Bucket] = {}
+        self._encoded: tuple[Any, int, Any] = (None, 0, None)  # of which batch, how often it was used, what it left
         self._parameters = list(model.parameters())
         self._version = self._weights_version()
         self._pool: Any = None  # memory of the CUDA graphs
@@ -114,15 +124,29 @@ class Engine:
             PromptError: an instruction can't be embedded.
             CompileError: weights changed since this was made, or it can't be compiled.
         """
-        self._check(len(seen.prompts), wish)
         with self._lock, torch.no_grad():
-            if self._weights_version() != self._version:
-                raise CompileError("the policy's weights have changed since it was compiled: compile it again")
-            self._make_room(seen.prompts)
-            size = next(size for size in self.options.batch_sizes if size >= len(seen.prompts))
-            bucket = self._bucket(size)
-            self._fill(bucket, seen, wish)
-            return _download(bucket.act(bucket.encode()).narrow(0, 0, len(seen.prompts)))
+            bucket = self.load(seen, wish)
+            actions = _download(bucket.act(self._state(bucket, seen)).narrow(0, 0, len(seen.prompts)))
+            return actions if isinstance(self.model, FastWAM) else acting.blended(actions, wish.known)
+
+    def load(self, seen: acting.Seen, wish: acting.Wish) -> Bucket:
+        """The bucket of a batch, with the batch in its memory; errors are those of a call."""
+        self._check(len(seen.prompts), wish)
+        if self._weights_version() != self._version:
+            raise CompileError("the policy's weights have changed since it was compiled: compile it again")
+        self._make_room(seen.prompts)
+        bucket = self._bucket(next(size for size in self.options.batch_sizes if size >= len(seen.prompts)))
+        self._fill(bucket, seen, wish)
+        return bucket
+
+    def _state(self, bucket: Bucket, seen: acting.Seen) -> Any:
+        """What the observation leaves for `act`; an earlier one's, where not every observation is to be encoded."""
+        same = (bucket.size, tuple(seen.prompts))
+        old = bool(seen.starts.any()) or self._encoded[0] != same or self._encoded[1] >= self.options.encode_every
+        if old:
+            self._encoded = (same, 0, bucket.encode())
+        self._encoded = (same, self._encoded[1] + 1, self._encoded[2])
+        return self._encoded[2]
 
     def _check(self, size: int, wish: acting.Wish) -> None:
         largest = self.options.batch_sizes[-1]
@@ -152,18 +176,22 @@ class Engine:
 
     def _fill(self, bucket: Bucket, seen: acting.Seen, wish: acting.Wish) -> None:
         """Put a batch into a bucket's memory; the samples that are too many repeat the last one."""
-        size, missing = len(bucket.prompts), len(bucket.prompts) - len(seen.prompts)
-        arrays = (torch.from_numpy(seen.canvas), None if seen.proprio is None else torch.from_numpy(seen.proprio))
-        noises = (wish.noise, wish.noise_video)
-        for place, given in zip(bucket.inputs[:2], arrays, strict=True):
-            if place is not None and given is not None:
+        missing = bucket.size - len(seen.prompts)
+        inputs = bucket.inputs
+        _upload(inputs.image, torch.from_numpy(seen.canvas), missing)
+        if inputs.proprio is not None and seen.proprio is not None:
+            _upload(inputs.proprio, torch.from_numpy(seen.proprio), missing)
+        if inputs.noise is not None:
+            _upload(inputs.noise, wish.noise(tuple(inputs.noise.shape[1:])), missing)
+        if inputs.noise_video is not None:
+            channels, frames, *grid = inputs.noise_video.shape[1:]
+            _upload(inputs.noise_video, wish.noise_video((channels, frames + 1, *grid)).narrow(2, 1, frames), missing)
+        if inputs.known is not None and wish.known is None:
+            inputs.known.weights.zero_()
+        elif inputs.known is not None and wish.known is not None:
+            for place, given in zip(inputs.known, wish.known, strict=True):
                 _upload(place, given, missing)
-        for place, draw in zip(bucket.inputs[2:], noises, strict=True):
-            if place is not None:
-                shape = tuple(place.shape[1:])
-                drawn = draw(shape) if draw is wish.noise else draw((shape[0], shape[1] + 1, *shape[2:]))[:, :, 1:]
-                _upload(place, drawn, missing)
-        for sample in range(size):
+        for sample in range(bucket.size):
             prompt = seen.prompts[min(sample, len(seen.prompts) - 1)]
             if bucket.prompts[sample] != prompt:
                 self._text.put(prompt, bucket.texts, sample)
@@ -178,50 +206,87 @@ class Engine:
 
     def _build(self, size: int) -> Bucket:
         """Allocate a bucket and compute what is constant in it."""
-        model, codec, options = self.model, self.codec, self.options
         like, state = self._parameters[0], self.config.state
         image = like.new_zeros(size, 3, *images.canvas_size(self.config.cameras))
         proprio = None if state is None else like.new_zeros(size, len(state.names))
-        first, texts = codec(image), self._text.empty(size)
-        if not isinstance(model, FastWAM):
-            rope, inputs = model.video.rope(first), hot.Inputs(image, proprio, None, None)
-            encode: Callable[..., Any] = self._compiled(lambda: hot.encode_light(model, codec, inputs, rope, texts[0]))
-            act = self._compiled(lambda taps: hot.act_light(model, taps, options.horizon))
-            return Bucket(inputs, texts, [None] * size, encode, act)
-        time = acting.time_dtype(model)
+        build = self._fast_bucket if isinstance(self.model, FastWAM) else self._light_bucket
+        return build(hot.Inputs(image, proprio), self._text.empty(size))
+
+    def _light_bucket(self, inputs: hot.Inputs, texts: list[Text]) -> Bucket:
+        model, codec, horizon = self.model, self.codec, self.options.horizon
+        assert isinstance(model, LightWAM)
+        rope = model.video.rope(codec(inputs.image))
+        see, know = self._compiled(codec), self._compiled(hot.add_proprio)
+        look, act = self._compiled(hot.encode_light), self._compiled(hot.act_light)
+
+        def encode() -> Taps:
+            know(model, inputs.proprio, texts)
+            return look(model, codec, inputs, rope, texts[0])
+
+        return Bucket(
+            len(inputs.image),
+            inputs,
+            texts,
+            [None] * len(inputs.image),
+            rope,
+            [],
+            self._graph(lambda: see(inputs.image)),
+            self._graph(encode),
+            self._graph(lambda taps: act(model, taps, horizon)),
+        )
+
+    def _fast_bucket(self, inputs: hot.Inputs, texts: list[Text]) -> Bucket:
+        model, codec, options, size = self.model, self.codec, self.options, len(inputs.image)
+        assert isinstance(model, FastWAM)
+        first, time = codec(inputs.image), acting.time_dtype(model)
         frames = self.frames if options.mode != "first_frame" else 1
-        schedules = [acting.schedule(self.config, model, shift) for shift in (self.config.sampling.action_shift, None)]
-        tables = sampling.tables(model, first, frames, options.horizon, *schedules)
-        noise = like.new_zeros((size, options.horizon, self.config.action.layout.dim), dtype=time)
-        noise_video = None if frames == 1 else first.new_zeros((*first.shape[:2], frames - 1, *first.shape[3:]), dtype=time)
+        action, video = (acting.schedule(self.config, model, shift) for shift in (self.config.sampling.action_shift, None))
+        tables = sampling.tables(model, first, frames, options.horizon, action, video)
+        noise = first.new_zeros((size, options.horizon, self.config.action.layout.dim), dtype=time)
+        known = sampling.Known(torch.zeros_like(noise), noise.new_zeros(size, options.horizon, 1))
+        future = None if frames == 1 else first.new_zeros((*first.shape[:2], frames - 1, *first.shape[3:]), dtype=time)
+        inputs = inputs._replace(noise=noise, known=known, noise_video=future)
         shape = (size, model.config.heads, len(tables.first.cos), model.config.head_dim)
-        video = [KeyValue(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(model.config.layers)]
-        observed = sampling.Observed(video, texts[0], texts[1])
-        inputs = hot.Inputs(image, proprio, noise, noise_video)
-        encode = self._compiled(lambda: hot.encode_fast(model, codec, inputs, tables, observed))
-        act = self._compiled(lambda _: hot.act_fast(model, inputs, tables, observed, options.mode))
-        return Bucket(inputs, texts, [None] * size, encode, act)
+        memory = [KeyValue(first.new_zeros(shape), first.new_zeros(shape)) for _ in range(model.config.layers)]
+        observed = sampling.Observed(memory, *texts)
+        see, know, look = self._compiled(codec), self._compiled(hot.add_proprio), self._compiled(hot.encode_fast)
+        moves = sampling.Moves(
+            self._compiled(sampling.action_step),
+            self._compiled(sampling.video_step),
+            self._compiled(sampling.watch_future),
+        )
+
+        def encode() -> None:
+            know(model, inputs.proprio, texts)
+            look(model, codec, inputs, tables, observed)
+
+        return Bucket(
+            size,
+            inputs,
+            texts,
+            [None] * size,
+            tables,
+            memory,
+            self._graph(lambda: see(inputs.image)),
+            self._graph(encode),
+            self._graph(lambda _: hot.act_fast(model, inputs, tables, observed, options.mode, moves)),
+        )
 
     def _compiled(self, function: Callable[..., T]) -> Callable[..., T]:
-        """A function of a bucket's memory, compiled when it is first called; on CUDA then captured as one graph."""
+        """A function of fixed shapes, compiled when it is first called."""
         if self.options.backend is None:
             return function
         _keep_compiled_code()
-        # its own code object, as `torch.compile` counts recompilations by those
-        code = function.__code__.replace()
-        own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+        own = _own_code(function)
         run: Callable[..., T] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.options.backend)
         ready = False
 
-        def checked(*arguments: Any) -> T:
+        def checked(*arguments: Any, **options: Any) -> T:
             nonlocal run, ready
             if ready:
-                return run(*arguments)
+                return run(*arguments, **options)
             try:
-                result = run(*arguments)
-                if self._parameters[0].device.type == "cuda":
-                    run = self._captured(run, arguments)
-                    result = run(*arguments)
+                result = run(*arguments, **options)
             except Exception as error:
                 if self.options.on_failure == "raise":
                     raise CompileError(
@@ -229,11 +294,24 @@ class Engine:
                         f"Install a C++ compiler (apt-get install g++), or run it uncompiled by `on_failure='eager'`"
                     ) from error
                 logger.warning("compiling failed, the policy runs uncompiled and slower: %s", error)
-                run, result = function, function(*arguments)
+                run, result = function, function(*arguments, **options)
             ready = True
             return result
 
         return checked
+
+    def _graph(self, function: Callable[..., T]) -> Callable[..., T]:
+        """On CUDA, a function of always the same tensors as one CUDA graph, captured when it is first called."""
+        if self.options.backend is None or self._parameters[0].device.type != "cuda":
+            return function
+        replay: Callable[..., T] | None = None
+
+        def graphed(*arguments: Any) -> T:
+            nonlocal replay
+            replay = replay or self._captured(function, arguments)
+            return replay(*arguments)
+
+        return graphed
 
     def _captured(self, run: Callable[..., T], arguments: tuple[Any, ...]) -> Callable[..., T]:
         """A compiled function as one CUDA graph, which reads and returns always the same tensors."""
@@ -253,6 +331,16 @@ class Engine:
             return result
 
         return replay
+
+
+def _own_code(function: Callable[..., T]) -> Callable[..., T]:
+    """The same function with a code object of its own: `torch.compile` counts recompilations by those."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    code = function.__code__.replace()
+    own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own
 
 
 def _upload(place: Tensor, given: Tensor, missing: int) -> None:

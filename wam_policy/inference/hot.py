@@ -32,12 +32,16 @@ class Inputs(NamedTuple):
 
     image: Tensor  # [B, 3, H, W] in [-1, 1]
     proprio: Tensor | None  # [B, P]
-    noise: Tensor | None  # [B, T, A] of the actions; None: the model takes none
-    noise_video: Tensor | None  # [B, C, F − 1, h, w] of the frames after the observed one; None: nobody needs them
+    noise: Tensor | None = None  # [B, T, A] of the actions; None: the model takes none
+    known: sampling.Known | None = None  # of the actions; None: the model takes no noise
+    noise_video: Tensor | None = None  # [B, C, F − 1, h, w] of the frames after the observed one; None: nobody needs them
 
 
 def add_proprio(model: Model, proprio: Tensor | None, texts: Sequence[Text]) -> None:
-    """Write the proprio token's keys and values into its slot, the first, of every expert's text."""
+    """Write the proprio token's keys and values into its slot, the first, of every expert's text.
+
+    A function of its own, so that no compiled function reads what it writes.
+    """
     if proprio is None:
         return
     assert isinstance(model.proprio_encoder, nn.Linear)
@@ -48,22 +52,28 @@ def add_proprio(model: Model, proprio: Tensor | None, texts: Sequence[Text]) -> 
 
 
 def encode_fast(model: FastWAM, codec: Codec, inputs: Inputs, tables: sampling.Tables, observed: sampling.Observed) -> None:
-    """Write an observation's keys and values into those of `observed`."""
-    add_proprio(model, inputs.proprio, (observed.video_text, observed.action_text))
+    """Write an observation's keys and values into those of `observed`; the proprio token is in the text already."""
     cache = sampling.observe(model, codec(inputs.image), tables, observed.video_text)
     for own, place in zip(cache, observed.video, strict=True):
         write(own, place)
 
 
-def act_fast(model: FastWAM, inputs: Inputs, tables: sampling.Tables, observed: sampling.Observed, mode: ActionMode) -> Tensor:
-    """Normalised actions [B, T, A] for the observation in `observed`."""
+def act_fast(
+    model: FastWAM,
+    inputs: Inputs,
+    tables: sampling.Tables,
+    observed: sampling.Observed,
+    mode: ActionMode,
+    moves: sampling.Moves,
+) -> Tensor:
+    """Normalised actions [B, T, A] for the observation in `observed`: all steps, each by the compiled `moves`."""
     assert inputs.noise is not None
-    return sampling.sample(model, tables, observed, inputs.noise, inputs.noise_video, mode=mode, read_video=False)[0]
+    noises = (inputs.noise, inputs.noise_video)
+    return sampling.sample(model, tables, observed, *noises, mode=mode, read_video=False, known=inputs.known, moves=moves)[0]
 
 
 def encode_light(model: LightWAM, codec: Codec, inputs: Inputs, rope: Rope, text: Text) -> Taps:
-    """What the taps record of an observation."""
-    add_proprio(model, inputs.proprio, (text,))
+    """What the taps record of an observation; the proprio token is in the text already."""
     return model.states(codec(inputs.image), text, rope)
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.layers import Attention, Block, sinusoid
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.lora import LoRALinear
@@ -30,7 +31,7 @@ Affine = tuple[Tensor, Tensor]
 def lean(model: LightWAM, steps: int) -> LightWAM:
     """The lean form of a model, in its dtype, for chunks of at most `steps` actions; unchanged tensors are shared."""
     assert isinstance(model.video, VideoDiT)
-    config = replace(model.config, layers=model.config.taps[-1] + 1, lora_rank=0, lora_layers=None, lean_steps=steps)
+    config = lean_config(model.config, steps)
     with torch.device("meta"):
         small = LightWAM(config, model.precision)
     dtype, held = model.expert.fused_proj.weight.dtype, model.state_dict()
@@ -38,6 +39,11 @@ def lean(model: LightWAM, steps: int) -> LightWAM:
     kept = {name: x for name, x in held.items() if name in small.state_dict() and name not in folded}
     small.load_state_dict(kept | folded, assign=True)
     return small.eval()
+
+
+def lean_config(config: LightWAMConfig, steps: int) -> LightWAMConfig:
+    """The sizes of a model's lean form."""
+    return replace(config, layers=config.taps[-1] + 1, lora_rank=0, lora_layers=None, lean_steps=steps)
 
 
 def _folded(model: LightWAM, layers: int, steps: int) -> Iterator[tuple[str, Tensor]]:

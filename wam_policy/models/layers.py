@@ -195,6 +195,7 @@ class Attention(nn.Module):
         """Normalised queries [B, H, S, d] of tokens [B, S, D]."""
         return self._split(self.norm_q(self.q(x)))
 
+    @torch.compiler.nested_compile_region  # of the text: compiled once, not once for every block
     def key_value(self, x: Tensor) -> KeyValue:
         """Normalised keys and values of tokens [B, S, D]."""
         key, value = self._project("kv", x)

@@ -37,7 +37,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`; where gradients aren't wanted, by the faster of the two ways."""
-    if widened(x) and not torch.is_grad_enabled():
+    if widened(x) and not torch.is_grad_enabled() and type(weight) in (Tensor, nn.Parameter):  # not a quantized one
         return wide_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 

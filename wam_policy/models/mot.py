@@ -78,8 +78,8 @@ def run(
     """
     x, cache, text = stream.tokens, [], stream.text
     last = (len(stream.expert.blocks) if blocks is None else blocks) - 1
-    for i, block in enumerate(stream.expert.blocks[: last + 1]):
-        modulation = stream.modulations[i]
+    for i in range(last + 1):
+        block, modulation = stream.expert.blocks[i], stream.modulations[i]
         if read or i < last:
             sees = tuple(sequence[i] for sequence in seen)
             x, own = _through(block, x, modulation, stream.rope, text.layers[i], text.bias, sees, first, mask, keep)
@@ -92,7 +92,9 @@ def run(
     return x, cache
 
 
-@torch.compiler.nested_compile_region  # compiled once, not once for every block and step; may not write into its inputs
+# Compiled once, not once for every block. PyTorch 2.13 demands of such a region that it writes into none of its inputs (the order
+# of writes is lost), and takes two for one only if their inputs are laid out alike, offsets in their storages included.
+@torch.compiler.nested_compile_region
 def _through(
     block: Block,
     x: Tensor,

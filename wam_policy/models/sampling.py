@@ -10,6 +10,7 @@ Source: spec/fastwam.md sections 3.4 and 7.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,23 +30,31 @@ class Schedule(NamedTuple):
     deltas: Tensor
 
 
-class Steps(NamedTuple):
-    """What an expert makes of a schedule."""
+class Step(NamedTuple):
+    """What an expert makes of one step of a schedule."""
 
-    modulations: Tensor  # [n, L, 1, 1, 6, D]
-    embeddings: Tensor  # [n, 1, 1, D]
-    deltas: Tensor  # [n]
+    modulations: list[Tensor]  # [1, 1, 6, D] per block
+    embedding: Tensor  # [1, 1, D]
+    delta: Tensor
+    sigma: Tensor  # how noisy what is denoised is before the step, 1 to 0
+
+
+class Known(NamedTuple):
+    """Actions that are known before a chunk is drawn, as those are that will have been played when it is there."""
+
+    actions: Tensor  # [B, T, A], normalised
+    weights: Tensor  # [B, T, 1], 1 where an action is fixed, 0 where it is free, between where it is wanted
 
 
 class Tables(NamedTuple):
     """What is the same for every observation of one shape."""
 
-    still: Tensor  # [L, 1, 1, 6, D], modulations of the video at timestep 0
+    still: list[Tensor]  # [1, 1, 6, D] per block, modulations of the video at timestep 0
     first: Rope  # of the observed frame
     later: Rope  # of the frames after it; of no tokens where they aren't needed
     actions: Rope
-    action_steps: Steps
-    video_steps: Steps
+    action_steps: list[Step]
+    video_steps: list[Step]
 
 
 class Observed(NamedTuple):
@@ -56,11 +65,12 @@ class Observed(NamedTuple):
     action_text: Text
 
 
-def steps(expert: DiT, schedule: Schedule) -> Steps:
-    """What an expert makes of a schedule."""
+def steps(expert: DiT, schedule: Schedule) -> list[Step]:
+    """What an expert makes of a schedule, its timesteps embedded all at once."""
     embedding, modulation = expert.embed_time(schedule.timesteps.unsqueeze(1))
-    modulations = torch.stack(expert.modulations(modulation.unsqueeze(1)), dim=1)
-    return Steps(modulations, embedding.unsqueeze(1), schedule.deltas)
+    modulations = (x.unsqueeze(1).unbind() for x in expert.modulations(modulation))
+    each = zip(zip(*modulations, strict=True), embedding.unsqueeze(1).unbind(), *(x.unbind() for x in schedule), strict=True)
+    return [Step(list(per_block), e, delta, t / flow.TIMESTEPS) for per_block, e, t, delta in each]
 
 
 def tables(
@@ -79,7 +89,7 @@ def tables(
     later = first_frame.expand(-1, -1, frames - 1, -1, -1)
     still = model.video.embed_time(first_frame.new_zeros(1, 1)).modulation
     return Tables(
-        torch.stack(model.video.modulations(still)),
+        model.video.modulations(still),
         model.video.rope(first_frame),
         model.video.rope(later, start=1),
         action_rope(horizon, model.config.head_dim, first_frame.device, model.precision.rope),
@@ -99,6 +109,7 @@ def draw(
     action_schedule: Schedule,
     video_schedule: Schedule,
     read_video: bool = False,
+    known: Known | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One observation's actions and future, everything made for it alone.
 
@@ -112,6 +123,7 @@ def draw(
         action_schedule: the actions' steps.
         video_schedule: the video's steps.
         read_video: as in `sample`.
+        known: as in `sample`.
 
     Returns:
         As `sample`.
@@ -120,13 +132,64 @@ def draw(
     constant = tables(model, first_frame, frames, actions.shape[1], action_schedule, video_schedule)
     text = model.video.embed_text(context)
     observed = Observed(observe(model, first_frame, constant, text), text, model.action.embed_text(context))
-    return sample(model, constant, observed, actions, future, mode=mode, read_video=read_video)
+    return sample(model, constant, observed, actions, future, mode=mode, read_video=read_video, known=known)
 
 
 def observe(model: FastWAM, first_frame: Tensor, tables: Tables, text: Text) -> list[KeyValue]:
     """Run the video expert once over the observed frame [B, C, 1, h, w]: its keys and values, one pair per block."""
-    stream = model.video.stream(first_frame, tables.still.unbind(), tables.first, text)
+    stream = model.video.stream(first_frame, tables.still, tables.first, text)
     return run(stream, read=False)[1]
+
+
+def action_step(
+    model: FastWAM,
+    rope: Rope,
+    observed: Observed,
+    later: list[KeyValue] | None,
+    action: Tensor,
+    step: Step,
+    noise: Tensor,
+    known: Known | None,
+) -> Tensor:
+    """Actions [B, T, A] a step less noisy; what is known of them is put in their place first, as noisy as they are.
+
+    `later` are keys and values of the frames after the observed one; None: the actions don't see them.
+    """
+    expert = model.action
+    if known is not None:
+        action = torch.lerp(action, (1 - step.sigma) * known.actions + step.sigma * noise, known.weights)
+    tokens = expert.action_encoder(action.to(expert.action_encoder.weight.dtype))
+    stream = Stream(expert, tokens, step.modulations, rope, observed.action_text)
+    x, _ = run(stream, (observed.video,) if later is None else (observed.video, later), keep=False)
+    return flow.euler_step(action, expert.head(x), step.delta)
+
+
+def video_step(
+    model: FastWAM, rope: Rope, observed: Observed, future: Tensor, step: Step, *, read: bool
+) -> tuple[Tensor, list[KeyValue]]:
+    """The frames after the observed one a step less noisy (as they are, if not `read`), and their keys and values before it."""
+    stream = model.video.stream(future, step.modulations, rope, observed.video_text)
+    x, cache = run(stream, (observed.video,), read=read)
+    if not read:
+        return future, cache
+    velocity = model.video.read(x, step.embedding, model.video.grid(future))
+    return flow.euler_step(future, velocity, step.delta), cache
+
+
+def watch_future(model: FastWAM, rope: Rope, still: list[Tensor], observed: Observed, future: Tensor) -> list[KeyValue]:
+    """Keys and values of the clean frames after the observed one, latents [B, C, F − 1, h, w]."""
+    return run(model.video.stream(future, still, rope, observed.video_text), (observed.video,), read=False)[1]
+
+
+class Moves(NamedTuple):
+    """What sampling is made of: the functions of this module, or their compiled forms."""
+
+    action: Callable[..., Tensor] = action_step
+    video: Callable[..., tuple[Tensor, list[KeyValue]]] = video_step
+    watch: Callable[..., list[KeyValue]] = watch_future
+
+
+PLAIN = Moves()
 
 
 def sample(
@@ -138,8 +201,13 @@ def sample(
     *,
     mode: ActionMode,
     read_video: bool,
+    known: Known | None = None,
+    moves: Moves = PLAIN,
 ) -> tuple[Tensor, Tensor | None]:
     """Denoise one chunk of actions in any mode and, where the mode or the caller needs them, the frames.
+
+    In the mode "joint" both are denoised in step, and each action step sees the video as it then is; in the mode "idm" the
+    actions see the finished frames.
 
     Args:
         model: the model.
@@ -149,90 +217,22 @@ def sample(
         future: [B, C, F − 1, h, w] initial noise of the frames after the observed one; None: neither side needs them.
         mode: what the actions see.
         read_video: whether the caller wants the frames.
+        known: what of the actions is known: they are kept at the noise of each step, so that the others fit them.
+        moves: what a step is made by.
 
     Returns:
         [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if nobody needed them to the end).
     """
-    if mode == "joint":
-        assert future is not None
-        return act_jointly(model, tables, observed, actions, future, read_video=read_video)
-    if future is not None:
-        future = imagine(model, tables, observed, future)
-    later = watch_future(model, tables, observed, future) if mode == "idm" and future is not None else None
-    return act(model, tables, observed, actions, later), future if read_video else None
-
-
-def act(model: FastWAM, tables: Tables, observed: Observed, noise: Tensor, later: list[KeyValue] | None = None) -> Tensor:
-    """Denoise one chunk of actions, [B, T, A].
-
-    Args:
-        model: the model.
-        tables: from `tables()`.
-        observed: the observation.
-        noise: [B, T, A] initial noise, in the schedule's dtype.
-        later: keys and values of the frames after the observed one, from `watch_future()`; None: the actions don't see them.
-    """
-    action = noise
-    for step in range(len(tables.action_steps.deltas)):
-        action = _action_step(model, tables, observed, action, step, later)
-    return action
-
-
-def imagine(model: FastWAM, tables: Tables, observed: Observed, noise: Tensor) -> Tensor:
-    """Denoise the frames after the observed one, latents [B, C, F − 1, h, w], from noise in the schedule's dtype."""
-    future = noise
-    for step in range(len(tables.video_steps.deltas)):
-        future, _ = _video_step(model, tables, observed, future, step, read=True)
-    return future
-
-
-def watch_future(model: FastWAM, tables: Tables, observed: Observed, future: Tensor) -> list[KeyValue]:
-    """Keys and values of the clean frames after the observed one, latents [B, C, F − 1, h, w]."""
-    stream = model.video.stream(future, tables.still.unbind(), tables.later, observed.video_text)
-    return run(stream, (observed.video,), read=False)[1]
-
-
-def act_jointly(
-    model: FastWAM, tables: Tables, observed: Observed, noise_action: Tensor, noise_video: Tensor, *, read_video: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Denoise actions and the frames after the observed one in step; each action step sees the video as it then is.
-
-    Args:
-        model: the model.
-        tables: from `tables()`, with as many steps of the video as of the actions.
-        observed: the observation.
-        noise_action: [B, T, A] initial noise.
-        noise_video: [B, C, F − 1, h, w] initial noise.
-        read_video: False leaves out the video's last step, which no action sees.
-
-    Returns:
-        [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if not read).
-    """
-    action, future, last = noise_action, noise_video, len(tables.action_steps.deltas) - 1
-    for step in range(last + 1):
-        future, later = _video_step(model, tables, observed, future, step, read=read_video or step < last)
-        action = _action_step(model, tables, observed, action, step, later)
-    return action, future if read_video else None
-
-
-def _action_step(
-    model: FastWAM, tables: Tables, observed: Observed, action: Tensor, step: int, later: list[KeyValue] | None
-) -> Tensor:
-    expert, schedule = model.action, tables.action_steps
-    tokens = expert.action_encoder(action.to(expert.action_encoder.weight.dtype))
-    stream = Stream(expert, tokens, schedule.modulations.select(0, step).unbind(), tables.actions, observed.action_text)
-    x, _ = run(stream, (observed.video,) if later is None else (observed.video, later), keep=False)
-    return flow.euler_step(action, expert.head(x), schedule.deltas.select(0, step))
-
-
-def _video_step(
-    model: FastWAM, tables: Tables, observed: Observed, future: Tensor, step: int, *, read: bool
-) -> tuple[Tensor, list[KeyValue]]:
-    """The frames after the observed one a step less noisy (as they are, if not `read`), and their keys and values before."""
-    video, schedule = model.video, tables.video_steps
-    stream = video.stream(future, schedule.modulations.select(0, step).unbind(), tables.later, observed.video_text)
-    x, cache = run(stream, (observed.video,), read=read)
-    if not read:
-        return future, cache
-    velocity = video.read(x, schedule.embeddings.select(0, step), video.grid(future))
-    return flow.euler_step(future, velocity, schedule.deltas.select(0, step)), cache
+    noise, later = actions, None
+    actions = noise.clone()  # not the same tensor: a step that was compiled for one tensor in two roles would be compiled again
+    if future is not None and mode != "joint":
+        for step in tables.video_steps:
+            future, _ = moves.video(model, tables.later, observed, future, step, read=True)
+        later = moves.watch(model, tables.later, tables.still, observed, future) if mode == "idm" else None
+    for action_at, video_at in zip(tables.action_steps, tables.video_steps, strict=True):
+        if mode == "joint":  # no action sees what the video's last step would make
+            read = read_video or video_at is not tables.video_steps[-1]
+            future, later = moves.video(model, tables.later, observed, future, video_at, read=read)
+        actions = moves.action(model, tables.actions, observed, later, actions, action_at, noise, known)
+    actions = actions if known is None else torch.lerp(actions, known.actions, known.weights)
+    return actions, future if read_video else None

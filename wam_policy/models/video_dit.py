@@ -46,8 +46,9 @@ def token_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, 
 
 
 def embed(patches: nn.Conv3d, latents: Tensor) -> Tensor:
-    """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row."""
-    return patches(latents.to(patches.weight.dtype)).flatten(2).transpose(1, 2)
+    """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row; laid out as later blocks' are."""
+    tokens = patches(latents.to(patches.weight.dtype)).flatten(2).transpose(1, 2)
+    return tokens.clone(memory_format=torch.contiguous_format)
 
 
 class VideoDiT(DiT):

@@ -1,0 +1,120 @@
+"""The hot path on CUDA: at full size on fake tensors, and on a real device where there is one."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_light_policy, make_observation, make_policy
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from wam_policy.config import PolicyConfig
+from wam_policy.hub.originals import WAN22_CODEC
+from wam_policy.inference import compile_inference
+from wam_policy.inference.count import Counts
+from wam_policy.inference.fake import fake_hot_path
+from wam_policy.inference.plain import savings_of
+
+GIB = 2**30
+CODECS = {"fast_wam": WAN22_CODEC, "light_wam": {}}
+
+
+def full(family: str) -> PolicyConfig:
+    from dataclasses import replace
+
+    from wam_policy.models.config import FastWAMConfig, LightWAMConfig
+    from wam_policy.normalize import Normalization
+    from wam_policy.presets import Trained, contract
+
+    state, action = (Normalization(mode="min_max", statistics={"min": (-1.0,) * n, "max": (1.0,) * n}) for n in (8, 7))
+    sizes = (FastWAMConfig if family == "fast_wam" else LightWAMConfig)(action_dim=7, proprio_dim=8)
+    trained = Trained(preset="libero")
+    if family == "fast_wam":
+        trained = replace(trained, variant="fast", action_shift=5.0)
+    return contract(trained, sizes, state=state, action=action, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("family", "gib", "encode", "act"), [("fast_wam", 12.6, 3_800, 29_000), ("light_wam", 3.3, 2_700, 120)]
+)
+def test_the_full_size_hot_path_runs_on_a_fake_cuda_device_within_its_memory(family, gib, encode, act):
+    """Fake tensors raise where devices mix and where a value is asked for, so passing means that nothing waits for the GPU."""
+    found = fake_hot_path(full(family), CODECS[family], batch=1)
+    assert found.actions == ((1, 32, 7), "cuda")
+    assert found.peak / GIB <= gib, f"{found.peak / GIB:.2f} GiB"
+    for counts, most in ((found.encode, encode), (found.act, act)):
+        assert counts.syncs == counts.copies == 0 and counts.kernels <= most, counts.kernels
+    assert 500e9 < found.encode.flops < 1.1e12
+
+
+def test_fake_batches_cost_no_more_kernels():
+    one, eight = (fake_hot_path(full("light_wam"), {}, batch=size) for size in (1, 8))
+    assert eight.encode.kernels < 1.05 * one.encode.kernels and eight.act.kernels < 1.2 * one.act.kernels
+    assert eight.encode.flops > 7.9 * one.encode.flops
+
+
+def test_counts_know_products_kernels_and_memory():
+    from wam_policy.inference.count import count
+
+    x, w = torch.zeros(4, 8), torch.zeros(8, 16)
+    counts = count(lambda: ((x @ w).view(-1) + 1).sum().item())
+    assert isinstance(counts, Counts)
+    assert counts.flops == 2 * 4 * 8 * 16 and counts.bytes == 4 * (32 + 128 + 64)
+    assert counts.kernels == 3 and counts.syncs == 1  # product, sum with 1, sum of all; then the value is waited for
+    assert counts.peak == 4 * (64 + 64)
+
+
+# -- a real device -----------------------------------------------------------------------------------------------------
+
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+KINDS = pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)])
+
+
+def on_gpu(make):
+    policy = make()
+    policy.model.cuda(), policy.vae.cuda()
+    return policy
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@KINDS
+def test_cuda_graphs_replay_what_eager_computes(make, side):
+    policy = on_gpu(make)
+    compiled = compile_inference(policy, batch_sizes=(1, 4))
+    for size in (1, 3, 4):
+        for seed in range(5):
+            batch = make_observation(size, seed=seed, side=side)
+            assert np.allclose(compiled.predict_chunk(batch), policy.predict_chunk(batch), atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@KINDS
+def test_cuda_graphs_allocate_nothing_when_they_are_replayed(make, side):
+    policy = on_gpu(make)
+    compiled = compile_inference(policy, batch_sizes=(2,))
+    batch = make_observation(2, side=side)
+    compiled.predict_chunk(batch)
+    before = torch.cuda.memory_allocated()
+    for _ in range(10):
+        compiled.predict_chunk(batch)
+    assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@KINDS
+def test_a_replay_launches_two_graphs_and_no_kernel_of_its_own(make, side):
+    policy = on_gpu(make)
+    compiled = compile_inference(policy, batch_sizes=(2,))
+    batch = make_observation(2, side=side)
+    compiled.predict_chunk(batch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        compiled.predict_chunk(batch)
+    launches = [event.count for event in profile.key_averages() if event.key == "cudaGraphLaunch"]
+    assert sum(launches) == 2
+
+
+def test_the_savings_of_each_family_are_named():
+    assert "lora" in savings_of(make_light_policy()) and "last_layer" in savings_of(make_policy())
+    with FakeTensorMode():
+        assert torch.empty(1, device="cuda").device.type == "cuda"  # what the tests above rest on

@@ -1,0 +1,87 @@
+"""Each exact saving changes nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_light_policy, make_observation, make_policy
+
+from wam_policy.acting import initial_noise
+from wam_policy.config import PromptConfig
+from wam_policy.inference.count import count
+from wam_policy.inference.plain import FAST, LIGHT, Plain
+
+PROMPT = PromptConfig(template="do: {task}", token_length=20)  # seventeen rows of padding
+FAMILIES = {"fast_wam": (make_policy, FAST, 16), "light_wam": (make_light_policy, LIGHT, 32)}
+CASES = [(family, name) for family, (_, savings, _) in FAMILIES.items() for name in savings]
+
+
+def make(family: str):
+    policy = FAMILIES[family][0](prompt=PROMPT)
+    for parameter in policy.model.parameters():  # far from an initialisation that hides parts
+        torch.nn.init.normal_(parameter, std=0.3)
+    return policy, make_observation(2, seed=3, side=FAMILIES[family][2])
+
+
+def act(policy, observation, savings) -> np.ndarray:
+    return step(Plain(policy, savings), policy, observation)
+
+
+def step(way, policy, observation) -> np.ndarray:
+    seen = policy.prepare(observation)
+    first = way.encode(torch.from_numpy(seen.canvas))
+    conditions, cache = way.prefill(first, seen.prompts[0], torch.from_numpy(seen.proprio))
+    noise = initial_noise(2, (4, 3), None, torch.Generator(), fixed=42)
+    return policy.finish(way.act(conditions, cache, seen.prompts[0], noise))
+
+
+@pytest.mark.parametrize(("family", "saving"), CASES)
+def test_a_saving_changes_nothing_alone_or_left_out(family, saving):
+    policy, observation = make(family)
+    expected = act(policy, observation, ())
+    assert np.abs(expected).max() > 0.01
+    for savings in ({saving}, FAMILIES[family][1].keys() - {saving}):
+        assert np.allclose(act(policy, observation, savings), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plain_way_and_the_policy_agree(family):
+    policy, observation = make(family)
+    for savings in ((), FAMILIES[family][1]):
+        assert np.allclose(act(policy, observation, savings), policy.predict_chunk(observation), atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "saving"), CASES)
+def test_a_saving_saves(family, saving):
+    """Operations or kernels, from the second observation on: none is a switch without an effect."""
+    policy, observation = make(family)
+    found = []
+    for savings in (FAMILIES[family][1].keys(), FAMILIES[family][1].keys() - {saving}):
+        way = Plain(policy, savings)
+        step(way, policy, observation)
+        found.append(count(lambda way=way: step(way, policy, observation)))
+    saved, unsaved = found
+    if saving == "rope":  # real numbers take more kernels, until they are compiled; complex ones can't be
+        assert saved.operators["complex"] == 0 < unsaved.operators["complex"]
+    else:
+        assert saved.flops < unsaved.flops or saved.kernels < unsaved.kernels
+
+
+def test_fused_projections_keep_the_parameters_names_and_values():
+    policy, _ = make("fast_wam")
+    before = {name: x.clone() for name, x in policy.model.state_dict().items()}
+    Plain(policy, ["fused"])
+    after = policy.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    attention = policy.model.video.blocks[0].self_attn
+    attention.q.weight.data += 1
+    assert torch.equal(attention.fused_weight[: len(attention.q.weight)], attention.q.weight)
+
+
+def test_the_plain_way_of_a_lean_policy_is_refused():
+    policy, _ = make("light_wam")
+    lean = dataclasses.replace(policy.model.config, lora_rank=0, layers=3, lean_steps=4)
+    policy.model.config = lean
+    with pytest.raises(AssertionError, match="built in"):
+        Plain(policy)

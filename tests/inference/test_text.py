@@ -1,0 +1,75 @@
+"""What the text slots promise."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # PyTorch's own name for it
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_config
+
+from wam_policy.inference.text import COPIES, TextCache, padding_biases, slots_for
+from wam_policy.models.build import build
+from wam_policy.models.layers import FAST
+from wam_policy.models.text import Prompts
+
+
+@given(copies=st.integers(0, 512), slots=st.integers(COPIES, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(deadline=None)
+def test_the_slots_of_the_padding_count_together_as_its_rows(copies, slots, dtype):
+    biases = padding_biases(copies, slots, dtype)
+    assert len(biases) == slots and torch.tensor(biases, dtype=dtype).double().tolist() == biases
+    counted = sum(math.exp(bias) for bias in biases)
+    assert counted <= copies + 1e-6 and abs(counted - copies) <= 1e-4 * copies
+
+
+@given(tokens=st.integers(1, 128), proprio=st.booleans())
+def test_slots_are_aligned_and_hold_the_prompt_its_padding_and_the_state(tokens, proprio):
+    slots = slots_for(tokens, 128, proprio=proprio)
+    assert slots % 8 == 0 and slots >= tokens + proprio + min(COPIES, 128 - tokens)
+
+
+def make(tokens: list[int], dtype=torch.float64, length: int = 40):
+    torch.manual_seed(0)
+    model = build(make_config().model, FAST).to(dtype)
+    table = {f"prompt {n}": torch.randn(n, 8) for n in tokens}
+    return model, Prompts(table, token_length=length, text_dim=8)
+
+
+@pytest.mark.parametrize("room", [5, 7, 40])
+@torch.no_grad()
+def test_attention_to_the_slots_equals_attention_to_the_padded_prompt(room):
+    model, prompts = make([5, 1])
+    cache = TextCache(model, prompts, room)
+    texts = cache.empty(2)
+    cache.put("prompt 5", texts, 0)
+    cache.put("prompt 1", texts, 1)
+    token = torch.randn(2, 1, 8, dtype=torch.float64)
+    padded = prompts.embed(["prompt 5", "prompt 1"], device=token.device, dtype=token.dtype)
+    query = torch.randn(2, 2, 3, 12, dtype=torch.float64)
+    for expert, text in zip((model.video, model.action), texts, strict=True):
+        whole, own = expert.embed_text(torch.cat((padded, token), dim=1)), expert.embed_text(token)
+        for slots, state, expected in zip(text.layers, own.layers, whole.layers, strict=True):
+            slots.key[:, :, :1], slots.value[:, :, :1] = state.key, state.value
+            found = F.scaled_dot_product_attention(query, *slots, attn_mask=text.bias)
+            assert torch.allclose(found, F.scaled_dot_product_attention(query, *expected), atol=1e-10)
+
+
+def test_a_prompt_without_padding_has_slots_that_nothing_looks_at():
+    model, prompts = make([40])
+    cache = TextCache(model, prompts, 40)
+    texts = cache.empty(1)
+    cache.put("prompt 40", texts, 0)
+    assert texts[0].bias.isfinite().sum() == 1 + 40
+
+
+def test_entries_are_computed_once(monkeypatch):
+    model, prompts = make([5])
+    cache, calls = TextCache(model, prompts, 5), []
+    embed = type(model.video).embed_text
+    monkeypatch.setattr(type(model.video), "embed_text", lambda self, x: (calls.append(1), embed(self, x))[1])
+    texts = cache.empty(2)
+    cache.put("prompt 5", texts, 0)
+    cache.put("prompt 5", texts, 1)
+    assert len(calls) == 1 and torch.equal(texts[0].layers[0].key[0], texts[0].layers[0].key[1])

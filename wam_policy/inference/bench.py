@@ -1,0 +1,273 @@
+"""`wam bench`: what a control step costs, stage by stage, compiled and not, with each saving left out, against the machine."""
+
+# B batch, T actions in a chunk, A numbers per action
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from wam_policy import acting, images, results
+from wam_policy.checkpoints import place
+from wam_policy.errors import ConfigError
+from wam_policy.hub.atomic import write_text
+from wam_policy.inference.chart import write_chart
+from wam_policy.inference.compiled import compile_inference
+from wam_policy.inference.count import Counts, count
+from wam_policy.inference.machine import Machine, measure_machine
+from wam_policy.inference.plain import Plain, savings_of
+from wam_policy.inference.quantize import Quantization
+from wam_policy.models.light_wam import LightWAM
+from wam_policy.policy import WAMPolicy
+
+STAGES = ("preprocess", "vae", "prefill", "act", "postprocess")
+WARMUPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Measurement of a checkpoint's control step."""
+
+    checkpoint: str = "embedded:metaworld-fast-wam"
+    """Folder, file of a known release, Hub id, or "embedded:<name>"."""
+    batch_sizes: tuple[int, ...] = (1, 4)
+    """Observations per call."""
+    repeats: int = 20
+    """Timed runs of each way."""
+    savings: bool = True
+    """Measure the uncompiled step without each exact saving too, one observation at a time."""
+    steps: tuple[int, ...] = ()
+    """Also with so many denoising steps, and the error that makes: not exact."""
+    quantize: tuple[Quantization, ...] = ()
+    """Also quantized by torchao, and the error that makes: not exact."""
+    encode_every: tuple[int, ...] = ()
+    """Also with observations encoded only every so many calls, and the error that makes: not exact."""
+    out: Path = Path("runs/bench")
+    """Folder of `bench.json` and `bench.png`."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"`repeats` and `batch_sizes` must be positive, got {self.repeats} and {self.batch_sizes}")
+
+
+class Clock:
+    """Seconds of each stage, one number per run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time what happens inside, the device's work included."""
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage].append(time.perf_counter() - began)
+
+
+@dataclass
+class Row:
+    """One way of computing, at one batch size."""
+
+    name: str
+    batch: int
+    seconds: dict[str, list[float]]  # stage -> of each run
+    counts: dict[str, Counts] = field(default_factory=dict)  # of stages
+    error: float | None = None  # largest difference of a normalised action from the exact policy's, on the same inputs
+    note: str = ""
+
+    def total(self, quantile: float = 0.5) -> float:
+        """Seconds of the whole step."""
+        return float(np.quantile([sum(run) for run in zip(*self.seconds.values(), strict=True)], quantile))
+
+    def plain(self, machine: Machine) -> dict[str, Any]:
+        """As JSON holds it; a stage's part of the machine is the time its products need at the least, over its time."""
+        stages = {}
+        for stage, seconds in self.seconds.items():
+            stages[stage] = {"median_s": float(np.median(seconds)), "p95_s": float(np.quantile(seconds, 0.95))}
+            if stage in self.counts:
+                counts = self.counts[stage]
+                stages[stage] |= {"flops": counts.flops, "bytes": counts.bytes, "kernels": counts.kernels}
+                stages[stage] |= {"of_machine": machine.least_seconds(counts) / max(stages[stage]["median_s"], 1e-12)}
+        total = {"median_s": self.total(), "p95_s": self.total(0.95)}
+        return {
+            "name": self.name,
+            "batch": self.batch,
+            "total": total,
+            "stages": stages,
+            "max_error": self.error,
+            "note": self.note,
+        }
+
+
+def synthetic(policy: WAMPolicy, size: int, seed: int) -> dict[str, Any]:
+    """Random pictures and states of a batch, and an instruction that the policy knows."""
+    rng, spec = np.random.default_rng(seed), policy.spec
+    sizes = images.tiles(len(spec.cameras.names), spec.cameras.height, spec.cameras.width, spec.cameras.layout)
+    observation: dict[str, Any] = {
+        f"images.{name}": rng.integers(0, 256, (size, *(spec.cameras.before or tile), 3), np.uint8)
+        for name, tile in zip(spec.cameras.names, sizes, strict=True)
+    }
+    if spec.state is not None:
+        normalised = rng.uniform(-1, 1, (size, len(spec.state.names))).astype(np.float32)
+        observation["state"] = spec.state.normalization.denormalize(normalised)
+    if not policy.prompts.table:
+        raise ConfigError("this policy knows no instruction yet: `policy.add_prompt(instruction)` first")
+    before, _, after = spec.prompt.template.partition("{task}")
+    known = next(iter(policy.prompts.table))
+    return {**observation, "instruction": (known[len(before) : len(known) - len(after)],) * size}
+
+
+def noise_of(policy: WAMPolicy, size: int) -> Tensor:
+    """The contract's initial noise of the actions, [B, T, A]."""
+    shape = (policy.chunk_length(), policy.spec.action.layout.dim)
+    return acting.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
+
+
+def plain_step(policy: WAMPolicy, way: Plain, clock: Clock, observation: dict[str, Any]) -> Tensor:
+    """One step of the plain way, timed; its normalised actions."""
+    with clock("preprocess"):
+        seen = policy.prepare(observation)
+        image, proprio = (
+            None if x is None else torch.from_numpy(x).to(policy.device, policy.dtype) for x in (seen.canvas, seen.proprio)
+        )
+        noise = noise_of(policy, len(seen.prompts)).to(policy.device, acting.time_dtype(way.model))
+    assert image is not None
+    with clock("vae"):
+        first = way.encode(image)
+    with clock("prefill"):
+        conditions, cache = way.prefill(first, seen.prompts[0], proprio)
+    with clock("act"):
+        actions = way.act(conditions, cache, seen.prompts[0], noise)
+    with clock("postprocess"):
+        policy.finish(actions)
+    return actions
+
+
+def engine_step(policy: WAMPolicy, clock: Clock, observation: dict[str, Any]) -> Tensor:
+    """One step of a compiled policy, timed; its normalised actions."""
+    engine = policy.engine
+    assert engine is not None
+    with clock("preprocess"):
+        seen, noise = policy.prepare(observation), noise_of(policy, len(observation["instruction"]))
+        wish = acting.Wish(policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(len(noise), *shape))
+        bucket = engine.load(seen, wish)
+    with clock("vae"):
+        bucket.see()
+    with clock("prefill"):
+        state = bucket.encode()
+    clock.seconds["prefill"][-1] -= clock.seconds["vae"][-1]  # encoding begins with seeing
+    with clock("act"):
+        actions = bucket.act(state).clone()
+    with clock("postprocess"):
+        policy.finish(actions)
+    return actions
+
+
+def run(name: str, policy: WAMPolicy, batch: int, repeats: int, way: Plain | None = None) -> tuple[Row, list[Tensor]]:
+    """Measure one way of computing: its row, and its actions for each input."""
+    clock, actions = Clock(policy.device), []
+    with torch.no_grad():
+        for i in range(-WARMUPS, repeats):
+            if i == 0:
+                clock = Clock(policy.device)
+            observation = synthetic(policy, batch, max(i, 0))
+            step = engine_step(policy, clock, observation) if way is None else plain_step(policy, way, clock, observation)
+            if i >= 0:
+                actions.append(step.float().cpu())
+    return Row(name, batch, clock.seconds), actions
+
+
+def counted(policy: WAMPolicy, row: Row) -> None:
+    """Count the products of a row's stages, on our forward pass, not compiled."""
+    eager = compile_inference(policy, batch_sizes=(row.batch,), backend=None, warmup=False)
+    assert eager.engine is not None
+    seen, noise = eager.prepare(synthetic(policy, row.batch, 0)), noise_of(policy, row.batch)
+    wish = acting.Wish(policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(row.batch, *shape))
+    bucket = eager.engine.load(seen, wish)
+    row.counts["vae"] = count(bucket.see)
+    states: list[Any] = []
+    whole = count(lambda: states.append(bucket.encode()))
+    row.counts["prefill"] = whole.minus(row.counts["vae"])
+    row.counts["act"] = count(lambda: bucket.act(states[0]))
+
+
+def bench(config: BenchConfig, console: Console | None = None) -> dict[str, Any]:
+    """Measure, print a table, write `bench.json` and `bench.png`, and return what the former holds."""
+    console = console or Console()
+    policy = WAMPolicy.from_pretrained(place(config.checkpoint), device=config.device)
+    machine = measure_machine(policy.device, policy.dtype)
+    rows: list[Row] = []
+
+    def add(name: str, batch: int, measured: WAMPolicy, way: Plain | None = None, note: str = "") -> list[Tensor]:
+        with console.status(f"{name}, batch {batch}"):
+            row, actions = run(name, measured, batch, config.repeats, way)
+        row.note = note
+        rows.append(row)
+        return actions
+
+    lean = isinstance(policy.model, LightWAM) and policy.model.config.lean_steps is not None
+    if config.savings and not lean:
+        names = savings_of(policy)
+        add("plain", 1, policy, Plain(policy), "as the references compute")
+        add("all savings", 1, policy, Plain(policy, list(names)), "not compiled")
+        for name, text in names.items():
+            add(f"without {name}", 1, policy, Plain(policy, [other for other in names if other != name]), text)
+    exact: dict[int, list[Tensor]] = {}
+    for batch in config.batch_sizes:
+        add("eager", batch, compile_inference(policy, batch_sizes=(batch,), backend=None), note="our forward pass")
+        exact[batch] = add("compiled", batch, compile_inference(policy, batch_sizes=(batch,)), note="the same, compiled")
+        counted(policy, rows[-1])
+    batch = config.batch_sizes[0]
+    knobs: list[tuple[str, dict[str, Any]]] = [(f"{n} steps", {"steps": n}) for n in config.steps]
+    knobs += [(kind, {"quantize": kind}) for kind in config.quantize]
+    knobs += [(f"encoded every {n} calls", {"encode_every": n}) for n in config.encode_every]
+    for name, options in knobs:
+        actions = add(name, batch, compile_inference(policy, batch_sizes=(batch,), **options), note="not exact")
+        rows[-1].error = max(float((a - b).abs().max()) for a, b in zip(actions, exact[batch], strict=True))
+    found = {
+        "checkpoint": config.checkpoint,
+        "device": machine.name,
+        "dtype": str(policy.dtype).removeprefix("torch."),
+        "repeats": config.repeats,
+        "machine": machine.plain(),
+        "rows": [row.plain(machine) for row in rows],
+        "peak_memory_bytes": results.peak_memory(policy.device),
+        "versions": results.versions(),
+        "commit": results.commit(),
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_text(config.out / "bench.json", json.dumps(found, indent=2) + "\n")
+    write_chart(config.out / "bench.png", rows)
+    console.print(table(rows, machine))
+    console.print(f"results and chart: {config.out}/")
+    return found
+
+
+def table(rows: Sequence[Row], machine: Machine) -> Table:
+    """The rows for the terminal."""
+    made = Table(caption=machine.describe())
+    for column in ("way", "batch", *STAGES, "step, ms", "p95", "of machine", "error"):
+        made.add_column(column, justify="left" if column == "way" else "right")
+    for row in rows:
+        stages = [f"{1000 * float(np.median(row.seconds[stage])):.1f}" for stage in STAGES]
+        bound = sum(machine.least_seconds(counts) for counts in row.counts.values())
+        share = f"{bound / row.total():.0%}" if row.counts else ""
+        total = (f"{1000 * row.total():.1f}", f"{1000 * row.total(0.95):.1f}")
+        error = "" if row.error is None else f"{row.error:.1e}"
+        made.add_row(row.name, str(row.batch), *stages, *total, share, error, style="bold" if row.name == "compiled" else "")
+    return made

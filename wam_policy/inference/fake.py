@@ -1,0 +1,96 @@
+"""Runs the hot path of a contract on tensors that hold no numbers, on a device that isn't there: its memory and its kernels.
+
+A fake tensor raises where devices are mixed or a value is asked for, so what passes never waits for the device.
+"""
+
+# B batch, T actions in a chunk, A numbers per action
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from wam_policy.config import PolicyConfig
+from wam_policy.inference.count import Counts, count
+from wam_policy.inference.engine import Engine, Options
+from wam_policy.models.build import build
+from wam_policy.models.config import LightWAMConfig
+from wam_policy.models.fold import lean_config
+from wam_policy.models.layers import PRECISIONS, action_rope, video_rope
+from wam_policy.models.text import Prompts
+from wam_policy.models.vae import build_vae
+
+
+class HotPath(NamedTuple):
+    """What an inference costs."""
+
+    encode: Counts
+    act: Counts
+    weights: int  # bytes: the model's and those of the codec's encoder
+    memory: int  # bytes of buckets and tables
+    actions: tuple[tuple[int, ...], str]  # shape and device of the result
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment."""
+        return self.weights + self.memory + max(self.encode.peak, self.act.peak)
+
+
+def fake_hot_path(config: PolicyConfig, codec: dict[str, Any], *, batch: int, device: str = "cuda") -> HotPath:
+    """Build a policy's fast forms for the device, without numbers, and run them once.
+
+    Args:
+        config: the contract; a Light-WAM is taken lean.
+        codec: diffusers' configuration of its codec.
+        batch: B.
+        device: of the fake tensors.
+    """
+    dtype, sizes = getattr(torch, config.dtype), config.model
+    if isinstance(sizes, LightWAMConfig) and sizes.lean_steps is None:
+        sizes = lean_config(sizes, config.action.horizon)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            model = build(sizes, PRECISIONS[config.precision]).eval()
+            encoder = build_vae(codec).first_frame_encoder
+        shapes = [(module, {name: x.shape for name, x in module.state_dict().items()}) for module in (model, encoder)]
+        with FakeTensorMode(), _Contiguous(), torch.no_grad():
+            for module, sizes_of in shapes:
+                empty = {name: torch.empty(size, dtype=dtype, device=device) for name, size in sizes_of.items()}
+                module.load_state_dict(empty, assign=True)
+            torch.set_default_dtype(before)
+            prompts = Prompts({}, token_length=config.prompt.token_length, text_dim=sizes.text_dim)
+            options = Options(config.action_mode(), config.action.horizon, (batch,), None, "raise")
+            frames = 1 + (config.video.frames - 1) // 4
+            engine = Engine(config, model, encoder, prompts, frames, options)
+            size = _bytes([*model.parameters(), *encoder.parameters()])
+            bucket = engine._bucket(batch)
+            memory = _bytes(tree_leaves((bucket.inputs, bucket.texts, bucket.memory, bucket.tables)))
+            states, actions = [], []
+            encode = count(lambda: states.append(bucket.encode()))
+            act = count(lambda: actions.append(bucket.act(states[0])))
+            return HotPath(encode, act, size, memory, (tuple(actions[0].shape), actions[0].device.type))
+    finally:
+        torch.set_default_dtype(before)
+        action_rope.cache_clear()  # they hold fake tables now
+        video_rope.cache_clear()
+
+
+class _Contiguous(TorchFunctionMode):
+    """`x.contiguous()` as the operator: the method refuses fake CUDA tensors in a build without CUDA."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.contiguous:
+            return torch.ops.aten.contiguous.default(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _bytes(tensors: list[object]) -> int:
+    """Of the storages behind tensors, each counted once."""
+    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors if isinstance(x, torch.Tensor)}
+    return sum(storages.values())
