@@ -21,6 +21,10 @@ KINDS = {
 }
 
 
+def slow(kind: str):
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
 def make(kind: str = "fast"):
     build, changes, side = KINDS[kind]
     policy = build(**changes)
@@ -56,18 +60,21 @@ def test_it_equals_the_policy_for_any_batch_and_mixture_of_prompts(kind):
         assert np.allclose(chunks, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["fast", "joint", "light", slow("idm")])
 def test_traced_it_equals_the_policy(kind):
     policy, side = make(kind)
     compiled = compile_inference(policy, batch_sizes=(2,), backend="aot_eager")
     assert np.allclose(compiled.predict_chunk(mixed(side, 2)), policy.predict_chunk(mixed(side, 2)), atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["fast", *map(slow, ("joint", "idm", "light"))])
 def test_compiled_by_inductor_it_equals_the_policy(kind):
-    """Joint was wrong once: PyTorch 2.13 forgets the order of writes inside a region that is compiled once."""
-    policy, side = make(kind)
+    """With blocks enough to be compiled once for all, which PyTorch 2.13 does wrongly if they write or return views."""
+    build, changes, side = KINDS[kind]
+    sizes = build().config.model
+    deep = {"layers": 4} if kind != "light" else {"layers": 5, "taps": (1, 3)}
+    policy = build(**changes, model=dataclasses.replace(sizes, **deep))
+    policy.add_prompt("fly", torch.randn(1, 8))
     compiled = policy.compile(batch_sizes=(2,))
     for seed in range(3):
         batch = mixed(side, 2, seed)
@@ -134,7 +141,7 @@ def values(node):
     return [x for x in torch.utils._pytree.tree_leaves(node.meta.get("example_value")) if isinstance(x, torch.Tensor)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["fast", "joint", "light", slow("idm")])
 def test_one_graph_per_function_and_bucket_serves_any_prompt_noise_and_observation(kind):
     policy, side = make(kind)
     recorder = Recorder()
@@ -155,7 +162,7 @@ def tensors(bucket):
     return [x for x in leaves if isinstance(x, torch.Tensor)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["fast", "joint", "light", slow("idm")])
 def test_the_captured_graphs_have_static_shapes_and_never_leave_the_device(kind):
     recorder = Recorder()
     compile_inference(make(kind)[0], batch_sizes=(2,), backend=recorder)
@@ -259,7 +266,7 @@ def test_a_new_prompt_in_mid_episode_costs_one_fill_and_an_unknown_one_is_refuse
     for task in (TASK, TASK, "fly", "fly", TASK):
         observation = make_observation(side=side, task=task)
         assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
-    assert fills == ["do: touch the cube", "do: fly", "do: touch the cube"]
+    assert fills == ["do: fly", "do: touch the cube"]  # the warm-up filled in the first
     with pytest.raises(PromptError, match="no embedding"):
         compiled.predict_chunk(make_observation(side=side, task="swim"))
 
@@ -276,6 +283,26 @@ def test_a_prompt_without_room_is_made_room_for_loudly(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
     assert "20 tokens" in caplog.text and "room for 3" in caplog.text
+
+
+def wrong(graph, inputs):
+    """A compiler with a bug."""
+
+    def run(*arguments):
+        return tuple(x * 1.5 if isinstance(x, torch.Tensor) else x for x in graph(*arguments))
+
+    return run
+
+
+def test_a_compiler_that_changes_the_actions_is_found_out(caplog):
+    policy, side = make()
+    with pytest.raises(CompileError, match="bug of the compiler"):
+        compile_inference(policy, batch_sizes=(1,), backend=wrong)
+    with caplog.at_level(logging.WARNING):
+        compiled = compile_inference(policy, batch_sizes=(1,), backend=wrong, on_failure="eager")
+    assert "bug of the compiler" in caplog.text
+    observation = make_observation(side=side)
+    assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
 
 
 def broken(graph, inputs):

@@ -41,7 +41,7 @@ def compile_inference(
         mode: what the actions see while they are denoised; the default is the contract's.
         batch_sizes: each is compiled for itself; a batch in between is filled up to the next one.
         horizon: actions per chunk; the default is the contract's.
-        warmup: compile now; else each batch size is compiled when it is first asked for.
+        warmup: compile now, and prove that it acts as before; else each batch size is compiled when it is first asked for.
         backend: of `torch.compile`; None: the same functions without compiling them.
         on_failure: what happens where something can't be compiled: an error, or a warning and the functions uncompiled.
         steps: denoising steps, if not the contract's. This and the following change the actions; `wam bench` tells by how much.

@@ -39,6 +39,7 @@ Backend = str | Callable[..., object]
 T = TypeVar("T")
 PROMPT_TOKENS = 43  # room for a prompt, if no known one is longer: LIBERO's have 25 to 40
 WARMUPS = 3  # runs before a CUDA graph is captured
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of an action, compiled
 
 
 class Options(NamedTuple):
@@ -67,6 +68,7 @@ class Bucket:
     see: Callable[[], Tensor]  # latents of the picture, what `encode` begins with; to be measured alone
     encode: Callable[[], Any]  # what it returns is for `act`
     act: Callable[[Any], Tensor]  # normalised actions [B, T, A]
+    plain: Callable[[], Tensor]  # both, not compiled, on the same memory
 
 
 class Engine:
@@ -105,15 +107,38 @@ class Engine:
     # -- calls -------------------------------------------------------------------------------------------------------
 
     def warmup(self) -> None:
-        """Compile every batch size now, with empty inputs.
+        """Compile every batch size now, and prove on random inputs that it acts as what was compiled.
 
         Raises:
-            CompileError: it can't be compiled, and `on_failure` is "raise".
+            CompileError: it can't be compiled or acts otherwise, and `on_failure` is "raise".
         """
         with self._lock, torch.no_grad():
             for size in self.options.batch_sizes:
-                bucket = self._bucket(size)
-                bucket.act(bucket.encode())
+                self._prove(self._bucket(size))
+
+    def _prove(self, bucket: Bucket) -> None:
+        """Compare the compiled functions with themselves, not compiled: compilers have bugs."""
+        generator = torch.Generator().manual_seed(0)
+        for place in (bucket.inputs.image, bucket.inputs.proprio, bucket.inputs.noise, bucket.inputs.noise_video):
+            if place is not None:
+                place.copy_(torch.rand(place.shape, generator=generator) * 2 - 1)
+        for prompt in list(self._prompts.table)[:1]:
+            for sample in range(bucket.size):
+                self._text.put(prompt, bucket.texts, sample)
+                bucket.prompts[sample] = prompt
+        found = bucket.act(bucket.encode()).clone()
+        if self.options.backend is None:
+            return
+        expected = bucket.plain()
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if difference <= TOLERANCE[self._parameters[0].dtype]:  # never true of NaN
+            return
+        message = f"compiled, {bucket.size} observations at once, an action is {difference:.1e} off"
+        if self.options.on_failure == "raise":
+            raise CompileError(f"{message}: a bug of the compiler; run the policy uncompiled by `on_failure='eager'`")
+        logger.warning("%s: a bug of the compiler; the policy runs uncompiled and slower", message)
+        self.options = self.options._replace(backend=None)
+        self._buckets.clear()
 
     def __call__(self, seen: acting.Seen, wish: acting.Wish) -> Tensor:
         """Normalised actions [B, T, A], float32 on the CPU.
@@ -223,6 +248,10 @@ class Engine:
             know(model, inputs.proprio, texts)
             return look(model, codec, inputs, rope, texts[0])
 
+        def plain() -> Tensor:
+            hot.add_proprio(model, inputs.proprio, texts)
+            return hot.act_light(model, hot.encode_light(model, codec, inputs, rope, texts[0]), horizon)
+
         return Bucket(
             len(inputs.image),
             inputs,
@@ -233,6 +262,7 @@ class Engine:
             self._graph(lambda: see(inputs.image)),
             self._graph(encode),
             self._graph(lambda taps: act(model, taps, horizon)),
+            plain,
         )
 
     def _fast_bucket(self, inputs: hot.Inputs, texts: list[Text]) -> Bucket:
@@ -260,6 +290,11 @@ class Engine:
             know(model, inputs.proprio, texts)
             look(model, codec, inputs, tables, observed)
 
+        def plain() -> Tensor:
+            hot.add_proprio(model, inputs.proprio, texts)
+            hot.encode_fast(model, codec, inputs, tables, observed)
+            return hot.act_fast(model, inputs, tables, observed, options.mode, sampling.PLAIN)
+
         return Bucket(
             size,
             inputs,
@@ -270,6 +305,7 @@ class Engine:
             self._graph(lambda: see(inputs.image)),
             self._graph(encode),
             self._graph(lambda _: hot.act_fast(model, inputs, tables, observed, options.mode, moves)),
+            plain,
         )
 
     def _compiled(self, function: Callable[..., T]) -> Callable[..., T]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from wam_policy.inference.text import experts
 from wam_policy.models import sampling
 from wam_policy.models.build import Model
 from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.layers import Rope, Text
+from wam_policy.models.layers import Block, KeyValue, Rope, Text
+from wam_policy.models.lean import LeanBlock
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.mot import write
 from wam_policy.models.state_fusion import Taps
@@ -47,8 +49,14 @@ def add_proprio(model: Model, proprio: Tensor | None, texts: Sequence[Text]) -> 
     assert isinstance(model.proprio_encoder, nn.Linear)
     token = model.proprio_encoder(proprio).unsqueeze(1)
     for expert, text in zip(experts(model), texts, strict=True):
-        for own, slots in zip(expert.embed_text(token).layers, text.layers, strict=True):
-            write(own, slots)
+        embedded = expert.text_embedding(token)
+        for block, slots in zip(expert.blocks, text.layers, strict=True):
+            write(_text(block, embedded), slots)
+
+
+@torch.compiler.nested_compile_region  # see `mot.run`
+def _text(block: Block | LeanBlock, embedded: Tensor) -> KeyValue:
+    return block.text(embedded).copied()
 
 
 def encode_fast(model: FastWAM, codec: Codec, inputs: Inputs, tables: sampling.Tables, observed: sampling.Observed) -> None:

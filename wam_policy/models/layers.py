@@ -54,6 +54,10 @@ class KeyValue(NamedTuple):
     key: Tensor
     value: Tensor
 
+    def copied(self) -> KeyValue:
+        """Tensors of their own; these may be views of what they were computed in."""
+        return KeyValue(*(x.clone(memory_format=torch.contiguous_format) for x in self))
+
 
 class Text(NamedTuple):
     """What an expert's tokens see of the text."""
@@ -195,7 +199,6 @@ class Attention(nn.Module):
         """Normalised queries [B, H, S, d] of tokens [B, S, D]."""
         return self._split(self.norm_q(self.q(x)))
 
-    @torch.compiler.nested_compile_region  # of the text: compiled once, not once for every block
     def key_value(self, x: Tensor) -> KeyValue:
         """Normalised keys and values of tokens [B, S, D]."""
         key, value = self._project("kv", x)
@@ -228,6 +231,10 @@ class Block(nn.Module):
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+    def text(self, embedded: Tensor) -> KeyValue:
+        """Keys and values of embedded text tokens [B, L, D]."""
+        return self.cross_attn.key_value(embedded)
 
     def attention_inputs(self, x: Tensor, modulation: Tensor, rope: Rope) -> tuple[Tensor, KeyValue]:
         """Rotated queries [B, H, S, d], and keys and values, of tokens [B, S, D] with modulations [B, G, 6, D]."""
@@ -280,7 +287,7 @@ class DiT(nn.Module):
     def embed_text(self, context: Tensor) -> Text:
         """Raw context [B, L, text_dim] -> cross-attention keys and values."""
         embedded = self.text_embedding(context)
-        return Text([block.cross_attn.key_value(embedded) for block in self.blocks])
+        return Text([block.text(embedded) for block in self.blocks])
 
     def fuse(self) -> None:
         """Keep projections that read the same as one matrix; see `Attention.fuse`."""

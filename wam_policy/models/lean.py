@@ -44,7 +44,6 @@ class LeanBlock(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    @torch.compiler.nested_compile_region
     def text(self, embedded: Tensor) -> KeyValue:
         """Keys and values of embedded text tokens [B, L, D]."""
         key, value = self.cross_kv(embedded).chunk(2, dim=-1)

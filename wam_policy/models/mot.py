@@ -84,7 +84,7 @@ def run(
             sees = tuple(sequence[i] for sequence in seen)
             x, own = _through(block, x, modulation, stream.rope, text.layers[i], text.bias, sees, first, mask, keep)
         else:
-            own = block.attention_inputs(x, modulation, stream.rope)[1]
+            own = block.attention_inputs(x, modulation, stream.rope)[1].copied()  # laid out as the other blocks' are
         if own is not None:
             cache.append(own)
         if after is not None:
@@ -92,8 +92,8 @@ def run(
     return x, cache
 
 
-# Compiled once, not once for every block. PyTorch 2.13 demands of such a region that it writes into none of its inputs (the order
-# of writes is lost), and takes two for one only if their inputs are laid out alike, offsets in their storages included.
+# Compiled once, not once for every block. In PyTorch 2.13 such a region may write into none of its inputs (the order of writes
+# is lost) and return no views (their offset is lost); two are one only if their inputs are laid out alike, offsets included.
 @torch.compiler.nested_compile_region
 def _through(
     block: Block,
@@ -110,7 +110,7 @@ def _through(
     """Tokens after a block, and their keys and values in it where they are kept."""
     query, own = block.attention_inputs(x, modulation, rope)
     attended = attend(query, own, seen, first=first, mask=mask)
-    return block.finish(x, attended, modulation, text, bias), own if keep else None
+    return block.finish(x, attended, modulation, text, bias), own.copied() if keep else None
 
 
 def write(part: KeyValue, buffer: KeyValue, start: int = 0) -> None:
