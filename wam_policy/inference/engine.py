@@ -151,7 +151,7 @@ class Engine:
         """
         with self._lock, torch.no_grad():
             bucket = self.load(seen, wish)
-            actions = _download(bucket.act(self._state(bucket, seen)).narrow(0, 0, len(seen.prompts)))
+            actions = _download(bucket.act(self.state(bucket, seen)).narrow(0, 0, len(seen.prompts)))
             return actions if isinstance(self.model, FastWAM) else acting.blended(actions, wish.known)
 
     def load(self, seen: acting.Seen, wish: acting.Wish) -> Bucket:
@@ -164,7 +164,7 @@ class Engine:
         self._fill(bucket, seen, wish)
         return bucket
 
-    def _state(self, bucket: Bucket, seen: acting.Seen) -> Any:
+    def state(self, bucket: Bucket, seen: acting.Seen) -> Any:
         """What the observation leaves for `act`; an earlier one's, where not every observation is to be encoded."""
         same = (bucket.size, tuple(seen.prompts))
         old = bool(seen.starts.any()) or self._encoded[0] != same or self._encoded[1] >= self.options.encode_every

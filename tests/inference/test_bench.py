@@ -1,0 +1,114 @@
+"""`wam bench` and `wam infer`, as their users see them."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import make_light_policy, make_observation, make_policy
+
+from wam_policy.cli import main
+from wam_policy.errors import ConfigError, MissingExtraError
+from wam_policy.inference import bench as module
+from wam_policy.inference import compile_inference
+from wam_policy.inference.bench import BenchConfig, bench, synthetic
+from wam_policy.inference.plain import savings_of
+
+
+@pytest.mark.parametrize("make", [make_policy, make_light_policy])
+def test_bench_measures_every_way_and_writes_numbers_and_a_chart(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "compile_inference", functools.partial(eager_twin, compile_inference))
+    policy = make()
+    policy.save_pretrained(tmp_path / "policy")
+    steps = (2,) if make is make_policy else ()
+    bench(
+        BenchConfig(
+            checkpoint=str(tmp_path / "policy"),
+            batch_sizes=(1, 2),
+            repeats=2,
+            steps=steps,
+            encode_every=(2,),
+            out=tmp_path / "out",
+        )
+    )
+    found = json.loads((tmp_path / "out" / "bench.json").read_text())
+    rows = {(row["name"], row["batch"]): row for row in found["rows"]}
+    names = savings_of(policy)
+    assert {("plain", 1), ("all savings", 1), ("eager", 1), ("compiled", 1), ("eager", 2), ("compiled", 2)} <= rows.keys()
+    assert {(f"without {name}", 1) for name in names} <= rows.keys()
+    compiled = rows["compiled", 2]
+    assert compiled["stages"].keys() == {"preprocess", "vae", "prefill", "act", "postprocess"}
+    for stage in ("vae", "prefill", "act"):
+        assert compiled["stages"][stage]["flops"] > 0 and 0 < compiled["stages"][stage]["of_machine"] < 1
+    assert rows["encoded every 2 calls", 1]["max_error"] > 0
+    if steps:
+        assert rows["2 steps", 1]["max_error"] > 1e-4
+    assert Image.open(tmp_path / "out" / "bench.png").size[0] > 500
+    assert found["machine"]["flops"] > 1e9 and found["peak_memory_bytes"] > 0
+
+
+def eager_twin(compiler, policy, **options):
+    """Compiling takes long; what is measured here is not time."""
+    return compiler(policy, **options | {"backend": None})
+
+
+def test_old_observations_serve_later_calls_of_the_same_episode_only():
+    policy = make_policy()
+    compiled = compile_inference(policy, batch_sizes=(1,), backend=None, encode_every=2)
+    first, second = (make_observation(seed=seed) for seed in (0, 1))
+    fresh, moved = (policy.predict_chunk(observation) for observation in (first, second))
+    assert not np.allclose(fresh, moved, atol=1e-4)
+    assert np.allclose(compiled.predict_chunk(first), fresh, atol=1e-5)
+    assert np.allclose(compiled.predict_chunk(second), fresh, atol=1e-5)  # what was seen before
+    assert np.allclose(compiled.predict_chunk(second), moved, atol=1e-5)
+    begins = {**first, "episode_start": np.array([True])}
+    assert np.allclose(compiled.predict_chunk(begins), fresh, atol=1e-5)
+
+
+def test_knobs_that_can_t_be_are_refused():
+    with pytest.raises(ConfigError, match="encode_every"):
+        compile_inference(make_policy(), encode_every=0)
+    with pytest.raises(ConfigError, match="no `steps`"):
+        compile_inference(make_light_policy(), steps=4)
+    with pytest.raises(ConfigError, match="unknown quantization"):
+        compile_inference(make_policy(), quantize="int3")
+    with pytest.raises(ConfigError, match="positive"):
+        BenchConfig(repeats=0)
+
+
+def test_quantization_without_torchao_names_the_extra(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(MissingExtraError, match=r"wam-policy\[quantize\]"):
+        compile_inference(make_policy(), quantize="int8")
+
+
+def test_fewer_steps_change_the_contract_of_the_compiled_policy_only():
+    policy = make_policy()
+    compiled = compile_inference(policy, batch_sizes=(1,), backend=None, steps=2)
+    assert compiled.spec.sampling.steps == 2 and policy.spec.sampling.steps == 3
+    assert not np.allclose(compiled.predict_chunk(make_observation()), policy.predict_chunk(make_observation()), atol=1e-4)
+
+
+def test_synthetic_observations_fit_any_contract():
+    for make in (make_policy, make_light_policy):
+        policy = make()
+        assert policy.predict_chunk(synthetic(policy, 3, 0)).shape == (3, 4, 3)
+
+
+def test_infer_answers_one_question_as_json(tmp_path, capsys):
+    policy, observation = make_policy(), make_observation()
+    policy.save_pretrained(tmp_path / "policy")
+    for name in ("front", "wrist"):
+        Image.fromarray(observation[f"images.{name}"]).save(tmp_path / f"{name}.png")
+    arguments = ["infer", "--checkpoint", str(tmp_path / "policy"), "--instruction", "touch the cube"]
+    arguments += ["--images", "front", str(tmp_path / "front.png"), "wrist", str(tmp_path / "wrist.png")]
+    arguments += ["--state", *map(str, observation["state"].tolist())]
+    assert main(arguments) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert np.allclose(answer["actions"], policy.predict_chunk(observation), atol=1e-5)
+    assert answer["names"] == ["delta_x", "delta_y", "gripper"]
+    (tmp_path / "wrist.png").write_text("no picture")
+    assert main(arguments) == 1 and "isn't a picture" in capsys.readouterr().err
