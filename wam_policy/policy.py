@@ -415,9 +415,11 @@ class WAMPolicy:
             queue = self.queue(len(seen))
         if state is None:
             self._queue = queue
-        queue.reset(seen.episode_start | observations.episode_flags(episode_start, len(seen)))
+        starts = seen.episode_start | observations.episode_flags(episode_start, len(seen))
+        queue.reset(starts)
         empty = queue.empty()
-        if empty.any():
+        if empty.any():  # of a part of the envs nothing older may be used
+            seen = dataclasses.replace(seen, episode_start=starts if empty.all() else np.ones(len(seen), bool))
             queue.push(self._sample(_pick(seen, empty), horizon=queue.horizon, fresh=not deterministic)[0], empty)
         actions = queue.pop()
         return (actions if seen.batched else actions[0]), queue
@@ -564,12 +566,13 @@ class WAMPolicy:
         return 1 + (self.config.video.frames - 1) // self.vae.temporal_ratio
 
     def chunk_length(self, horizon: int | None = None) -> int:
-        """Actions per chunk: as many as wanted, else the contract's.
+        """Actions per chunk: as many as wanted, else as compiled, else the contract's.
 
         Raises:
             ConfigError: none, or more than a lean Light-WAM knows.
         """
-        steps = self.config.action.horizon if horizon is None else horizon
+        usual = self.config.action.horizon if self.engine is None else self.engine.options.horizon
+        steps = usual if horizon is None else horizon
         if steps < 1:
             raise ConfigError(f"`horizon` must be positive, got {steps}")
         if isinstance(self.model, LightWAM):

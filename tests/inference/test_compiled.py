@@ -19,6 +19,7 @@ KINDS = {
     "idm": (make_policy, {"variant": "idm"}, 16),
     "light": (make_light_policy, {}, 32),
 }
+OPTIONAL = {"variant": "optional_idm"}
 
 
 def slow(kind: str):
@@ -26,7 +27,7 @@ def slow(kind: str):
 
 
 def make(kind: str = "fast"):
-    build, changes, side = KINDS[kind]
+    build, changes, side = KINDS.get(kind, (make_policy, OPTIONAL, 16))
     policy = build(**changes)
     for parameter in policy.model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -228,19 +229,36 @@ def test_what_was_not_compiled_is_refused():
         compile_inference(policy, mode="joint")
 
 
-def test_another_horizon_can_be_compiled():
-    policy, side = make()
-    compiled = compile_inference(policy, batch_sizes=(1,), horizon=6, backend=None)
+def test_another_horizon_or_mode_can_be_compiled_and_is_then_the_usual_one():
+    policy, side = make("optional")
+    compiled = compile_inference(policy, batch_sizes=(1,), horizon=6, mode="first_frame", backend=None)
     observation = make_observation(side=side)
-    assert np.allclose(compiled.predict_chunk(observation, horizon=6), policy.predict_chunk(observation, horizon=6), atol=1e-5)
+    expected = policy.predict_chunk(observation, horizon=6, mode="first_frame")
+    assert not np.allclose(expected, policy.predict_chunk(observation, horizon=6), atol=1e-4)
+    assert np.allclose(compiled.predict_chunk(observation), expected, atol=1e-5)
+    assert np.allclose(compiled.predict(observation)[0], expected[0], atol=1e-5)
 
 
-def test_changed_weights_are_noticed():
+def test_a_policy_can_be_compiled_twice_and_trained_after_it():
     policy, side = make()
+    observation = make_observation(side=side)
+    expected = policy.predict_chunk(observation)
+    first, second = (compile_inference(policy, batch_sizes=(1,), backend=None) for _ in range(2))
+    assert np.allclose(first.predict_chunk(observation), expected, atol=1e-5)
+    assert np.allclose(second.predict_chunk(observation), expected, atol=1e-5)
+    assert np.allclose(policy.predict_chunk(observation), expected, atol=1e-5)
+    policy.model.to(torch.float64)
+    with pytest.raises(CompileError, match="compile it again"):
+        first.predict_chunk(observation)
+
+
+@pytest.mark.parametrize("kind", ["fast", "light"])
+def test_changed_weights_are_noticed(kind):
+    policy, side = make(kind)
     compiled = compile_inference(policy, batch_sizes=(1,), backend=None)
     compiled.predict_chunk(make_observation(side=side))
     with torch.no_grad():
-        policy.model.action.head.bias += 1
+        policy.model.video.blocks[0].self_attn.q.weight += 1  # in a Light-WAM, what was folded
     with pytest.raises(CompileError, match="compile it again"):
         compiled.predict_chunk(make_observation(side=side))
     again = policy.compile(batch_sizes=(1,), backend=None)
@@ -262,13 +280,23 @@ def test_a_new_prompt_in_mid_episode_costs_one_fill_and_an_unknown_one_is_refuse
     compiled = compile_inference(policy, batch_sizes=(1,), backend=None)
     fills = []
     put = type(compiled.engine._text).put
-    monkeypatch.setattr(type(compiled.engine._text), "put", lambda *a: (fills.append(a[1]), put(*a)))
+    monkeypatch.setattr(type(compiled.engine._text), "put", lambda *a: (fills.append(a[3]), put(*a)))
     for task in (TASK, TASK, "fly", "fly", TASK):
         observation = make_observation(side=side, task=task)
         assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
-    assert fills == ["do: fly", "do: touch the cube"]  # the warm-up filled in the first
+    assert len(fills) == 2  # "fly" and back: the warm-up filled in the first, and what is there stays
     with pytest.raises(PromptError, match="no embedding"):
         compiled.predict_chunk(make_observation(side=side, task="swim"))
+
+
+def test_another_embedding_of_a_known_prompt_is_noticed():
+    policy, side = make()
+    compiled = compile_inference(policy, batch_sizes=(1,), backend=None)
+    observation = make_observation(side=side)
+    before = compiled.predict_chunk(observation)
+    policy.add_prompt(TASK, torch.randn(2, 8))
+    after = compiled.predict_chunk(observation)
+    assert not np.allclose(before, after, atol=1e-4) and np.allclose(after, policy.predict_chunk(observation), atol=1e-5)
 
 
 def test_a_prompt_without_room_is_made_room_for_loudly(monkeypatch, caplog):

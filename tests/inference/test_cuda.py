@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_light_policy, make_observation, make_policy
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wam_policy.config import PolicyConfig
 from wam_policy.hub.originals import WAN22_CODEC
 from wam_policy.inference import compile_inference
 from wam_policy.inference.count import Counts
 from wam_policy.inference.fake import fake_hot_path
-from wam_policy.inference.plain import savings_of
 
 GIB = 2**30
 CODECS = {"fast_wam": WAN22_CODEC, "light_wam": {}}
@@ -64,7 +62,6 @@ def test_counts_know_products_kernels_and_memory():
 
 # -- a real device -----------------------------------------------------------------------------------------------------
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 KINDS = pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)])
 
 
@@ -103,18 +100,14 @@ def test_cuda_graphs_allocate_nothing_when_they_are_replayed(make, side):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @KINDS
-def test_a_replay_launches_two_graphs_and_no_kernel_of_its_own(make, side):
+def test_a_replay_launches_two_graphs_and_next_to_nothing_else(make, side):
     policy = on_gpu(make)
     compiled = compile_inference(policy, batch_sizes=(2,))
     batch = make_observation(2, side=side)
     compiled.predict_chunk(batch)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
         compiled.predict_chunk(batch)
-    launches = [event.count for event in profile.key_averages() if event.key == "cudaGraphLaunch"]
-    assert sum(launches) == 2
-
-
-def test_the_savings_of_each_family_are_named():
-    assert "lora" in savings_of(make_light_policy()) and "last_layer" in savings_of(make_policy())
-    with FakeTensorMode():
-        assert torch.empty(1, device="cuda").device.type == "cuda"  # what the tests above rest on
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["cudaGraphLaunch"] == 2
+    assert sum(count for name, count in calls.items() if name.startswith("cudaLaunchKernel")) <= 2  # the result's cast

@@ -10,6 +10,7 @@ from tiny import make_light_policy, make_observation, make_policy
 from wam_policy.acting import initial_noise
 from wam_policy.config import PromptConfig
 from wam_policy.inference.count import count
+from wam_policy.inference.fuse import fused
 from wam_policy.inference.plain import FAST, LIGHT, Plain
 
 PROMPT = PromptConfig(template="do: {task}", token_length=20)  # seventeen rows of padding
@@ -68,15 +69,19 @@ def test_a_saving_saves(family, saving):
         assert saved.flops < unsaved.flops or saved.kernels < unsaved.kernels
 
 
-def test_fused_projections_keep_the_parameters_names_and_values():
+def test_a_twin_with_fused_projections_shares_the_model_s_memory_and_leaves_it_trainable():
     policy, _ = make("fast_wam")
     before = {name: x.clone() for name, x in policy.model.state_dict().items()}
-    Plain(policy, ["fused"])
-    after = policy.model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    attention = policy.model.video.blocks[0].self_attn
-    attention.q.weight.data += 1
-    assert torch.equal(attention.fused_weight[: len(attention.q.weight)], attention.q.weight)
+    twin, again = fused(policy.model), fused(policy.model)
+    assert all(torch.equal(x, before[name]) for name, x in policy.model.state_dict().items())
+    attention, ours = twin.video.blocks[0].self_attn, policy.model.video.blocks[0].self_attn
+    with torch.no_grad():
+        ours.q.weight += 1
+    for other in (attention, again.video.blocks[0].self_attn):
+        assert torch.equal(other.fused_weight[: len(ours.q.weight)], ours.q.weight)
+    assert not ours.fused and "fused_weight" not in dict(ours.named_buffers())
+    ours.query_key_value(torch.randn(1, 2, 16))[0].sum().backward()
+    assert ours.q.weight.grad is not None and ours.q.weight.grad.any()
 
 
 def test_the_plain_way_of_a_lean_policy_is_refused():

@@ -134,11 +134,20 @@ def test_a_reset_begins_with_a_chunk_of_the_new_episode():
     assert float(runner.act("new")[0]) == 3.0 and policy.asked[-1] == ("new", None)
 
 
+def test_an_episode_s_first_observation_begins_anew():
+    policy, executor = Scripted(), DelayedExecutor(3)
+    runner = RealtimeRunner(policy, every=4, delay=3, executor=executor)
+    play(runner, executor, 5)
+    assert float(runner.act({"episode_start": np.array([True])})[0]) == 3.0
+    with pytest.raises(ObservationError, match="begin together"):
+        runner.act({"episode_start": np.array([True, False])})
+
+
 def test_chunks_are_computed_in_another_thread_and_their_errors_arrive():
     class Failing(Scripted):
         def predict_chunk(self, observation, known=None):
+            assert threading.current_thread() is not threading.main_thread()
             if self.asked:
-                assert threading.current_thread() is not threading.main_thread()
                 raise ObservationError("the camera is gone")
             return super().predict_chunk(observation, known)
 

@@ -43,8 +43,8 @@ def test_attention_to_the_slots_equals_attention_to_the_padded_prompt(room):
     model, prompts = make([5, 1])
     cache = TextCache(model, prompts, room)
     texts = cache.empty(2)
-    cache.put("prompt 5", texts, 0)
-    cache.put("prompt 1", texts, 1)
+    cache.put(cache.entries("prompt 5"), texts, 0)
+    cache.put(cache.entries("prompt 1"), texts, 1)
     token = torch.randn(2, 1, 8, dtype=torch.float64)
     padded = prompts.embed(["prompt 5", "prompt 1"], device=token.device, dtype=token.dtype)
     query = torch.randn(2, 2, 3, 12, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_a_prompt_without_padding_has_slots_that_nothing_looks_at():
     model, prompts = make([40])
     cache = TextCache(model, prompts, 40)
     texts = cache.empty(1)
-    cache.put("prompt 40", texts, 0)
+    cache.put(cache.entries("prompt 40"), texts, 0)
     assert texts[0].bias.isfinite().sum() == 1 + 40
 
 
@@ -70,6 +70,27 @@ def test_entries_are_computed_once(monkeypatch):
     embed = type(model.video).embed_text
     monkeypatch.setattr(type(model.video), "embed_text", lambda self, x: (calls.append(1), embed(self, x))[1])
     texts = cache.empty(2)
-    cache.put("prompt 5", texts, 0)
-    cache.put("prompt 5", texts, 1)
+    cache.put(cache.entries("prompt 5"), texts, 0)
+    cache.put(cache.entries("prompt 5"), texts, 1)
     assert len(calls) == 1 and torch.equal(texts[0].layers[0].key[0], texts[0].layers[0].key[1])
+
+
+def test_a_new_embedding_of_a_known_prompt_is_a_new_entry():
+    model, prompts = make([5])
+    cache = TextCache(model, prompts, 5)
+    old = cache.entries("prompt 5")
+    assert cache.entries("prompt 5") is old
+    prompts.put("prompt 5", torch.randn(4, 8))
+    assert cache.entries("prompt 5") is not old
+
+
+def test_not_more_entries_are_kept_than_there_is_room_for(monkeypatch):
+    from wam_policy.inference import text
+
+    monkeypatch.setattr(text, "MOST", 2)
+    model, prompts = make([1, 2, 3])
+    cache = TextCache(model, prompts, 5)
+    first = cache.entries("prompt 1")
+    for n in (2, 3):
+        cache.entries(f"prompt {n}")
+    assert len(cache._entries) == 2 and cache.entries("prompt 1") is not first

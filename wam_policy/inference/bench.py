@@ -101,7 +101,7 @@ class Row:
             stages[stage] = {"median_s": float(np.median(seconds)), "p95_s": float(np.quantile(seconds, 0.95))}
             if stage in self.counts:
                 counts = self.counts[stage]
-                stages[stage] |= {"flops": counts.flops, "bytes": counts.bytes, "kernels": counts.kernels}
+                stages[stage] |= {"flops": counts.flops, "bytes": counts.bytes, "eager_kernels": counts.kernels}
                 stages[stage] |= {"of_machine": machine.least_seconds(counts) / max(stages[stage]["median_s"], 1e-12)}
         total = {"median_s": self.total(), "p95_s": self.total(0.95)}
         return {

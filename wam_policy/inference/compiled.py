@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from wam_policy.errors import ConfigError
 from wam_policy.inference.engine import Backend, Engine, Options
+from wam_policy.inference.fuse import fused
 from wam_policy.inference.quantize import Quantization, quantized
+from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.fold import lean
 from wam_policy.models.light_wam import LightWAM
 
@@ -41,13 +43,14 @@ def compile_inference(
         mode: what the actions see while they are denoised; the default is the contract's.
         batch_sizes: each is compiled for itself; a batch in between is filled up to the next one.
         horizon: actions per chunk; the default is the contract's.
-        warmup: compile now, and prove that it acts as before; else each batch size is compiled when it is first asked for.
+        warmup: compile now, and prove on random inputs that the compiled functions give what they give uncompiled; else each
+            batch size is compiled when it is first asked for.
         backend: of `torch.compile`; None: the same functions without compiling them.
         on_failure: what happens where something can't be compiled: an error, or a warning and the functions uncompiled.
         steps: denoising steps, if not the contract's. This and the following change the actions; `wam bench` tells by how much.
         quantize: of linear layers, by torchao; the default is none.
         encode_every: so many calls are served by one observation: the video expert's view of it, and of the state, is then old
-            in all but the first; a new episode or instruction is always encoded.
+            in all but the first. A new episode or instruction is always encoded; the calls must be of the same envs.
 
     Raises:
         ConfigError: no batch sizes, a mode that the variant wasn't trained for.
@@ -67,8 +70,20 @@ def compile_inference(
         model = lean(model, length)
     if quantize is not None:
         model = quantized(model, quantize)
-    options = Options(spec.action_mode(mode), length, sizes, backend, on_failure, quantize is None, encode_every)
-    engine = Engine(spec, model, policy.vae.encode_first_frame, policy.prompts, policy.latent_frames, options)
+    elif isinstance(model, FastWAM):
+        model = fused(model)
+    options = Options(spec.action_mode(mode), length, sizes, backend, on_failure, encode_every)
+    vae = policy.vae
+    _ = vae.first_frame_encoder  # made now, not while it is compiled
+    engine = Engine(
+        spec,
+        model,
+        lambda image: vae.encode_first_frame(image),
+        policy.prompts,
+        policy.latent_frames,
+        options,
+        policy.model,
+    )
     if warmup:
         engine.warmup()
     return type(policy)(spec, policy.model, vae=policy.vae, prompts=policy.prompts, engine=engine)

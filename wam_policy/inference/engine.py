@@ -23,7 +23,7 @@ from wam_policy import acting, images
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import CompileError, ConfigError, ObservationError
 from wam_policy.inference import hot
-from wam_policy.inference.text import TextCache
+from wam_policy.inference.text import Entry, TextCache
 from wam_policy.models import sampling
 from wam_policy.models.build import Model
 from wam_policy.models.fast_wam import FastWAM
@@ -50,7 +50,6 @@ class Options(NamedTuple):
     batch_sizes: tuple[int, ...]  # rising
     backend: Backend | None  # of `torch.compile`; None: the same functions, not compiled
     on_failure: Literal["raise", "eager"]
-    fuse: bool = True  # projections that read the same become one product
     encode_every: int = 1  # calls that one observation's encoding serves
 
 
@@ -59,10 +58,9 @@ class Bucket:
     """One batch size: its memory and its two functions over it."""
 
     size: int
-
     inputs: hot.Inputs
     texts: list[Text]
-    prompts: list[str | None]  # what is in each sample's slots
+    entries: list[list[Entry] | None]  # what is in each sample's slots
     tables: sampling.Tables | Rope
     memory: list[KeyValue]  # of the observed frame, written by `encode`; a Light-WAM's `encode` returns what it leaves
     see: Callable[[], Tensor]  # latents of the picture, what `encode` begins with; to be measured alone
@@ -79,28 +77,34 @@ class Engine:
     """
 
     def __init__(
-        self, config: PolicyConfig, model: Model, encode_first_frame: hot.Codec, prompts: Prompts, frames: int, options: Options
+        self,
+        config: PolicyConfig,
+        model: Model,
+        encode_first_frame: hot.Codec,
+        prompts: Prompts,
+        frames: int,
+        options: Options,
+        source: Model | None = None,
     ) -> None:
-        """Prepare; nothing is compiled before `warmup` or the first seen.
+        """Prepare; nothing is compiled before `warmup` or the first call.
 
         Args:
             config: the contract.
-            model: a Fast-WAM, whose projections are fused in place (`Attention.fuse`), or a lean Light-WAM.
+            model: a Fast-WAM, best with fused projections, or a lean Light-WAM.
             encode_first_frame: the codec, on the model's device.
             prompts: gives embeddings.
             frames: latent frames of a clip.
             options: how.
+            source: what the model was made from; its weights may not change either.
         """
         self.config, self.model, self.codec, self.frames, self.options = config, model, encode_first_frame, frames, options
-        if isinstance(model, FastWAM) and options.fuse:
-            model.video.fuse()
-            model.action.fuse()
         self._prompts, self._lock = prompts, threading.Lock()
         longest = max((len(x) for x in prompts.table.values()), default=0)
         self._text = TextCache(model, prompts, max(longest, PROMPT_TOKENS))
         self._buckets: dict[int, Bucket] = {}
         self._encoded: tuple[Any, int, Any] = (None, 0, None)  # of which batch, how often it was used, what it left
         self._parameters = list(model.parameters())
+        self._watched = [*self._parameters, *(() if source is None else source.parameters())]
         self._version = self._weights_version()
         self._pool: Any = None  # memory of the CUDA graphs
 
@@ -123,9 +127,7 @@ class Engine:
             if place is not None:
                 place.copy_(torch.rand(place.shape, generator=generator) * 2 - 1)
         for prompt in list(self._prompts.table)[:1]:
-            for sample in range(bucket.size):
-                self._text.put(prompt, bucket.texts, sample)
-                bucket.prompts[sample] = prompt
+            self._write(bucket, [prompt])
         found = bucket.act(bucket.encode()).clone()
         if self.options.backend is None:
             return
@@ -138,7 +140,7 @@ class Engine:
             raise CompileError(f"{message}: a bug of the compiler; run the policy uncompiled by `on_failure='eager'`")
         logger.warning("%s: a bug of the compiler; the policy runs uncompiled and slower", message)
         self.options = self.options._replace(backend=None)
-        self._buckets.clear()
+        self._clear()
 
     def __call__(self, seen: acting.Seen, wish: acting.Wish) -> Tensor:
         """Normalised actions [B, T, A], float32 on the CPU.
@@ -167,8 +169,7 @@ class Engine:
     def state(self, bucket: Bucket, seen: acting.Seen) -> Any:
         """What the observation leaves for `act`; an earlier one's, where not every observation is to be encoded."""
         same = (bucket.size, tuple(seen.prompts))
-        old = bool(seen.starts.any()) or self._encoded[0] != same or self._encoded[1] >= self.options.encode_every
-        if old:
+        if seen.starts.any() or self._encoded[0] != same or self._encoded[1] >= self.options.encode_every:
             self._encoded = (same, 0, bucket.encode())
         self._encoded = (same, self._encoded[1] + 1, self._encoded[2])
         return self._encoded[2]
@@ -179,7 +180,7 @@ class Engine:
             raise ObservationError(
                 f"compiled for up to {largest} observations at once, got {size}; compile with `batch_sizes=(…, {size})`"
             )
-        mode = self.config.action_mode(wish.mode)
+        mode = wish.mode or self.options.mode
         if (wish.horizon, mode) != (self.options.horizon, self.options.mode):
             raise ConfigError(
                 f"compiled for {self.options.horizon} actions in mode {self.options.mode!r}, asked for {wish.horizon} in mode "
@@ -187,7 +188,8 @@ class Engine:
             )
 
     def _weights_version(self) -> int:
-        return sum(parameter._version for parameter in self._parameters)
+        """Changes when a parameter is written or moved (but by `.data`, which PyTorch doesn't count)."""
+        return hash(tuple((parameter.data_ptr(), parameter._version) for parameter in self._watched))
 
     def _make_room(self, prompts: Sequence[str]) -> None:
         """Begin anew with longer slots if a prompt doesn't fit."""
@@ -197,14 +199,20 @@ class Engine:
                 "a prompt has %d tokens, there was room for %d: compiling again, with room for all", longest, self._text.tokens
             )
             self._text = TextCache(self.model, self._prompts, self._prompts.token_length)
-            self._buckets.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        """Forget the buckets; they are made anew when they are needed."""
+        self._buckets.clear()
+        self._encoded = (None, 0, None)
 
     def _fill(self, bucket: Bucket, seen: acting.Seen, wish: acting.Wish) -> None:
         """Put a batch into a bucket's memory; the samples that are too many repeat the last one."""
         missing = bucket.size - len(seen.prompts)
         inputs = bucket.inputs
         _upload(inputs.image, torch.from_numpy(seen.canvas), missing)
-        if inputs.proprio is not None and seen.proprio is not None:
+        if inputs.proprio is not None:
+            assert seen.proprio is not None
             _upload(inputs.proprio, torch.from_numpy(seen.proprio), missing)
         if inputs.noise is not None:
             _upload(inputs.noise, wish.noise(tuple(inputs.noise.shape[1:])), missing)
@@ -216,11 +224,15 @@ class Engine:
         elif inputs.known is not None and wish.known is not None:
             for place, given in zip(inputs.known, wish.known, strict=True):
                 _upload(place, given, missing)
+        self._write(bucket, seen.prompts)
+
+    def _write(self, bucket: Bucket, prompts: Sequence[str]) -> None:
+        """Write the prompts that aren't there yet into a bucket's slots."""
         for sample in range(bucket.size):
-            prompt = seen.prompts[min(sample, len(seen.prompts) - 1)]
-            if bucket.prompts[sample] != prompt:
-                self._text.put(prompt, bucket.texts, sample)
-                bucket.prompts[sample] = prompt
+            entries = self._text.entries(prompts[min(sample, len(prompts) - 1)])
+            if bucket.entries[sample] is not entries:
+                self._text.put(entries, bucket.texts, sample)
+                bucket.entries[sample] = entries
 
     # -- buckets -----------------------------------------------------------------------------------------------------
 
@@ -344,23 +356,30 @@ class Engine:
 
         def graphed(*arguments: Any) -> T:
             nonlocal replay
-            replay = replay or self._captured(function, arguments)
+            try:
+                replay = replay or self._captured(function, arguments)
+            except RuntimeError as error:
+                if self.options.on_failure == "raise":
+                    raise CompileError(f"no CUDA graph could be captured: {error}") from error
+                logger.warning("no CUDA graph could be captured, the policy runs without and slower: %s", error)
+                replay = function
             return replay(*arguments)
 
         return graphed
 
     def _captured(self, run: Callable[..., T], arguments: tuple[Any, ...]) -> Callable[..., T]:
         """A compiled function as one CUDA graph, which reads and returns always the same tensors."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                run(*arguments)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = run(*arguments)
+        with torch.cuda.device(self._parameters[0].device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARMUPS):
+                    run(*arguments)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = run(*arguments)
 
         def replay(*_: Any) -> T:
             graph.replay()
@@ -381,7 +400,7 @@ def _own_code(function: Callable[..., T]) -> Callable[..., T]:
 
 def _upload(place: Tensor, given: Tensor, missing: int) -> None:
     """Copy a batch into a bucket's memory, its last sample once more for each that is missing; asynchronously onto a GPU."""
-    given = given.to(place.dtype)
+    given = given.to(place.dtype).contiguous()
     if missing:
         given = torch.cat((given, given[-1:].expand(missing, *given.shape[1:])))
     if place.device.type == "cuda":

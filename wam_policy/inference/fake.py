@@ -17,8 +17,10 @@ from torch.utils._pytree import tree_leaves
 from wam_policy.config import PolicyConfig
 from wam_policy.inference.count import Counts, count
 from wam_policy.inference.engine import Engine, Options
+from wam_policy.inference.fuse import fused
 from wam_policy.models.build import build
 from wam_policy.models.config import LightWAMConfig
+from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.fold import lean_config
 from wam_policy.models.layers import PRECISIONS, action_rope, video_rope
 from wam_policy.models.text import Prompts
@@ -67,7 +69,7 @@ def fake_hot_path(config: PolicyConfig, codec: dict[str, Any], *, batch: int, de
             prompts = Prompts({}, token_length=config.prompt.token_length, text_dim=sizes.text_dim)
             options = Options(config.action_mode(), config.action.horizon, (batch,), None, "raise")
             frames = 1 + (config.video.frames - 1) // 4
-            engine = Engine(config, model, encoder, prompts, frames, options)
+            engine = Engine(config, fused(model) if isinstance(model, FastWAM) else model, encoder, prompts, frames, options)
             size = _bytes([*model.parameters(), *encoder.parameters()])
             bucket = engine._bucket(batch)
             memory = _bytes(tree_leaves((bucket.inputs, bucket.texts, bucket.memory, bucket.tables)))

@@ -56,7 +56,7 @@ def add_proprio(model: Model, proprio: Tensor | None, texts: Sequence[Text]) -> 
 
 @torch.compiler.nested_compile_region  # see `mot.run`
 def _text(block: Block | LeanBlock, embedded: Tensor) -> KeyValue:
-    return block.text(embedded).copied()
+    return block.text(embedded).returned()
 
 
 def encode_fast(model: FastWAM, codec: Codec, inputs: Inputs, tables: sampling.Tables, observed: sampling.Observed) -> None:

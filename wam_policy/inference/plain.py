@@ -18,10 +18,11 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy import acting, flow
+from wam_policy.inference.fuse import fused
 from wam_policy.inference.text import COPIES, padding_biases
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.fold import fold_pooler, merged
-from wam_policy.models.layers import Attention, Block, DiT, KeyValue, Rope, Text, action_rope, modulate
+from wam_policy.models.layers import Block, DiT, KeyValue, Rope, Text, action_rope, modulate
 from wam_policy.models.lean import LeanPooler
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.linear import Linear
@@ -71,7 +72,7 @@ class Plain:
         """Put a forward pass together.
 
         Args:
-            policy: one whose model isn't lean; a Fast-WAM's projections are fused, or not, in place.
+            policy: one whose model isn't lean.
             savings: what is saved, names of `savings_of(policy)`.
             horizon: actions per chunk; the default is the contract's.
         """
@@ -81,25 +82,12 @@ class Plain:
         if isinstance(self.model, LightWAM):
             assert self.model.config.lean_steps is None, "a lean Light-WAM has its savings built in"
             self.model = self._adapted(self.model)
+        if "fused" in self:
+            self.model = _fused(self.model)
         self._kept: dict[Any, Any] = {}
-        for expert in self._experts():
-            for block in expert.blocks:
-                for attention, names in ((block.self_attn, "qkv"), (block.cross_attn, "kv")):
-                    self._fuse(attention, names)
 
     def __contains__(self, saving: str) -> bool:
         return saving in self.savings
-
-    def _experts(self) -> list[DiT]:
-        experts = [self.model.video, self.model.action] if isinstance(self.model, FastWAM) else [self.model.video]
-        return [expert for expert in experts if isinstance(expert, DiT)]
-
-    def _fuse(self, attention: Attention, names: str) -> None:
-        plain = all(type(getattr(attention, name)) is Linear for name in names)
-        if "fused" in self and plain:
-            attention.fuse(names)
-        else:
-            attention.fused = ""
 
     def _adapted(self, model: LightWAM) -> LightWAM:
         """A Light-WAM with LoRA merged and poolers absorbed, where those are saved."""
@@ -238,6 +226,19 @@ class Plain:
                 bias = torch.ones(len(x), 1, x.shape[1], text.layers[i].key.shape[2], dtype=torch.bool, device=x.device)
         attended = F.scaled_dot_product_attention(query, *own, attn_mask=mask)
         return block.finish(x, attended, modulation, text.layers[i], bias)
+
+
+def _fused(model: FastWAM | LightWAM) -> FastWAM | LightWAM:
+    """A twin with fused projections; those with LoRA can't be."""
+    if isinstance(model, FastWAM):
+        return fused(model)
+    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    assert isinstance(twin.video, VideoDiT)
+    for block in twin.video.blocks:
+        for attention, names in ((block.self_attn, "qkv"), (block.cross_attn, "kv")):
+            if all(type(getattr(attention, name)) is Linear for name in names):
+                attention.fuse(names)
+    return twin.eval()
 
 
 def _turned(x: Tensor, table: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ put in the place of the noisy ones at every step, not brought in by the gradient
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 
 from wam_policy.acting import Known
-from wam_policy.errors import ConfigError
+from wam_policy.errors import ConfigError, ObservationError
+from wam_policy.observation import EPISODE_START
 from wam_policy.policy import WAMPolicy
 
 Method = Literal["continue", "naive"]
@@ -76,9 +77,11 @@ class RealtimeRunner:
             raise ConfigError(
                 f"after {self.every} actions a chunk is asked for that takes {delay} steps: {self.horizon} actions don't last"
             )
-        self._executor = executor or ThreadPoolExecutor(1, "wam-policy-realtime")
+        self._own = ThreadPoolExecutor(1, "wam-policy-realtime") if executor is None else None
+        self._executor: Executor = executor or self._own  # type: ignore[assignment]  # one of them is there
         self._delays = deque([delay], maxlen=REMEMBERED)
         self.waits = 0  # steps at which the robot had to wait for a chunk that came too late
+        self._pending: Future[np.ndarray] | None = None
         self.reset()
 
     @property
@@ -91,12 +94,23 @@ class RealtimeRunner:
         self._chunk: np.ndarray | None = None  # [B, T, A]
         self._step = 0  # of the chunk, the next to play
         self._asked = 0  # at which step the pending chunk was asked for
-        self._pending: Future[np.ndarray] | None = None
+        if self._pending is not None:
+            self._pending.cancel()
+        self._pending = None
 
     def act(self, observation: Any) -> np.ndarray:
-        """The action to play now, [A] or [B, A]; the observation is used if a chunk is asked for at this step."""
+        """The action to play now, [A] or [B, A]; the observation is used if a chunk is asked for at this step.
+
+        Raises:
+            ObservationError: an episode begins in some of the envs and not in the others.
+        """
+        starts = np.atleast_1d(observation.get(EPISODE_START, False)) if isinstance(observation, Mapping) else np.zeros(1, bool)
+        if starts.all():
+            self.reset()
+        elif starts.any():
+            raise ObservationError("one runner plays episodes that begin together; give each env its own")
         if self._chunk is None:
-            self._chunk = self.policy.predict_chunk(observation)
+            self._chunk = self._executor.submit(_predict, self.policy, observation, None).result()
         elif self._pending is not None and (self._pending.done() or self._step >= self.horizon):
             self.waits += not self._pending.done()
             self._chunk, played = self._pending.result(), self._step - self._asked
@@ -120,8 +134,9 @@ class RealtimeRunner:
         return Known(rest, continuation_weights(self.horizon, overlap, self.delay))
 
     def close(self) -> None:
-        """Stop the thread."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Stop the runner's own thread."""
+        if self._own is not None:
+            self._own.shutdown(wait=True, cancel_futures=True)
 
 
 def _predict(policy: WAMPolicy, observation: Any, known: Known | None) -> np.ndarray:
@@ -149,7 +164,7 @@ class DelayedExecutor(Executor):
         self._now = 0
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
-        """Compute; the future is done after `delay` ticks, or at once if there is none."""
+        """Compute; the future is done after `delay` ticks."""
         late = Late(function(*arguments, **options))
         self._waiting.append((self._now + self.delay, late))
         return late

@@ -23,6 +23,7 @@ from wam_policy.models.mot import copy_into, write
 from wam_policy.models.text import Prompts
 
 ALIGNED = 8  # slots are a multiple of this, as CUDA's attention kernels want a bias to be
+MOST = 64  # prompts whose entries are kept
 COPIES = 3  # slots that padding is given at least: so many biases in bfloat16 add up to a count
 
 
@@ -75,7 +76,7 @@ class TextCache:
         self.model, self.prompts, self.tokens = model, prompts, min(tokens, prompts.token_length)
         self.proprio = model.proprio_encoder is not None
         self.slots = slots_for(self.tokens, prompts.token_length, proprio=self.proprio)
-        self._entries: dict[str, list[Entry]] = {}
+        self._entries: dict[str, tuple[Tensor, list[Entry]]] = {}  # with the embedding that they come from
 
     def length(self, prompt: str) -> int:
         """Tokens of a prompt; it is embedded, if it wasn't yet."""
@@ -93,11 +94,19 @@ class TextCache:
         ]
 
     @torch.no_grad()
-    def put(self, prompt: str, texts: Sequence[Text], sample: int) -> None:
-        """Write a prompt into one sample's slots of every expert."""
-        if prompt not in self._entries:
-            self._entries[prompt] = [self._entry(prompt, expert) for expert in experts(self.model)]
-        for entry, text in zip(self._entries[prompt], texts, strict=True):
+    def entries(self, prompt: str) -> list[Entry]:
+        """A prompt's entries, one per expert: the same as long as its embedding is."""
+        self.prompts.add([prompt])
+        embedding = self.prompts.table[prompt]
+        if prompt not in self._entries or self._entries[prompt][0] is not embedding:
+            self._entries[prompt] = (embedding, [self._entry(prompt, expert) for expert in experts(self.model)])
+            if len(self._entries) > MOST:
+                del self._entries[next(iter(self._entries))]
+        return self._entries[prompt][1]
+
+    def put(self, entries: Sequence[Entry], texts: Sequence[Text], sample: int) -> None:
+        """Write a prompt's entries into one sample's slots of every expert."""
+        for entry, text in zip(entries, texts, strict=True):
             assert text.bias is not None
             copy_into(text.bias.select(0, sample), entry.bias.view(1, 1, -1))
             for new, whole in zip(entry.layers, text.layers, strict=True):

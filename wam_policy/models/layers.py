@@ -54,8 +54,10 @@ class KeyValue(NamedTuple):
     key: Tensor
     value: Tensor
 
-    def copied(self) -> KeyValue:
-        """Tensors of their own; these may be views of what they were computed in."""
+    def returned(self) -> KeyValue:
+        """As a region that is compiled once may return them: tensors of their own, not views of what they were computed in."""
+        if not torch.compiler.is_compiling():
+            return self
         return KeyValue(*(x.clone(memory_format=torch.contiguous_format) for x in self))
 
 
@@ -158,6 +160,18 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape, one after the other: where they lie so already, that memory, else new memory."""
+    first = parts[0]
+    storage, size = first.untyped_storage(), first.numel()
+    for i, part in enumerate(parts):
+        beside = part.untyped_storage()._cdata == storage._cdata and part.is_contiguous() and part.shape == first.shape
+        if not beside or part.storage_offset() != first.storage_offset() + i * size:
+            return torch.cat(list(parts))
+    shape = (len(parts) * len(first), *first.shape[1:])
+    return first.detach().as_strided(shape, first.stride(), first.storage_offset())
+
+
 class Attention(nn.Module):
     """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
 
@@ -176,13 +190,14 @@ class Attention(nn.Module):
     def fuse(self, names: str) -> None:
         """Keep the matrices of the projections `names`, "qkv" or "kv", as one, of which they become parts: one product.
 
-        Names and values of the parameters stay as they are.
+        Names and values of the parameters stay as they are. For inference only: no gradient reaches the parts.
         """
         layers = [getattr(self, name) for name in names]
         for kind in ("weight", "bias"):
-            whole = torch.cat([getattr(layer, kind) for layer in layers])
-            for layer, part in zip(layers, whole.chunk(len(layers)), strict=True):
-                getattr(layer, kind).data = part
+            parameters = [getattr(layer, kind) for layer in layers]
+            whole = _together(parameters)
+            for parameter, part in zip(parameters, whole.chunk(len(layers)), strict=True):
+                parameter.data = part
             self.register_buffer(f"fused_{kind}", whole, persistent=False)
         self.fused = names
 

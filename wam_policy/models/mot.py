@@ -84,7 +84,7 @@ def run(
             sees = tuple(sequence[i] for sequence in seen)
             x, own = _through(block, x, modulation, stream.rope, text.layers[i], text.bias, sees, first, mask, keep)
         else:
-            own = block.attention_inputs(x, modulation, stream.rope)[1].copied()  # laid out as the other blocks' are
+            own = block.attention_inputs(x, modulation, stream.rope)[1].returned()  # laid out as the other blocks' are
         if own is not None:
             cache.append(own)
         if after is not None:
@@ -110,7 +110,7 @@ def _through(
     """Tokens after a block, and their keys and values in it where they are kept."""
     query, own = block.attention_inputs(x, modulation, rope)
     attended = attend(query, own, seen, first=first, mask=mask)
-    return block.finish(x, attended, modulation, text, bias), own.copied() if keep else None
+    return block.finish(x, attended, modulation, text, bias), own.returned() if keep else None
 
 
 def write(part: KeyValue, buffer: KeyValue, start: int = 0) -> None:
