@@ -127,14 +127,14 @@ def make_light_policy(**changes) -> WAMPolicy:
     return policy
 
 
-def assemble(config: PolicyConfig) -> WAMPolicy:
+def assemble(config: PolicyConfig, text_dim: int = 8) -> WAMPolicy:
     torch.manual_seed(0)
-    table = {config.prompt.prompt(task): torch.randn(3, 8) for task in (TASK, "leave the cube")}
+    table = {config.prompt.prompt(task): torch.randn(3, text_dim) for task in (TASK, "leave the cube")}
     return WAMPolicy(
         config,
         build(config.model, PRECISIONS[config.precision]),
         vae=build_vae(TINY_VAE).eval(),
-        prompts=Prompts(table, token_length=config.prompt.token_length, text_dim=8),
+        prompts=Prompts(table, token_length=config.prompt.token_length, text_dim=text_dim),
     )
 
 

@@ -22,6 +22,7 @@ from wam_policy.config import Form, PolicyConfig, Source
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.hub import checkpoint, forms, reader, slim
 from wam_policy.hub.locate import Download
+from wam_policy.hub.prompt_cache import PromptCache
 from wam_policy.hub.upload import upload
 from wam_policy.models.build import Model
 from wam_policy.models.light_wam import LightWAM
@@ -106,6 +107,7 @@ class WAMPolicy:
         stats: str | Path | None = None,
         device: str | torch.device = "cpu",
         text_device: str | torch.device | None = None,
+        prompt_cache: str | Path | None = None,
         dtype: torch.dtype | None = None,
     ) -> WAMPolicy:
         """Load a policy from a folder, a file or the Hugging Face Hub.
@@ -125,6 +127,8 @@ class WAMPolicy:
             stats: its `dataset_stats.json`; the default is the one beside it, or in the folders of its run.
             device: where the policy runs.
             text_device: where its text encoder runs, should it be needed; the default is `device`.
+            prompt_cache: a folder of prompt embeddings of this policy's text encoder, ours or the reference implementations';
+                a prompt that is in it never needs the encoder, one that isn't is added.
             dtype: what it computes in; the default is its config's.
 
         Raises:
@@ -145,6 +149,8 @@ class WAMPolicy:
             text_device=None if text_device is None else torch.device(text_device),
             dtype=dtype,
         )
+        if prompt_cache is not None:
+            parts.prompts.cache = PromptCache(Path(prompt_cache), parts.config.prompt.token_length)
         return cls(parts.config, parts.model, vae=parts.vae, prompts=parts.prompts)
 
     def save_pretrained(

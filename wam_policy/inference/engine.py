@@ -103,8 +103,8 @@ class Engine:
         self._text = TextCache(model, prompts, max(longest, PROMPT_TOKENS))
         self._buckets: dict[int, Bucket] = {}
         self._encoded: tuple[Any, int, Any] = (None, 0, None)  # of which batch, how often it was used, what it left
-        self._parameters = list(model.parameters())
-        self._watched = [*self._parameters, *(() if source is None else source.parameters())]
+        self._like = model.video.patch_embedding.weight  # never quantized: device and dtype
+        self._watched = [*model.parameters(), *(() if source is None else source.parameters())]
         self._version = self._weights_version()
         self._pool: Any = None  # memory of the CUDA graphs
 
@@ -133,7 +133,7 @@ class Engine:
             return
         expected = bucket.plain()
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-        if difference <= TOLERANCE[self._parameters[0].dtype]:  # never true of NaN
+        if difference <= TOLERANCE[self._like.dtype]:  # never true of NaN
             return
         message = f"compiled, {bucket.size} observations at once, an action is {difference:.1e} off"
         if self.options.on_failure == "raise":
@@ -243,7 +243,7 @@ class Engine:
 
     def _build(self, size: int) -> Bucket:
         """Allocate a bucket and compute what is constant in it."""
-        like, state = self._parameters[0], self.config.state
+        like, state = self._like, self.config.state
         image = like.new_zeros(size, 3, *images.canvas_size(self.config.cameras))
         proprio = None if state is None else like.new_zeros(size, len(state.names))
         build = self._fast_bucket if isinstance(self.model, FastWAM) else self._light_bucket
@@ -350,7 +350,7 @@ class Engine:
 
     def _graph(self, function: Callable[..., T]) -> Callable[..., T]:
         """On CUDA, a function of always the same tensors as one CUDA graph, captured when it is first called."""
-        if self.options.backend is None or self._parameters[0].device.type != "cuda":
+        if self.options.backend is None or self._like.device.type != "cuda":
             return function
         replay: Callable[..., T] | None = None
 
@@ -369,7 +369,7 @@ class Engine:
 
     def _captured(self, run: Callable[..., T], arguments: tuple[Any, ...]) -> Callable[..., T]:
         """A compiled function as one CUDA graph, which reads and returns always the same tensors."""
-        with torch.cuda.device(self._parameters[0].device):
+        with torch.cuda.device(self._like.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

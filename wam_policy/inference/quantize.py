@@ -20,7 +20,7 @@ def quantized(model: Model, kind: Quantization) -> Model:
     """A copy of a model whose wide linear layers are quantized; the others share their weights with it.
 
     Raises:
-        ConfigError: no such quantization.
+        ConfigError: no such quantization, nothing to quantize.
         MissingExtraError: torchao isn't installed.
     """
     if kind not in get_args(Quantization):
@@ -35,6 +35,8 @@ def quantized(model: Model, kind: Quantization) -> Model:
         "float8": torchao.Float8WeightOnlyConfig,
         "float8_dynamic": torchao.Float8DynamicActivationFloat8WeightConfig,
     }
+    if not any(map(_is_wide, model.modules())):
+        raise ConfigError(f"no linear layer of this policy is {SMALLEST} wide: there is nothing to quantize")
     shared = {id(parameter): parameter for parameter in model.parameters()}
     small: Model = copy.deepcopy(model, shared)
     torchao.quantize_(small, configs[kind](), filter_fn=lambda layer, _: _is_wide(layer))

@@ -85,7 +85,7 @@ class TextCache:
 
     def empty(self, size: int) -> list[Text]:
         """Slots for `size` samples, one `Text` per expert, filled by `put`."""
-        config, weight = self.model.config, next(self.model.parameters())
+        config, weight = self.model.config, self.model.video.patch_embedding.weight
         shape, layers = (size, config.heads, self.slots, config.head_dim), config.layers
         bias = weight.new_zeros(size, 1, 1, self.slots)
         return [
@@ -113,7 +113,7 @@ class TextCache:
                 write(new, KeyValue(whole.key.narrow(0, sample, 1), whole.value.narrow(0, sample, 1)))
 
     def _entry(self, prompt: str, expert: DiT | LeanVideo) -> Entry:
-        weight = next(self.model.parameters())
+        weight = self.model.video.patch_embedding.weight
         tokens, rows, first = self.length(prompt), self.prompts.token_length, int(self.proprio)
         padding = self.slots - first - tokens
         assert padding >= min(COPIES, rows - tokens), f"{tokens} tokens don't fit {self.slots} slots"

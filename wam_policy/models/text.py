@@ -9,7 +9,7 @@ weights were trained with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,16 @@ class TextEncoder:
         return states[0]
 
 
+class Kept(Protocol):
+    """Where embeddings are kept between processes."""
+
+    def get(self, prompt: str) -> Tensor | None:
+        """The embedding [n, D] of a prompt; None: it isn't there."""
+
+    def put(self, prompt: str, embedding: Tensor) -> None:
+        """Keep an embedding [n, D]."""
+
+
 class Prompts:
     """A table of prompt embeddings that grows by a text encoder, where there is one."""
 
@@ -47,6 +57,7 @@ class Prompts:
         token_length: int,
         text_dim: int,
         encoder: Callable[[], TextEncoder] | None = None,
+        cache: Kept | None = None,
     ) -> None:
         """Begin with known prompts.
 
@@ -55,9 +66,10 @@ class Prompts:
             token_length: rows every prompt is padded to.
             text_dim: width D.
             encoder: gives the text encoder; called for the first unknown prompt. None: there is none.
+            cache: where embeddings are looked for before they are computed, and kept.
         """
         self.table, self.token_length, self.text_dim = dict(table), token_length, text_dim
-        self._load = encoder
+        self._load, self.cache = encoder, cache
         self._encoder: TextEncoder | None = None
         for prompt, embedding in self.table.items():
             self._check(prompt, embedding)
@@ -94,6 +106,10 @@ class Prompts:
         for prompt in prompts:
             if prompt in self.table:
                 continue
+            kept = None if self.cache is None else self.cache.get(prompt)
+            if kept is not None:
+                self.put(prompt, kept)
+                continue
             if self._load is None:
                 raise PromptError(
                     f"no embedding of the prompt {prompt!r}, and this checkpoint brings no text encoder; it knows: "
@@ -101,6 +117,8 @@ class Prompts:
                     f"`policy.add_prompt(prompt, embedding)`, or name an encoder in `text` of config.json"
                 )
             self.put(prompt, self.encoder.encode(prompt, self.token_length))
+            if self.cache is not None:
+                self.cache.put(prompt, self.table[prompt])
 
     def put(self, prompt: str, embedding: Tensor) -> None:
         """Put an embedding [n, D] into the table."""
