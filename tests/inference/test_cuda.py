@@ -62,7 +62,16 @@ def test_counts_know_products_kernels_and_memory():
 
 # -- a real device -----------------------------------------------------------------------------------------------------
 
-KINDS = pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)])
+
+def on_a_gpu(test):
+    """A test of both families that needs a device; its name is in the report where there is none."""
+    for mark in (
+        pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)]),
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        pytest.mark.gpu,
+    ):
+        test = mark(test)
+    return test
 
 
 def on_gpu(make):
@@ -71,9 +80,7 @@ def on_gpu(make):
     return policy
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@KINDS
+@on_a_gpu
 def test_cuda_graphs_replay_what_eager_computes(make, side):
     policy = on_gpu(make)
     compiled = compile_inference(policy, batch_sizes=(1, 4))
@@ -83,9 +90,7 @@ def test_cuda_graphs_replay_what_eager_computes(make, side):
             assert np.allclose(compiled.predict_chunk(batch), policy.predict_chunk(batch), atol=1e-4)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@KINDS
+@on_a_gpu
 def test_cuda_graphs_allocate_nothing_when_they_are_replayed(make, side):
     policy = on_gpu(make)
     compiled = compile_inference(policy, batch_sizes=(2,))
@@ -97,9 +102,7 @@ def test_cuda_graphs_allocate_nothing_when_they_are_replayed(make, side):
     assert torch.cuda.memory_allocated() == before
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@KINDS
+@on_a_gpu
 def test_a_replay_launches_two_graphs_and_next_to_nothing_else(make, side):
     policy = on_gpu(make)
     compiled = compile_inference(policy, batch_sizes=(2,))

@@ -138,6 +138,12 @@ def noise_of(policy: WAMPolicy, size: int) -> Tensor:
     return acting.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
 
 
+def wish_of(policy: WAMPolicy, size: int) -> acting.Wish:
+    """One chunk for each of `size` observations, from the contract's noise."""
+    noise = noise_of(policy, size)
+    return acting.Wish(policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(size, *shape))
+
+
 def plain_step(policy: WAMPolicy, way: Plain, clock: Clock, observation: dict[str, Any]) -> Tensor:
     """One step of the plain way, timed; its normalised actions."""
     with clock("preprocess"):
@@ -163,9 +169,8 @@ def engine_step(policy: WAMPolicy, clock: Clock, observation: dict[str, Any]) ->
     engine = policy.engine
     assert engine is not None
     with clock("preprocess"):
-        seen, noise = policy.prepare(observation), noise_of(policy, len(observation["instruction"]))
-        wish = acting.Wish(policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(len(noise), *shape))
-        bucket = engine.load(seen, wish)
+        seen = policy.prepare(observation)
+        bucket = engine.load(seen, wish_of(policy, len(seen.prompts)))
     with clock("vae"):
         bucket.see()
     with clock("prefill"):
@@ -196,9 +201,7 @@ def counted(policy: WAMPolicy, row: Row) -> None:
     """Count the products of a row's stages, on our forward pass, not compiled."""
     eager = compile_inference(policy, batch_sizes=(row.batch,), backend=None, warmup=False)
     assert eager.engine is not None
-    seen, noise = eager.prepare(synthetic(policy, row.batch, 0)), noise_of(policy, row.batch)
-    wish = acting.Wish(policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(row.batch, *shape))
-    bucket = eager.engine.load(seen, wish)
+    bucket = eager.engine.load(eager.prepare(synthetic(policy, row.batch, 0)), wish_of(policy, row.batch))
     row.counts["vae"] = count(bucket.see)
     states: list[Any] = []
     whole = count(lambda: states.append(bucket.encode()))
