@@ -14,21 +14,7 @@ TABLES = {
     "lerobot_legacy": formats.LEROBOT_LEGACY,
     "lerobot": formats.lerobot(LAYERS),
 }
-FULL_SIZE_VAE = {
-    "wan2.2": {
-        "base_dim": 160,
-        "decoder_base_dim": 256,
-        "z_dim": 48,
-        "is_residual": True,
-        "patch_size": 2,
-        "in_channels": 12,
-        "out_channels": 12,
-        "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * 48,
-        "latents_std": [1.0] * 48,
-    },
-    "wan2.1": {},
-}
+FULL_SIZE_VAE = {"wan2.2": originals.WAN22_CODEC, "wan2.1": {}}
 
 
 @pytest.fixture(scope="module")
