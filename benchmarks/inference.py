@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +25,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from random_policy import TASK, Size, observation, policy
+from random_policy import TASK, Size, policy
 
-from wam_policy import WAMPolicy, acting
+from wam_policy import WAMPolicy
 from wam_policy.config import Family
 from wam_policy.inference import compile_inference
+from wam_policy.inference.bench import Clock, plain_step
+from wam_policy.inference.inputs import synthetic
 from wam_policy.inference.plain import Plain, savings_of
 from wam_policy.models import linear
 from wam_policy.results import peak_memory
@@ -66,30 +68,17 @@ class InferenceConfig:
     """Likewise: where its actions go."""
 
 
-def _plain(loaded: WAMPolicy, savings: list[str]) -> Callable[[dict[str, Any]], np.ndarray]:
+def _plain(loaded: WAMPolicy, savings: Sequence[str]) -> Callable[[dict[str, Any]], np.ndarray]:
     """The plain way of a control step."""
-    way, config = Plain(loaded, savings), loaded.spec
-    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+    way, clock = Plain(loaded, savings), Clock(loaded.device)
+    if linear.SLOW_BFLOAT16:
         loaded.vae.model.float()
-
-    def step(seen: dict[str, Any]) -> np.ndarray:
-        prepared = loaded.prepare(seen)
-        size = len(prepared.canvas)
-        image, state = (torch.from_numpy(x).to(loaded.dtype) for x in (prepared.canvas, prepared.proprio))
-        first = way.encode(image)
-        conditions, cache = way.prefill(first, prepared.prompts[0], state)
-        shape = (way.horizon, config.action.layout.dim)
-        noise = acting.initial_noise(size, shape, None, torch.Generator(), fixed=config.sampling.seed)
-        actions = way.act(conditions, cache, prepared.prompts[0], noise.to(acting.time_dtype(way.model)))
-        return loaded.finish(actions)
-
-    return step
+    return lambda seen: loaded.finish(plain_step(loaded, way, clock, seen))
 
 
 def measure(config: InferenceConfig) -> dict[str, Any]:
     """One way: its times, its memory, and its actions into a file."""
     assert config.way is not None and config.out is not None
-    linear.SLOW_BFLOAT16 = linear.SLOW_BFLOAT16 and config.way not in ("plain", "caches")
     loaded = policy(config.family, config.size, getattr(torch, config.dtype))
     began = time.perf_counter()
     step: Callable[[dict[str, Any]], np.ndarray]
@@ -99,7 +88,8 @@ def measure(config: InferenceConfig) -> dict[str, Any]:
     else:
         savings = set(savings_of(loaded)) - set(config.without) if config.way == "caches" else set()
         step = _plain(loaded, sorted(savings))
-    seen = [observation(loaded, config.batch, seed) for seed in range(config.inputs)]
+        linear.SLOW_BFLOAT16 = linear.SLOW_BFLOAT16 and config.way == "plain_wide"
+    seen = [synthetic(loaded, config.batch, seed) for seed in range(config.inputs)]
     step(seen[0])
     ready = time.perf_counter() - began
     actions, seconds = [], []

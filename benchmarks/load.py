@@ -25,11 +25,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from random_policy import full, observation, write
+from random_policy import full, write
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Family
 from wam_policy.hub import checkpoint
+from wam_policy.inference.inputs import synthetic
 from wam_policy.results import peak_memory
 
 GIB = 2**30
@@ -77,7 +78,7 @@ def load(folder: Path) -> dict[str, Any]:
 def predict(folder: Path) -> dict[str, Any]:
     """Load the policy and answer one LIBERO observation."""
     policy = WAMPolicy.from_pretrained(folder)
-    seen = observation(policy)
+    seen = synthetic(policy, 1, 0)
     began = time.perf_counter()
     chunk = policy.predict_chunk(seen)
     seconds = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Policies of three sizes with random weights, and observations for them: what the benchmarks run on."""
+"""Policies of three sizes with random weights: what the benchmarks run on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,14 +111,3 @@ def policy(family: Family, size: Size, dtype: torch.dtype) -> WAMPolicy:
         print(f"writing {folder} …", flush=True)
         write(folder, full(family), "fat")
     return WAMPolicy.from_pretrained(folder, dtype=dtype)
-
-
-def observation(policy: WAMPolicy, size: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """A random observation, or a batch of `size`."""
-    rng, cameras = np.random.default_rng(seed), policy.spec.cameras
-    shape = () if size is None else (size,)
-    pictures = {
-        f"images.{name}": rng.integers(0, 256, (*shape, cameras.height, cameras.width, 3), np.uint8) for name in cameras.names
-    }
-    state = rng.uniform(-1, 1, (*shape, 8)).astype(np.float32)
-    return {**pictures, "state": state, "instruction": TASK if size is None else (TASK,) * size}

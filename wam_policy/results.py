@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -84,7 +85,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory(device: torch.device, folder: Path | None = None) -> int | None:
-    """Largest memory of this process so far, in bytes: the device's on an accelerator, else resident, mapped files included.
+    """Largest memory of this process, in bytes: the device's on an accelerator, else resident, mapped files included.
 
     Args:
         device: where the policy runs.
@@ -103,6 +104,15 @@ def peak_memory(device: torch.device, folder: Path | None = None) -> int | None:
     if earlier.get("device") == str(device) and earlier.get("peak_memory_bytes"):
         peaks.append(earlier["peak_memory_bytes"])
     return max(peaks, default=None)
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let this process's peak memory begin anew; without effect where the system doesn't let it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:

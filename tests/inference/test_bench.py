@@ -14,7 +14,8 @@ from wam_policy.cli import main
 from wam_policy.errors import ConfigError, MissingExtraError
 from wam_policy.inference import bench as module
 from wam_policy.inference import compile_inference
-from wam_policy.inference.bench import BenchConfig, bench, synthetic
+from wam_policy.inference.bench import BenchConfig, bench
+from wam_policy.inference.inputs import met, synthetic
 from wam_policy.inference.plain import savings_of
 
 
@@ -43,11 +44,14 @@ def test_bench_measures_every_way_and_writes_numbers_and_a_chart(make, tmp_path,
     assert compiled["stages"].keys() == {"preprocess", "vae", "prefill", "act", "postprocess"}
     for stage in ("vae", "prefill", "act"):
         assert compiled["stages"][stage]["flops"] > 0 and 0 < compiled["stages"][stage]["of_machine"] < 1
-    assert rows["encoded every 2 calls", 1]["max_error"] > 0
+    errors = rows["encoded every 2 calls", 1]["errors"]
+    assert errors[0] == 0 and errors[1] > 0  # the first call encodes
     if steps:
-        assert rows["2 steps", 1]["max_error"] > 1e-4
+        assert min(rows["2 steps", 1]["errors"]) > 1e-4
+    card = (tmp_path / "out" / "bench.md").read_text()
+    assert "| compiled | 2 |" in card and f"{max(errors):.1e} |" in card and "plain" not in card
     assert Image.open(tmp_path / "out" / "bench.png").size[0] > 500
-    assert found["machine"]["flops"] > 1e9 and found["peak_memory_bytes"] > 0
+    assert found["machine"]["flops"] > 1e9 and all(row["peak_memory_bytes"] > 2**20 for row in found["rows"])
 
 
 def eager_twin(compiler, policy, **options):
@@ -123,6 +127,20 @@ def test_synthetic_observations_fit_any_contract():
     for make in (make_policy, make_light_policy):
         policy = make()
         assert policy.predict_chunk(synthetic(policy, 3, 0)).shape == (3, 4, 3)
+
+
+def test_observations_met_in_an_env_follow_each_other():
+    policy = make_policy()
+    inputs = met(policy, "tiny:Toy-v0", "touch", 5)
+    first, third = inputs(0, 3), inputs(2, 2)
+    assert policy.predict_chunk(first).shape == (3, 4, 3)
+    assert first["episode_start"].tolist()[:2] == [True, False] and len(first["instruction"]) == 3
+    assert np.array_equal(first["state"][2], third["state"][0]) and not np.array_equal(first["state"][0], first["state"][1])
+
+
+def test_bench_refuses_a_task_without_an_env():
+    with pytest.raises(ConfigError, match="name the `env`"):
+        BenchConfig(task="reach-v3")
 
 
 def test_infer_answers_one_question_as_json(tmp_path, capsys):

@@ -279,8 +279,8 @@ def test_a_new_prompt_in_mid_episode_costs_one_fill_and_an_unknown_one_is_refuse
     policy, side = make()
     compiled = compile_inference(policy, batch_sizes=(1,), backend=None)
     fills = []
-    put = type(compiled.engine._text).put
-    monkeypatch.setattr(type(compiled.engine._text), "put", lambda *a: (fills.append(a[3]), put(*a)))
+    put = type(compiled.engine.text).put
+    monkeypatch.setattr(type(compiled.engine.text), "put", lambda *a: (fills.append(a[3]), put(*a)))
     for task in (TASK, TASK, "fly", "fly", TASK):
         observation = make_observation(side=side, task=task)
         assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)

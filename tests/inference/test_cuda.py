@@ -1,11 +1,13 @@
 """The hot path on CUDA: at full size on fake tensors, and on a real device where there is one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from random_policy import full
 from tiny import make_light_policy, make_observation, make_policy
 
-from wam_policy.config import PolicyConfig
 from wam_policy.hub.originals import WAN22_CODEC
 from wam_policy.inference import compile_inference
 from wam_policy.inference.count import Counts
@@ -13,21 +15,6 @@ from wam_policy.inference.fake import fake_hot_path
 
 GIB = 2**30
 CODECS = {"fast_wam": WAN22_CODEC, "light_wam": {}}
-
-
-def full(family: str) -> PolicyConfig:
-    from dataclasses import replace
-
-    from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-    from wam_policy.normalize import Normalization
-    from wam_policy.presets import Trained, contract
-
-    state, action = (Normalization(mode="min_max", statistics={"min": (-1.0,) * n, "max": (1.0,) * n}) for n in (8, 7))
-    sizes = (FastWAMConfig if family == "fast_wam" else LightWAMConfig)(action_dim=7, proprio_dim=8)
-    trained = Trained(preset="libero")
-    if family == "fast_wam":
-        trained = replace(trained, variant="fast", action_shift=5.0)
-    return contract(trained, sizes, state=state, action=action, dtype="bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +28,14 @@ def test_the_full_size_hot_path_runs_on_a_fake_cuda_device_within_its_memory(fam
     for counts, most in ((found.encode, encode), (found.act, act)):
         assert counts.syncs == counts.copies == 0 and counts.kernels <= most, counts.kernels
     assert 500e9 < found.encode.flops < 1.1e12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["joint", "idm"])
+def test_the_variants_that_draw_the_video_too_run_on_a_fake_cuda_device(variant):
+    found = fake_hot_path(replace(full("fast_wam"), variant=variant), WAN22_CODEC, batch=1)
+    assert found.actions == ((1, 32, 7), "cuda") and found.peak / GIB <= 12.6
+    assert found.act.syncs == found.act.copies == 0 and found.act.kernels < 60_000
 
 
 def test_fake_batches_cost_no_more_kernels():

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from wam_policy import acting, images, results
+from wam_policy import acting, results
 from wam_policy.checkpoints import place
 from wam_policy.errors import ConfigError
 from wam_policy.hub.atomic import write_text
-from wam_policy.inference.chart import write_chart
 from wam_policy.inference.compiled import compile_inference
 from wam_policy.inference.count import Counts, count
+from wam_policy.inference.inputs import Inputs, met, synthetic, unrelated
 from wam_policy.inference.machine import Machine, measure_machine
 from wam_policy.inference.plain import Plain, savings_of
 from wam_policy.inference.quantize import Quantization
+from wam_policy.inference.report import section, table, write_chart
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.policy import WAMPolicy
 
@@ -53,13 +55,19 @@ class BenchConfig:
     """Also quantized by torchao, and the error that makes: not exact."""
     encode_every: tuple[int, ...] = ()
     """Also with observations encoded only every so many calls, and the error that makes: not exact."""
+    env: str | None = None
+    """Measure on what the policy meets in this env (a Gymnasium id), not on random pictures, each unlike the one before."""
+    task: str | None = None
+    """Value of the env's `task` argument."""
     out: Path = Path("runs/bench")
-    """Folder of `bench.json` and `bench.png`."""
+    """Folder of `bench.json`, `bench.png` and, for a checkpoint's card, `bench.md`."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"`repeats` and `batch_sizes` must be positive, got {self.repeats} and {self.batch_sizes}")
+        if self.task is not None and self.env is None:
+            raise ConfigError("a `task` is an env's: name the `env`")
 
 
 class Clock:
@@ -87,7 +95,8 @@ class Row:
     batch: int
     seconds: dict[str, list[float]]  # stage -> of each run
     counts: dict[str, Counts] = field(default_factory=dict)  # of stages
-    error: float | None = None  # largest difference of a normalised action from the exact policy's, on the same inputs
+    errors: Sequence[float] = ()  # of each run: largest difference of a normalised action from the exact policy's
+    peak: int | None = None  # bytes
     note: str = ""
 
     def total(self, quantile: float = 0.5) -> float:
@@ -109,27 +118,10 @@ class Row:
             "batch": self.batch,
             "total": total,
             "stages": stages,
-            "max_error": self.error,
+            "errors": list(self.errors),
+            "peak_memory_bytes": self.peak,
             "note": self.note,
         }
-
-
-def synthetic(policy: WAMPolicy, size: int, seed: int) -> dict[str, Any]:
-    """Random pictures and states of a batch, and an instruction that the policy knows."""
-    rng, spec = np.random.default_rng(seed), policy.spec
-    sizes = images.tiles(len(spec.cameras.names), spec.cameras.height, spec.cameras.width, spec.cameras.layout)
-    observation: dict[str, Any] = {
-        f"images.{name}": rng.integers(0, 256, (size, *(spec.cameras.before or tile), 3), np.uint8)
-        for name, tile in zip(spec.cameras.names, sizes, strict=True)
-    }
-    if spec.state is not None:
-        normalised = rng.uniform(-1, 1, (size, len(spec.state.names))).astype(np.float32)
-        observation["state"] = spec.state.normalization.denormalize(normalised)
-    if not policy.prompts.table:
-        raise ConfigError("this policy knows no instruction yet: `policy.add_prompt(instruction)` first")
-    before, _, after = spec.prompt.template.partition("{task}")
-    known = next(iter(policy.prompts.table))
-    return {**observation, "instruction": (known[len(before) : len(known) - len(after)],) * size}
 
 
 def noise_of(policy: WAMPolicy, size: int) -> Tensor:
@@ -183,18 +175,22 @@ def engine_step(policy: WAMPolicy, clock: Clock, observation: dict[str, Any]) ->
     return actions
 
 
-def run(name: str, policy: WAMPolicy, batch: int, repeats: int, way: Plain | None = None) -> tuple[Row, list[Tensor]]:
+def run(
+    name: str, policy: WAMPolicy, inputs: Inputs, batch: int, repeats: int, way: Plain | None = None
+) -> tuple[Row, list[Tensor]]:
     """Measure one way of computing: its row, and its actions for each input."""
     clock, actions = Clock(policy.device), []
     with torch.no_grad():
         for i in range(-WARMUPS, repeats):
             if i == 0:
                 clock = Clock(policy.device)
-            observation = synthetic(policy, batch, max(i, 0))
+                if policy.engine is not None:
+                    policy.engine.reset()
+            observation = inputs(max(i, 0), batch)
             step = engine_step(policy, clock, observation) if way is None else plain_step(policy, way, clock, observation)
             if i >= 0:
                 actions.append(step.float().cpu())
-    return Row(name, batch, clock.seconds), actions
+    return Row(name, batch, clock.seconds, peak=results.peak_memory(policy.device)), actions
 
 
 def counted(policy: WAMPolicy, row: Row) -> None:
@@ -214,34 +210,46 @@ def bench(config: BenchConfig, console: Console | None = None) -> dict[str, Any]
     console = console or Console()
     policy = WAMPolicy.from_pretrained(place(config.checkpoint), device=config.device)
     machine = measure_machine(policy.device, policy.dtype)
+    inputs = unrelated(policy)
+    if config.env is not None:
+        with console.status(f"playing {config.task or config.env}"):
+            inputs = met(policy, config.env, config.task, config.repeats + max(config.batch_sizes))
     rows: list[Row] = []
 
-    def add(name: str, batch: int, measured: WAMPolicy, way: Plain | None = None, note: str = "") -> list[Tensor]:
+    def add(name: str, batch: int, make: Callable[[], WAMPolicy | Plain], note: str = "") -> list[Tensor]:
+        gc.collect()
+        results.forget_peak_memory(policy.device)
         with console.status(f"{name}, batch {batch}"):
-            row, actions = run(name, measured, batch, config.repeats, way)
+            made = make()
+            way, measured = (made, policy) if isinstance(made, Plain) else (None, made)
+            row, actions = run(name, measured, inputs, batch, config.repeats, way)
         row.note = note
         rows.append(row)
         return actions
 
+    def compiled(batch: int, **options: Any) -> Callable[[], WAMPolicy]:
+        return lambda: compile_inference(policy, batch_sizes=(batch,), **options)
+
     lean = isinstance(policy.model, LightWAM) and policy.model.config.lean_steps is not None
     if config.savings and not lean:
         names = savings_of(policy)
-        add("plain", 1, policy, Plain(policy), "as the references compute")
-        add("all savings", 1, policy, Plain(policy, list(names)), "not compiled")
+        add("plain", 1, lambda: Plain(policy), "as the references compute")
+        add("all savings", 1, lambda: Plain(policy, list(names)), "not compiled")
         for name, text in names.items():
-            add(f"without {name}", 1, policy, Plain(policy, [other for other in names if other != name]), text)
+            others = [other for other in names if other != name]
+            add(f"without {name}", 1, functools.partial(Plain, policy, others), text)
     exact: dict[int, list[Tensor]] = {}
     for batch in config.batch_sizes:
-        add("eager", batch, compile_inference(policy, batch_sizes=(batch,), backend=None), note="our forward pass")
-        exact[batch] = add("compiled", batch, compile_inference(policy, batch_sizes=(batch,)), note="the same, compiled")
+        add("eager", batch, compiled(batch, backend=None), "our forward pass")
+        exact[batch] = add("compiled", batch, compiled(batch), "the same, compiled")
         counted(policy, rows[-1])
     batch = config.batch_sizes[0]
     knobs: list[tuple[str, dict[str, Any]]] = [(f"{n} steps", {"steps": n}) for n in config.steps]
     knobs += [(kind, {"quantize": kind}) for kind in config.quantize]
     knobs += [(f"encoded every {n} calls", {"encode_every": n}) for n in config.encode_every]
     for name, options in knobs:
-        actions = add(name, batch, compile_inference(policy, batch_sizes=(batch,), **options), note="not exact")
-        rows[-1].error = max(float((a - b).abs().max()) for a, b in zip(actions, exact[batch], strict=True))
+        actions = add(name, batch, compiled(batch, **options), "not exact")
+        rows[-1].errors = [float((a - b).abs().max()) for a, b in zip(actions, exact[batch], strict=True)]
     found = {
         "checkpoint": config.checkpoint,
         "device": machine.name,
@@ -249,31 +257,14 @@ def bench(config: BenchConfig, console: Console | None = None) -> dict[str, Any]
         "repeats": config.repeats,
         "machine": machine.plain(),
         "rows": [row.plain(machine) for row in rows],
-        "peak_memory_bytes": results.peak_memory(policy.device),
+        "inputs": "random" if config.env is None else f"{config.env} {config.task or ''}".strip(),
         "versions": results.versions(),
         "commit": results.commit(),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     write_text(config.out / "bench.json", json.dumps(found, indent=2) + "\n")
+    write_text(config.out / "bench.md", section(rows, found))
     write_chart(config.out / "bench.png", rows)
     console.print(table(rows, machine))
     console.print(f"results and chart: {config.out}/")
     return found
-
-
-def table(rows: Sequence[Row], machine: Machine) -> Table:
-    """The rows for the terminal."""
-    made = Table(
-        caption=f"{machine.describe()}; roof: how close the products come to that", pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    made.add_column("way, milliseconds", no_wrap=True)
-    for column in ("B", "pre", "vae", "prefill", "act", "post", "step", "p95", "roof", "error"):
-        made.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        stages = [f"{1000 * float(np.median(row.seconds[stage])):.1f}" for stage in STAGES]
-        bound = sum(machine.least_seconds(counts) for counts in row.counts.values())
-        share = f"{bound / row.total():.0%}" if row.counts else ""
-        total = (f"{1000 * row.total():.1f}", f"{1000 * row.total(0.95):.1f}")
-        error = "" if row.error is None else f"{row.error:.1e}"
-        made.add_row(row.name, str(row.batch), *stages, *total, share, error, style="bold" if row.name == "compiled" else "")
-    return made

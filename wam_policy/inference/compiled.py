@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from wam_policy.errors import ConfigError
-from wam_policy.inference.engine import Backend, Engine, Options
+from wam_policy.inference.bucket import Forward, Options
+from wam_policy.inference.compiling import Backend, Compiler
+from wam_policy.inference.engine import Engine
 from wam_policy.inference.fuse import fused
 from wam_policy.inference.quantize import Quantization, quantized
 from wam_policy.models.fast_wam import FastWAM
@@ -72,18 +74,11 @@ def compile_inference(
         model = quantized(model, quantize)
     elif isinstance(model, FastWAM):
         model = fused(model)
-    options = Options(spec.action_mode(mode), length, sizes, backend, on_failure, encode_every)
     vae = policy.vae
     _ = vae.first_frame_encoder  # made now, not while it is compiled
-    engine = Engine(
-        spec,
-        model,
-        lambda image: vae.encode_first_frame(image),
-        policy.prompts,
-        policy.latent_frames,
-        options,
-        policy.model,
-    )
+    options = Options(spec.action_mode(mode), length, sizes, encode_every)
+    forward = Forward(spec, model, lambda image: vae.encode_first_frame(image), policy.latent_frames, options)
+    engine = Engine(forward, policy.prompts, Compiler(backend, on_failure, policy.device), policy.model)
     if warmup:
         engine.warmup()
     return type(policy)(spec, policy.model, vae=policy.vae, prompts=policy.prompts, engine=engine)

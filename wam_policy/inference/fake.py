@@ -15,8 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from wam_policy.config import PolicyConfig
+from wam_policy.inference.bucket import Forward, Options
+from wam_policy.inference.compiling import Compiler
 from wam_policy.inference.count import Counts, count
-from wam_policy.inference.engine import Engine, Options
+from wam_policy.inference.engine import PROMPT_TOKENS, Engine
 from wam_policy.inference.fuse import fused
 from wam_policy.models.build import build
 from wam_policy.models.config import LightWAMConfig
@@ -30,16 +32,17 @@ from wam_policy.models.vae import build_vae
 class HotPath(NamedTuple):
     """What an inference costs."""
 
+    text: Counts  # of a new prompt
     encode: Counts
     act: Counts
     weights: int  # bytes: the model's and those of the codec's encoder
-    memory: int  # bytes of buckets and tables
+    memory: int  # bytes of buckets, tables, one prompt, and what an observation leaves
     actions: tuple[tuple[int, ...], str]  # shape and device of the result
 
     @property
     def peak(self) -> int:
         """Bytes at the worst moment."""
-        return self.weights + self.memory + max(self.encode.peak, self.act.peak)
+        return self.weights + self.memory + max(self.text.peak, self.encode.peak, self.act.peak)
 
 
 def fake_hot_path(config: PolicyConfig, codec: dict[str, Any], *, batch: int, device: str = "cuda") -> HotPath:
@@ -59,24 +62,29 @@ def fake_hot_path(config: PolicyConfig, codec: dict[str, Any], *, batch: int, de
         torch.set_default_dtype(dtype)
         with torch.device("meta"):
             model = build(sizes, PRECISIONS[config.precision]).eval()
-            encoder = build_vae(codec).first_frame_encoder
+            vae = build_vae(codec)
+            encoder = vae.first_frame_encoder
         shapes = [(module, {name: x.shape for name, x in module.state_dict().items()}) for module in (model, encoder)]
         with FakeTensorMode(), _Contiguous(), torch.no_grad():
             for module, sizes_of in shapes:
                 empty = {name: torch.empty(size, dtype=dtype, device=device) for name, size in sizes_of.items()}
                 module.load_state_dict(empty, assign=True)
             torch.set_default_dtype(before)
-            prompts = Prompts({}, token_length=config.prompt.token_length, text_dim=sizes.text_dim)
-            options = Options(config.action_mode(), config.action.horizon, (batch,), None, "raise")
-            frames = 1 + (config.video.frames - 1) // 4
-            engine = Engine(config, fused(model) if isinstance(model, FastWAM) else model, encoder, prompts, frames, options)
+            known = {"": torch.zeros(PROMPT_TOKENS, sizes.text_dim, dtype=dtype)}
+            prompts = Prompts(known, token_length=config.prompt.token_length, text_dim=sizes.text_dim)
+            options = Options(config.action_mode(), config.action.horizon, (batch,))
+            frames = 1 + (config.video.frames - 1) // vae.temporal_ratio
+            forward = Forward(config, fused(model) if isinstance(model, FastWAM) else model, encoder, frames, options)
+            engine = Engine(forward, prompts, Compiler(None, "raise", torch.device(device)))
             size = _bytes([*model.parameters(), *encoder.parameters()])
-            bucket = engine._bucket(batch)
+            bucket = engine.bucket(batch)
             memory = _bytes(tree_leaves((bucket.inputs, bucket.texts, bucket.memory, bucket.tables)))
-            states, actions = [], []
+            states, actions, entries = [], [], []
+            text = count(lambda: entries.append(engine.text.entries("")))
             encode = count(lambda: states.append(bucket.encode()))
             act = count(lambda: actions.append(bucket.act(states[0])))
-            return HotPath(encode, act, size, memory, (tuple(actions[0].shape), actions[0].device.type))
+            memory += _bytes(tree_leaves((entries, states)))
+            return HotPath(text, encode, act, size, memory, (tuple(actions[0].shape), actions[0].device.type))
     finally:
         torch.set_default_dtype(before)
         action_rope.cache_clear()  # they hold fake tables now

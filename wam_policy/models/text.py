@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor
 
 from wam_policy.errors import PromptError
@@ -128,11 +129,8 @@ class Prompts:
     def embed(self, prompts: Sequence[str], *, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Embeddings of prompts, zero past each one's end: [B, L, D]."""
         self.add(prompts)
-        batch = torch.zeros(len(prompts), self.token_length, self.text_dim, device=device, dtype=dtype)
-        for row, prompt in zip(batch, prompts, strict=True):
-            embedding = self.table[prompt]
-            row[: len(embedding)] = embedding.to(device, dtype)
-        return batch
+        known = (self.table[prompt].to(device, dtype) for prompt in prompts)
+        return torch.stack([F.pad(x, (0, 0, 0, self.token_length - len(x))) for x in known])
 
 
 def untrained_encoder(prompts: Sequence[str], text_dim: int, seed: int) -> TextEncoder:
