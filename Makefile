@@ -71,8 +71,9 @@ $(RUN)/codec-2/.done: $(RUN)/plain/meta/info.json
 	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-2 --steps 600 --detail 30 --seed 1 --init $(RUN)/codec-1
 	touch $@
 
+RECIPE := --optimizer.learning-rate 1e-3 --optimizer.warmup 100 --optimizer.ema 0.998
 TRAIN := $(BIN)/wam train --dataset $(RUN)/shoved --codec $(RUN)/codec-2 --cache $(RUN)/latents.safetensors \
-  --replan 4 --steps 2500
+  --replan 4 --steps 2500 $(RECIPE)
 
 $(RUN)/fast/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/fast
@@ -84,7 +85,7 @@ $(RUN)/no-video/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 
 $(RUN)/light/.done: $(RUN)/shoved/meta/info.json
 	$(BIN)/wam train-light --dataset $(RUN)/shoved --codec $(SHIPPED)/vae --init $(SHIPPED) \
-	  --cache $(RUN)/latents-light.safetensors --replan 4 --steps 2500 --out $(RUN)/light
+	  --cache $(RUN)/latents-light.safetensors --replan 4 --steps 2500 $(RECIPE) --out $(RUN)/light
 	touch $@
 
 evaluate: $(VENV)/.ready  ## the README's table: both embedded policies, 50 episodes per task on seeds never trained on

@@ -30,8 +30,9 @@ from random_policy import TASK, Size, policy
 from wam_policy import WAMPolicy
 from wam_policy.config import Family
 from wam_policy.inference import compile_inference
-from wam_policy.inference.bench import Clock, plain_step
+from wam_policy.inference.bench import Clock, Row, counted, plain_step
 from wam_policy.inference.inputs import synthetic
+from wam_policy.inference.machine import measure_machine
 from wam_policy.inference.plain import Plain, savings_of
 from wam_policy.models import linear
 from wam_policy.results import peak_memory
@@ -100,7 +101,18 @@ def measure(config: InferenceConfig) -> dict[str, Any]:
         if run < config.inputs:
             actions.append(chunk)
     np.save(config.out, np.stack(actions))
-    return {"seconds": seconds, "ready": ready, "peak": peak_memory(torch.device("cpu"))}
+    found = {"seconds": seconds, "ready": ready, "peak": peak_memory(torch.device("cpu"))}
+    return found | ({"roof": roof(loaded, config.batch)} if config.way == "compiled" else {})
+
+
+def roof(loaded: WAMPolicy, batch: int) -> str:
+    """What the machine's measured rates allow: no batching makes an observation's products cheaper than this."""
+    row = Row("", batch, {})
+    counted(loaded, row, synthetic(loaded, batch, 0))
+    flops, machine = sum(counts.flops for counts in row.counts.values()), measure_machine(loaded.device, loaded.dtype)
+    return (
+        f"{machine.describe()}; {flops / batch / 1e12:.2f} TFLOP an observation: at least {flops / batch / machine.flops:.2f} s"
+    )
 
 
 def run(config: InferenceConfig, way: Way, out: Path) -> dict[str, Any]:
@@ -128,6 +140,8 @@ def main(config: InferenceConfig) -> None:
             spread = f"{min(found['seconds']):.3f} … {max(found['seconds']):.3f}"
             cost = f"ready in {found['ready']:.0f} s, peak {found['peak'] / 2**30:.2f} GiB"
             print(f"{way:10} {median[way]:8.3f} s ({spread}), {cost}: {WHAT[way]}", flush=True)
+            if "roof" in found:
+                print(found["roof"], flush=True)
     first = config.ways[0]
     for way in config.ways[1:]:
         each = np.abs(actions[way] - actions[first]).reshape(config.inputs, -1).max(1)

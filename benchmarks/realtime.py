@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import torch
 import tyro
 
 import wam_policy.wrappers  # noqa: F401  # registers the env ids
@@ -93,6 +94,7 @@ def jerk(actions: np.ndarray) -> float:
 def measure(config: RealtimeConfig) -> dict[str, Any]:
     """One policy in one task, every method, the same episodes."""
     assert config.task is not None
+    torch.set_num_threads(1)  # two of these run side by side, and threads that wait for each other would stop both
     policy = WAMPolicy.from_pretrained(embedded(config.policies[0]))
     env = policy.wrap(gym.make("wam_policy/MetaWorld-v0", task=config.task))
     found: dict[str, Any] = {}

@@ -63,6 +63,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def sync_tree(folder: Path) -> None:
+    """Have every file of a folder on disk when this returns."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -39,7 +39,7 @@ class Known(NamedTuple):
     """Actions that are known before a chunk is predicted, as those are that will have been played when it is there."""
 
     actions: np.ndarray  # [T, A] or [B, T, A], in the policy's units
-    weights: np.ndarray  # [T] or [B, T]: 1 where an action is fixed, 0 where it is free; between, it is drawn at every step
+    weights: np.ndarray  # [T] or [B, T]: 1 where an action is fixed, 0 where it is free; between, it is drawn towards it
 
 
 class Wish(NamedTuple):

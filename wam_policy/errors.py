@@ -50,3 +50,7 @@ class MissingExtraError(WAMPolicyError, ImportError):
 
 class CompileError(WAMPolicyError, RuntimeError):
     """A policy that can't be compiled here, or no longer is what was compiled."""
+
+
+class TrainingError(WAMPolicyError, RuntimeError):
+    """A training run that can't go on."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from wam_policy.contract import ActionLayout
     from wam_policy.inference.engine import Engine
+    from wam_policy.models.light_objective import LightLossConfig
+    from wam_policy.models.objective import Batch, LossConfig
     from wam_policy.presets import Trained
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
@@ -464,6 +466,40 @@ class WAMPolicy:
                 stacklevel=2,
             )
         return queue
+
+    def trainable_parameters(self) -> list[Tensor]:
+        """The weights to give an optimizer: a Fast-WAM's all, a Light-WAM's without the frozen video expert."""
+        from wam_policy.training import batch as training
+
+        return training.trainable(self)
+
+    def training_step(
+        self,
+        batch: Mapping[str, Any] | Batch,
+        *,
+        loss: LossConfig | LightLossConfig | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, to be minimised inside your own loop.
+
+        Args:
+            batch: `images.<camera>` uint8 [B, F, H, W, 3] for each camera, the observed frame first and the others
+                `spec.video.stride` steps apart; `state` [B, P], `action` float [B, T, A] in the policy's units, `instruction`
+                B sentences; optionally `action_is_pad` bool [B, T] and `frame_is_pad` bool [B, F]. Or an encoded batch.
+            loss: what the losses weigh; the default is the family's, with the shifts of the contract.
+            generator: of the noise and timesteps, on the policy's device; the default is PyTorch's own.
+
+        Returns:
+            The loss, and its parts "video" and "action" without gradients.
+
+        Raises:
+            DatasetError: actions, clips or padding don't fit the contract.
+            ObservationError: cameras or state don't.
+            PromptError: an instruction can't be embedded.
+        """
+        from wam_policy.training import batch as training
+
+        return training.step(self, batch, loss, generator)
 
     def compile(self, **options: Any) -> WAMPolicy:
         """The same policy with a compiled forward pass; see `wam_policy.inference.compile_inference` for the options."""

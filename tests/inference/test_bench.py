@@ -44,7 +44,7 @@ def test_bench_measures_every_way_and_writes_numbers_and_a_chart(make, tmp_path,
     assert compiled["stages"].keys() == {"preprocess", "vae", "prefill", "act", "postprocess"}
     for stage in ("vae", "prefill", "act"):
         assert compiled["stages"][stage]["flops"] > 0 and 0 < compiled["stages"][stage]["of_machine"] < 1
-    errors = rows["encoded every 2 calls", 1]["errors"]
+    errors = rows["1 of 2 encoded", 1]["errors"]
     assert errors[0] == 0 and errors[1] > 0  # the first call encodes
     if steps:
         assert min(rows["2 steps", 1]["errors"]) > 1e-4

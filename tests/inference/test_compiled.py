@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import threading
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import torch
 from tiny import TASK, make_config, make_light_policy, make_observation, make_policy
 from torch._dynamo.backends.debugging import aot_eager
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from wam_policy.errors import CompileError, ConfigError, ObservationError, PromptError
 from wam_policy.inference import compile_inference
+from wam_policy.inference.compiling import CACHE, keep_compiled_code
 
 KINDS = {
     "fast": (make_policy, {}, 16),
@@ -373,3 +376,16 @@ def test_it_runs_in_bfloat16():
     batch = mixed(side, 2)
     difference = np.abs(compiled.predict_chunk(batch) - policy.predict_chunk(batch)).max()
     assert difference < 0.1 and make_config().dtype == "float32"
+
+
+def test_compiled_code_is_kept_where_a_restart_leaves_it_unless_the_user_says_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for before in (None, default_cache_dir()):  # PyTorch sets the latter itself
+        monkeypatch.delenv(CACHE, raising=False)
+        if before is not None:
+            monkeypatch.setenv(CACHE, before)
+        keep_compiled_code()
+        assert os.environ[CACHE] == str(tmp_path / "wam-policy/inductor")
+    monkeypatch.setenv(CACHE, "/mine")
+    keep_compiled_code()
+    assert os.environ[CACHE] == "/mine"

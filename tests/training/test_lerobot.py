@@ -11,6 +11,7 @@ from wam_policy.errors import DatasetError
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.lerobot_writer import LeRobotWriter
 from wam_policy.training.windows import cut, padded_actions
+from wam_policy.video_file import write_mp4
 
 CAMERA = "observation.images.front"
 
@@ -121,9 +122,77 @@ def test_broken_datasets_are_refused(folder, tmp_path):
     change_info(folder, total_frames=21)
     with pytest.raises(DatasetError, match="promises 21 frames, found 20"):
         LeRobotDataset(folder)
-    change_info(folder, codebase_version="v2.1")
-    with pytest.raises(DatasetError, match=r"knows v3\.0"):
+    change_info(folder, codebase_version="v1.6")
+    with pytest.raises(DatasetError, match=r"knows v2\.1 and v3\.0"):
         LeRobotDataset(folder)
+
+
+def as_v21(folder, out):
+    """The same dataset in the older layout: a file per episode, facts as lines of JSON."""
+    dataset = LeRobotDataset(folder)
+    info = dict(dataset.info, codebase_version="v2.1", chunks_size=2)
+    info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+    info["video_path"] = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+    (out / "meta").mkdir(parents=True)
+    rows, frames = pq.read_table(next(folder.glob("data/*/*.parquet"))), dataset.frames(CAMERA)
+    tasks = {task: i for i, task in enumerate(dict.fromkeys(dataset.instructions()))}
+    lines = []
+    for e in dataset.episodes:
+        place = {"episode_chunk": e.index // 2, "episode_index": e.index}
+        data, video = (out / info[f"{kind}_path"].format(video_key=CAMERA, **place) for kind in ("data", "video"))
+        data.parent.mkdir(parents=True, exist_ok=True), video.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows.slice(e.start, e.stop - e.start), data)
+        write_mp4(video, list(frames[e.start : e.stop]), fps=10)
+        lines.append({"episode_index": e.index, "tasks": [e.task], "length": e.stop - e.start})
+    info["features"]["observation.state"]["names"] = {"motors": ["x", "y"]}
+    (out / "meta/info.json").write_text(json.dumps(info))
+    (out / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (out / "meta/tasks.jsonl").write_text(
+        "".join(json.dumps({"task_index": i, "task": task}) + "\n" for task, i in tasks.items())
+    )
+    return out
+
+
+def test_a_v21_dataset_reads_as_the_same_v30_dataset(folder, tmp_path):
+    old, new = LeRobotDataset(as_v21(folder, tmp_path / "old")), LeRobotDataset(folder)
+    assert [(e.index, e.task, e.start, e.stop) for e in old.episodes] == [
+        (e.index, e.task, e.start, e.stop) for e in new.episodes
+    ]
+    assert old.names == new.names and old.instructions() == new.instructions()
+    for key in new.names:
+        assert np.array_equal(old.vector(key), new.vector(key))
+    assert np.abs(old.frames(CAMERA).astype(int) - new.frames(CAMERA)).mean() < 3  # encoded once more
+    assert old.fingerprint() != new.fingerprint()
+
+
+def test_pictures_of_some_rows_are_those_of_the_whole(folder):
+    dataset = LeRobotDataset(folder)
+    frames = dataset.frames(CAMERA)
+    for episode in dataset.episodes:
+        for rows in ([episode.start], [episode.start + 1, episode.stop - 1], [episode.stop - 1] * 3):
+            assert np.array_equal(dataset.pictures(CAMERA, episode, rows), frames[rows])
+    with pytest.raises(DatasetError, match=r"episode 2: .* ends before frame 20: it is truncated"):
+        dataset.pictures(CAMERA, dataset.episodes[2], [20])
+
+
+def test_numbers_of_a_feature_are_found_by_name(folder):
+    dataset = LeRobotDataset(folder)
+    assert np.array_equal(dataset.columns("observation.state", ("y",))[:, 0], dataset.vector("observation.state")[:, 1])
+    with pytest.raises(DatasetError, match=r"has no \['z'\]; it has \['x', 'y'\]"):
+        dataset.columns("observation.state", ("x", "z"))
+
+
+def test_a_broken_v21_dataset_is_refused_by_file(folder, tmp_path):
+    old = as_v21(folder, tmp_path / "old")
+    (old / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "touch"}\n')
+    with pytest.raises(DatasetError, match="what task 1 is"):
+        LeRobotDataset(old).instructions()
+    (old / "data/chunk-001/episode_000002.parquet").write_bytes(b"no table")
+    with pytest.raises(DatasetError, match=r"episode_000002\.parquet can't be read"):
+        LeRobotDataset(old)
+    (old / "meta/episodes.jsonl").unlink()
+    with pytest.raises(DatasetError, match=r"no meta/episodes\.jsonl"):
+        LeRobotDataset(old)
 
 
 def test_windows_repeat_the_last_row_past_the_end_and_mark_it(folder):

@@ -1,12 +1,14 @@
 """From an expert's demonstrations to a policy that loads: the whole way, on the toy env, in seconds."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import LAYOUT, TINY_VAE
+from tiny import LAYOUT
+from training_data import RECIPE, make_codec, make_config, make_data, make_light
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
@@ -16,56 +18,25 @@ from wam_policy.hub.convert import ConvertConfig, convert
 from wam_policy.hub.locate import Download
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
-from wam_policy.training.codec import CodecConfig, train_codec
-from wam_policy.training.config import LightSizeConfig, LightTrainConfig, SizeConfig, TrainConfig
+from wam_policy.training.config import LightSizeConfig, OptimizerConfig, SizeConfig
 from wam_policy.training.examples import encode_windows
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import train
+from wam_policy.training.optimize import warm_cosine
 from wam_policy.training.record import RecordConfig, Shoves, record
-from wam_policy.training.schedule import warm_cosine
 from wam_policy.training.windows import cut
 
-ENV = "tiny:Toy-v0"
-SIZES = SizeConfig(
-    video_dim=16,
-    video_ffn_dim=16,
-    action_expert_dim=16,
-    action_expert_ffn_dim=16,
-    layers=1,
-    heads=1,
-    head_dim=12,
-    text_dim=16,
-    freq_dim=8,
-)
+STILL = OptimizerConfig(learning_rate=0.0, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp("training") / "data"
-    return record(RecordConfig(out=out, env=ENV, tasks={"touch": 3, "leave": 2}, workers=1, hold=0, seed=0))
+    return make_data(tmp_path_factory.mktemp("training") / "data")
 
 
 @pytest.fixture(scope="module")
 def codec(data):
-    config = CodecConfig(dataset=data, out=data.parent / "codec", steps=3, batch_size=2, threads=1)
-    return train_codec(config, {k: v for k, v in TINY_VAE.items() if not k.startswith("latents")})
-
-
-def make_config(data, codec, out, **changes):
-    arguments = {
-        "dataset": data,
-        "codec": codec,
-        "out": out,
-        "sizes": SIZES,
-        "stride": 1,
-        "every": 1,
-        "replan": 2,
-        "steps": 12,
-        "batch_size": 4,
-        "warmup": 2,
-        "threads": 1,
-    }
-    return TrainConfig(**(arguments | changes))
+    return make_codec(data, data.parent / "codec")
 
 
 def test_demonstrations_are_recorded_with_their_instructions_and_retried_until_they_succeed(data):
@@ -99,19 +70,10 @@ def test_a_trained_policy_loads_and_knows_its_tasks(data, codec, tmp_path):
 
 def test_a_run_begins_from_an_earlier_one_s_weights_and_sizes(data, codec, tmp_path):
     first = train(make_config(data, codec, tmp_path / "first"))
-    changes = {"init": (first,), "sizes": SizeConfig(), "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0}
+    changes = {"init": (first,), "sizes": SizeConfig(), "steps": 1, "optimizer": STILL}
     second = train(make_config(data, codec, tmp_path / "second", **changes))
     a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, second))
     assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
-
-
-def make_light(data, codec, init, out, **changes):
-    sizes = LightSizeConfig(
-        taps=(0,), adapter_dim=4, lora_rank=2, lora_alpha=4.0, queries=3, pool_heads=2, layer_dim=16, trunk_dim=16, step_dim=8,
-        video_pool=2,
-    )  # fmt: skip
-    arguments = {"init": init, "sizes": sizes, "stride": 1, "every": 1, "replan": 2, "steps": 6, "batch_size": 4, "warmup": 2}
-    return LightTrainConfig(**({"dataset": data, "codec": codec, "out": out, "threads": 1} | arguments | changes))
 
 
 def test_a_light_wam_is_trained_on_a_frozen_video_expert(data, codec, tmp_path):
@@ -144,7 +106,7 @@ def test_a_light_wam_goes_on_from_another_and_from_a_slim_one(data, codec, tmp_p
         tmp_path / "slim", dtype=torch.bfloat16, form="slim", base=Source(repo=str(base))
     )
     for init in (first, slim):
-        still = {"steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "sizes": LightSizeConfig()}  # the first's sizes count
+        still = {"steps": 1, "optimizer": STILL, "sizes": LightSizeConfig()}  # the first's sizes count
         again = train(make_light(data, codec, init, tmp_path / f"again-{init.name}", **still))
         a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, again))
         assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
@@ -167,7 +129,7 @@ def test_encoded_windows_come_from_the_cache_if_it_holds_exactly_them(data, code
 
 
 def test_the_loss_falls(data, codec, tmp_path):
-    train(make_config(data, codec, tmp_path / "run", steps=150, learning_rate=3e-3))
+    train(make_config(data, codec, tmp_path / "run", steps=150, optimizer=replace(RECIPE, learning_rate=3e-3)))
     rows = [json.loads(line) for line in (tmp_path / "run/curve.jsonl").read_text().splitlines()]
     assert rows[-1]["action"] < 0.8 * rows[0]["action"]
 

@@ -25,7 +25,7 @@ from wam_policy.errors import ConfigError
 from wam_policy.hub.atomic import write_text
 from wam_policy.inference.compiled import compile_inference
 from wam_policy.inference.count import Counts, count
-from wam_policy.inference.inputs import Inputs, met, synthetic, unrelated
+from wam_policy.inference.inputs import Inputs, met, unrelated
 from wam_policy.inference.machine import Machine, measure_machine
 from wam_policy.inference.plain import Plain, savings_of
 from wam_policy.inference.quantize import Quantization
@@ -193,11 +193,11 @@ def run(
     return Row(name, batch, clock.seconds, peak=results.peak_memory(policy.device)), actions
 
 
-def counted(policy: WAMPolicy, row: Row) -> None:
-    """Count the products of a row's stages, on our forward pass, not compiled."""
+def counted(policy: WAMPolicy, row: Row, observation: dict[str, Any]) -> None:
+    """Count the products of a row's stages for an observation, on our forward pass, not compiled."""
     eager = compile_inference(policy, batch_sizes=(row.batch,), backend=None, warmup=False)
     assert eager.engine is not None
-    bucket = eager.engine.load(eager.prepare(synthetic(policy, row.batch, 0)), wish_of(policy, row.batch))
+    bucket = eager.engine.load(eager.prepare(observation), wish_of(policy, row.batch))
     row.counts["vae"] = count(bucket.see)
     states: list[Any] = []
     whole = count(lambda: states.append(bucket.encode()))
@@ -242,11 +242,11 @@ def bench(config: BenchConfig, console: Console | None = None) -> dict[str, Any]
     for batch in config.batch_sizes:
         add("eager", batch, compiled(batch, backend=None), "our forward pass")
         exact[batch] = add("compiled", batch, compiled(batch), "the same, compiled")
-        counted(policy, rows[-1])
+        counted(policy, rows[-1], inputs(0, batch))
     batch = config.batch_sizes[0]
     knobs: list[tuple[str, dict[str, Any]]] = [(f"{n} steps", {"steps": n}) for n in config.steps]
     knobs += [(kind, {"quantize": kind}) for kind in config.quantize]
-    knobs += [(f"encoded every {n} calls", {"encode_every": n}) for n in config.encode_every]
+    knobs += [(f"1 of {n} encoded", {"encode_every": n}) for n in config.encode_every]
     for name, options in knobs:
         actions = add(name, batch, compiled(batch, **options), "not exact")
         rows[-1].errors = [float((a - b).abs().max()) for a, b in zip(actions, exact[batch], strict=True)]

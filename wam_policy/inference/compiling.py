@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from wam_policy.errors import CompileError
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Backend = str | Callable[..., object]
 T = TypeVar("T")
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 WARMUPS = 3  # runs before a CUDA graph is captured
 
 
@@ -38,7 +40,7 @@ class Compiler:
         """A function of fixed shapes, compiled when it is first called."""
         if self.backend is None:
             return function
-        _keep_compiled_code()
+        keep_compiled_code()
         own = _own_code(function)
         run: Callable[..., T] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
         ready = False
@@ -112,7 +114,9 @@ def _own_code(function: Callable[..., T]) -> Callable[..., T]:
     return own
 
 
-def _keep_compiled_code() -> None:
+def keep_compiled_code() -> None:
     """Let compiled code outlive this machine's start, if nothing else is said: PyTorch's own place is a temporary folder."""
     place = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "wam-policy" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
+    usual = default_cache_dir()  # which PyTorch has put into the environment, as soon as it was imported
+    if os.environ.get(CACHE, usual) == usual:
+        os.environ[CACHE] = str(place)

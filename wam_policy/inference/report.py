@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from wam_policy.hub.atomic import write_bytes
@@ -48,20 +49,24 @@ def write_chart(path: Path, rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row], machine: Machine) -> Table:
     """The rows for the terminal."""
     made = Table(
-        caption=f"{machine.describe()}; roof: how close the products come to that", pad_edge=False, padding=(0, 1, 0, 0)
+        caption=f"{machine.describe()}; roof: how close the products come to that",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        box=SIMPLE_HEAD,
     )
     made.add_column("way, milliseconds", no_wrap=True)
-    for column in ("B", "pre", "vae", "prefill", "act", "post", "step", "p95", "roof", "MiB", "error"):
+    for column in ("B", "vae", "prefill", "act", "rest", "step", "p95", "roof", "MiB", "error"):
         made.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        stages = [f"{1000 * float(np.median(row.seconds[stage])):.1f}" for stage in COLOURS]
+        stages = {stage: 1000 * float(np.median(row.seconds[stage])) for stage in COLOURS}
+        rest = stages["preprocess"] + stages["postprocess"]
+        times = (stages["vae"], stages["prefill"], stages["act"], rest, 1000 * row.total(), 1000 * row.total(0.95))
         bound = sum(machine.least_seconds(counts) for counts in row.counts.values())
         share = f"{bound / row.total():.0%}" if row.counts else ""
-        total = (f"{1000 * row.total():.1f}", f"{1000 * row.total(0.95):.1f}")
         error = f"{max(row.errors):.1e}" if row.errors else ""
         memory = "" if row.peak is None else f"{row.peak / 2**20:.0f}"
         style = "bold" if row.name == "compiled" else ""
-        made.add_row(row.name, str(row.batch), *stages, *total, share, memory, error, style=style)
+        made.add_row(row.name, str(row.batch), *(f"{time:.1f}" for time in times), share, memory, error, style=style)
     return made
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wam_policy.errors import ObservationError
 from wam_policy.models.linear import Linear, linear
@@ -172,6 +173,27 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
     return first.detach().as_strided(shape, first.stride(), first.storage_offset())
 
 
+def attend(
+    query: Tensor, own: KeyValue, seen: Sequence[KeyValue] = (), *, first: int = 0, mask: Tensor | None = None
+) -> Tensor:
+    """Attention of one expert's tokens, [B, H, S, d].
+
+    Args:
+        query: [B, H, S, d].
+        own: keys and values of the same tokens.
+        seen: keys and values of other tokens, which all of them see too.
+        first: the first so many tokens see only each other (the observed frame of a clip).
+        mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
+    """
+    if first:
+        key, value = (x.narrow(2, 0, first) for x in own)
+        observing, later = query.split((first, query.shape[2] - first), dim=2)
+        observed = F.scaled_dot_product_attention(observing, key, value)
+        return torch.cat((observed, F.scaled_dot_product_attention(later, *own)), dim=2)
+    key, value = own if not seen else (torch.cat(parts, dim=2) for parts in zip(*seen, own, strict=True))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
 class Attention(nn.Module):
     """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
 
@@ -237,12 +259,48 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.checkpointing = eps, False
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim))
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
+        """`through`; with `checkpointing` its inside is computed anew on the way back instead of being kept."""
+        if self.checkpointing and torch.is_grad_enabled():
+            result: tuple[Tensor, KeyValue | None] = checkpoint(self.through, *arguments, use_reentrant=False)
+            return result
+        return self.through(*arguments)
+
+    def through(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: Rope,
+        text: KeyValue,
+        bias: Tensor | None,
+        seen: Sequence[KeyValue],
+        first: int,
+        mask: Tensor | None,
+        keep: bool,
+    ) -> tuple[Tensor, KeyValue | None]:
+        """Tokens [B, S, D] after the block, and their keys and values in it where they are kept.
+
+        Args:
+            x: [B, S, D].
+            modulation: [B, G, 6, D].
+            rope: of the tokens.
+            text: keys and values of the text.
+            bias: as in `Text`.
+            seen: see `attend`, like the next two.
+            first: see `attend`.
+            mask: see `attend`.
+            keep: whether keys and values are wanted.
+        """
+        query, own = self.attention_inputs(x, modulation, rope)
+        attended = attend(query, own, seen, first=first, mask=mask)
+        return self.finish(x, attended, modulation, text, bias), own.returned() if keep else None
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)

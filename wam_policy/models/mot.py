@@ -9,10 +9,9 @@ action expert: no mask over all tokens is needed, and a pass that changes nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from wam_policy.models.layers import Block, DiT, KeyValue, Rope, Text
@@ -26,27 +25,6 @@ class Stream(NamedTuple):
     modulations: Sequence[Tensor]  # [B or 1, G, 6, D] per block
     rope: Rope
     text: Text
-
-
-def attend(
-    query: Tensor, own: KeyValue, seen: Sequence[KeyValue] = (), *, first: int = 0, mask: Tensor | None = None
-) -> Tensor:
-    """Attention of one expert's tokens, [B, H, S, d].
-
-    Args:
-        query: [B, H, S, d].
-        own: keys and values of the same tokens.
-        seen: keys and values of other tokens, which all of them see too.
-        first: the first so many tokens see only each other (the observed frame of a clip).
-        mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
-    """
-    if first:
-        key, value = (x.narrow(2, 0, first) for x in own)
-        observing, later = query.split((first, query.shape[2] - first), dim=2)
-        observed = F.scaled_dot_product_attention(observing, key, value)
-        return torch.cat((observed, F.scaled_dot_product_attention(later, *own)), dim=2)
-    key, value = own if not seen else (torch.cat(parts, dim=2) for parts in zip(*seen, own, strict=True))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def run(
@@ -65,8 +43,8 @@ def run(
     Args:
         stream: the expert and its tokens.
         seen: what they attend to besides each other: for each other sequence, one pair per block.
-        first: see `attend`.
-        mask: see `attend`.
+        first: see `layers.attend`.
+        mask: see `layers.attend`.
         read: False leaves out what only the tokens' own output needs: the rest of the last block.
         keep: False leaves out the keys and values.
         after: what replaces the tokens after each block, given the block's number.
@@ -95,22 +73,10 @@ def run(
 # Compiled once, not once for every block. In PyTorch 2.13 such a region may write into none of its inputs (the order of writes
 # is lost) and return no views (their offset is lost); two are one only if their inputs are laid out alike, offsets included.
 @torch.compiler.nested_compile_region
-def _through(
-    block: Block,
-    x: Tensor,
-    modulation: Tensor,
-    rope: Rope,
-    text: KeyValue,
-    bias: Tensor | None,
-    seen: tuple[KeyValue, ...],
-    first: int,
-    mask: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, KeyValue | None]:
-    """Tokens after a block, and their keys and values in it where they are kept."""
-    query, own = block.attention_inputs(x, modulation, rope)
-    attended = attend(query, own, seen, first=first, mask=mask)
-    return block.finish(x, attended, modulation, text, bias), own.returned() if keep else None
+def _through(block: Block, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
+    """A block's `through`."""
+    result: tuple[Tensor, KeyValue | None] = block(*arguments)
+    return result
 
 
 def write(part: KeyValue, buffer: KeyValue, start: int = 0) -> None:

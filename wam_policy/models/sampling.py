@@ -217,13 +217,16 @@ def sample(
         future: [B, C, F − 1, h, w] initial noise of the frames after the observed one; None: neither side needs them.
         mode: what the actions see.
         read_video: whether the caller wants the frames.
-        known: what of the actions is known: they are kept at the noise of each step, so that the others fit them.
+        known: what of the actions is known: they are kept at the noise of each step, so that the others fit them; a weight
+            between 0 and 1 is that of all steps together.
         moves: what a step is made by.
 
     Returns:
         [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if nobody needed them to the end).
     """
     noise, later = actions, None
+    if known is not None:  # as much at every step as makes the weight over all of them
+        known = known._replace(weights=1 - (1 - known.weights) ** (1 / len(tables.action_steps)))
     actions = noise.clone()  # not the same tensor: a step that was compiled for one tensor in two roles would be compiled again
     if future is not None and mode != "joint":
         for step in tables.video_steps:

@@ -19,7 +19,7 @@ from wam_policy.hub import frozen, weights
 from wam_policy.models.vae import VAE, build_vae
 from wam_policy.training.frames import canvases, clips
 from wam_policy.training.lerobot_reader import LeRobotDataset
-from wam_policy.training.schedule import warm_cosine
+from wam_policy.training.optimize import warm_cosine
 from wam_policy.training.windows import cut
 
 logger = logging.getLogger(__name__)

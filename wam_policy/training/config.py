@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from wam_policy.errors import ConfigError
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.objective import LossConfig
 from wam_policy.models.variants import VariantName
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and the averaged weights; the defaults are the papers'."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    decay: Literal["all", "matrices"] = "all"
+    """What decays: every weight, as in the papers, or not the norms, biases, modulations and other vectors."""
+    warmup: int | None = None
+    """Steps in which the rate rises to its full height; the default is a twentieth of the run."""
+    clip: float = 1.0
+    """Largest norm of all gradients together."""
+    ema: float = 0.0
+    """Decay of the averaged weights, which are then the ones that are kept; 0: there are none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1 or self.clip <= 0 or self.learning_rate < 0:
+            raise ConfigError(f"`ema` must lie in [0, 1), `clip` be positive, `learning_rate` not negative, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +45,7 @@ class RunConfig:
     codec: Path
     """Folder of the video codec, in diffusers' layout."""
     out: Path
-    """Folder of the run: `checkpoint/`, `curve.jsonl`."""
+    """Folder of the run: `checkpoint/`, `checkpoints/`, `curve.jsonl`; started again, a run goes on where it was."""
     cache: Path | None = None
     """File of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
     cameras: tuple[str, ...] = ("front", "wrist")
@@ -39,20 +63,33 @@ class RunConfig:
     template: str = "{task}"
     """Prompt template."""
     token_length: int = 8
-    steps: int = 3000
+    steps: int = 20_000
+    """Updates of the weights."""
     batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: int = 100
-    ema: float = 0.998
-    """Decay of the averaged weights, which are the ones kept."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    """Windows per update."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    compile: bool = True
+    """Compile every block; worth it for more than some hundred steps."""
+    checkpointing: bool = False
+    """Compute the inside of blocks anew on the way back instead of keeping it: less memory, a third more time."""
     seed: int = 0
     save_every: int = 1000
     """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    log_every: int = 50
+    """Steps between rows of the curve."""
     threads: int = field(default_factory=torch.get_num_threads)
     """CPU threads."""
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "accumulate", "save_every", "keep", "log_every", "every", "threads")
+        if small := [name for name in counts if getattr(self, name) < 1]:
+            raise ConfigError(f"{', '.join(f'`{name}`' for name in small)} must be positive")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"a batch of {self.batch_size} can't be computed in {self.accumulate} equal parts")
 
 
 @dataclass(frozen=True, kw_only=True)

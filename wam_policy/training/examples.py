@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ class Examples:
     proprio: Tensor  # [N, P] normalised
     prompt: Tensor  # int [N], index of the prompt
     contexts: Tensor  # [prompts, L, text_dim]
+    names: Sequence[str]  # N: where each comes from
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` [B]."""
@@ -53,25 +54,11 @@ class Examples:
             self.latent_is_pad[index],
         )
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches for ever, each pass in a new order, without what is left over at a pass's end.
-
-        Raises:
-            DatasetError: there are too few examples for one.
-        """
-        if len(self.latents) < size:
-            raise DatasetError(f"{len(self.latents)} windows don't fill a batch of {size}; lower --batch-size")
-        while True:
-            shuffled = torch.randperm(len(self.latents), generator=generator)
-            for index in shuffled.split(size)[: len(shuffled) // size]:
-                yield self.batch(index)
-
 
 @torch.no_grad()
 def encode_windows(vae: VAE, dataset: LeRobotDataset, windows: Windows, config: RunConfig) -> Tensor:
     """Latents of every window's clip, [N, C, F, h, w]; read from `config.cache` if it holds exactly these."""
-    digest = hashlib.sha256((config.dataset / "meta/info.json").read_bytes())
-    digest.update((config.dataset / "meta/stats.json").read_bytes())
+    digest = hashlib.sha256(dataset.fingerprint().encode())
     for name in ("config.json", f"{frozen.VAE_STEM}.safetensors"):
         digest.update((config.codec / name).read_bytes())
     digest.update(repr((config.cameras, windows.frame_rows.tolist())).encode())
@@ -109,8 +96,9 @@ def examples(config: RunConfig, contract: PolicyConfig, dataset: LeRobotDataset,
         every=config.every,
     )
     assert contract.state is not None
-    tasks = sorted({episode.task for episode in dataset.episodes})
-    task_of_episode = np.array([tasks.index(episode.task) for episode in dataset.episodes])
+    sentences = dataset.instructions()
+    tasks = sorted(set(sentences))
+    number = {task: i for i, task in enumerate(tasks)}
     actions = padded_actions(dataset.vector("action"), windows, contract.action.layout)
     state = dataset.vector("observation.state")[windows.start]
     return Examples(
@@ -119,8 +107,12 @@ def examples(config: RunConfig, contract: PolicyConfig, dataset: LeRobotDataset,
         action=torch.from_numpy(contract.action.normalization.normalize(actions)),
         action_is_pad=torch.from_numpy(windows.action_is_pad),
         proprio=torch.from_numpy(contract.state.normalization.normalize(state)),
-        prompt=torch.from_numpy(task_of_episode[windows.episode]),
+        prompt=torch.tensor([number[sentences[row]] for row in windows.start]),
         contexts=prompts.embed(
             [contract.prompt.prompt(task) for task in tasks], device=torch.device("cpu"), dtype=torch.float32
         ),
+        names=[
+            f"episode {dataset.episodes[episode].index} from frame {row - dataset.episodes[episode].start}"
+            for episode, row in zip(windows.episode, windows.start, strict=True)
+        ],
     )

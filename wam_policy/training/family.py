@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch.utils._pytree import tree_map
 
 from wam_policy import normalize
 from wam_policy.config import (
@@ -102,10 +104,24 @@ def new_model(policy: PolicyConfig, start: Start | None) -> Model:
     return model
 
 
-def losses(config: AnyTrainConfig, model: Model, batch: Batch, generator: torch.Generator) -> Losses | LightLosses:
-    """The losses of one batch, with new random numbers."""
+def losses(config: AnyTrainConfig, model: Model, batch: Batch, generators: Sequence[torch.Generator]) -> Losses | LightLosses:
+    """The losses of one batch, with new random numbers: each sample's from a generator of its own, on the CPU."""
+    device = batch.latents.device
+    samples = [tree_map(lambda x, i=i: None if x is None else x[i : i + 1].cpu(), batch) for i in range(len(batch.latents))]
+    pairs = zip(samples, generators, strict=True)
     if isinstance(config, TrainConfig):
         assert isinstance(model, FastWAM)
-        return training_losses(model, batch, draw(batch, generator, config.variant), config.loss, config.variant)
+        draws = _joined([draw(sample, generator, config.variant) for sample, generator in pairs], device)
+        return training_losses(model, batch, draws, config.loss, config.variant)
     assert isinstance(model, LightWAM)
-    return light_losses(model, batch, light_draw(batch, model.config.video_pool, generator), config.loss)
+    light = _joined([light_draw(sample, model.config.video_pool, generator) for sample, generator in pairs], device)
+    return light_losses(model, batch, light, config.loss)
+
+
+D = TypeVar("D")
+
+
+def _joined(draws: Sequence[D], device: torch.device) -> D:
+    """The random numbers of samples as those of a batch."""
+    joined: D = tree_map(lambda *x: None if x[0] is None else torch.cat(x).to(device, non_blocking=True), *draws)
+    return joined

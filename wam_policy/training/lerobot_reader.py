@@ -1,11 +1,13 @@
-"""Reads LeRobot datasets v3.0 from a folder with pyarrow and PyAV.
+"""Reads LeRobot datasets v2.1 and v3.0 from a folder with pyarrow and PyAV.
 
-Layout: https://github.com/huggingface/lerobot (`docs/source/lerobot-dataset-v3.mdx`).
+Layouts: https://github.com/huggingface/lerobot (`docs/source/lerobot-dataset-v3.mdx`; v2.1 has one file per episode).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ from wam_policy.config import from_plain
 from wam_policy.contract import ActionLayout
 from wam_policy.errors import DatasetError
 from wam_policy.training.arrow import pa, pq
+from wam_policy.training.video_reader import read_frames
 
 CONTRACT_PATH = "meta/wam_contract.json"  # beside LeRobot's own files, which can't say what a gripper's numbers mean
+
+
+OWN_COLUMNS = ("timestamp", "next.reward")  # vectors of one number that describe the recording, not the robot
 
 
 @dataclass(frozen=True)
@@ -32,40 +38,58 @@ class Episode:
 
 
 class LeRobotDataset:
-    """A LeRobot v3.0 folder: its episodes, its vectors in memory, its frames on request."""
+    """A LeRobot folder: its episodes, its vectors in memory, its frames on request."""
 
     def __init__(self, folder: str | Path) -> None:
+        """Read everything but the frames.
+
+        Raises:
+            DatasetError: no dataset, one of an unknown version, or one whose parts don't fit together.
+        """
         self.folder = Path(folder)
         info_path = self.folder / "meta/info.json"
         if not info_path.is_file():
             raise DatasetError(f"{self.folder} is no LeRobot dataset: it has no meta/info.json")
         self.info: dict[str, Any] = json.loads(info_path.read_text())
         version = self.info.get("codebase_version")
-        if version != "v3.0":
-            raise DatasetError(f"{self.folder} is a LeRobot dataset {version}; this reader knows v3.0")
+        if version not in ("v2.1", "v3.0"):
+            raise DatasetError(f"{self.folder} is a LeRobot dataset {version}; this reader knows v2.1 and v3.0")
         self.fps = float(self.info["fps"])
         features = self.info["features"]
         self.cameras = [key for key, feature in features.items() if feature["dtype"] == "video"]
-        self.names: dict[str, tuple[str, ...]] = {
-            key: tuple(feature["names"])
+        self.names = {
+            key: _names(key, feature)
             for key, feature in features.items()
-            if feature["dtype"] == "float32" and feature["names"]
+            if feature["dtype"] in ("float32", "float64") and len(feature["shape"]) == 1 and key not in OWN_COLUMNS
         }
-        self._table = self._read("data", ["index", "episode_index", *self.names])
+        rows, files = self._episodes_v21() if version == "v2.1" else self._episodes_v30()
+        self.episodes = rows
+        columns = ["episode_index", "task_index", *self.names]
+        self._table = pa.concat_tables([_table(file, columns) for file in files])
         self.length = self._table.num_rows
         if self.length != self.info["total_frames"]:
             raise DatasetError(f"{self.folder}: info.json promises {self.info['total_frames']} frames, found {self.length}")
-        self.episodes = self._episodes()
+        if sum(e.stop - e.start for e in self.episodes) != self.length:
+            raise DatasetError(f"{self.folder}: the episodes' lengths don't add up to its {self.length} frames")
+        self._tasks = self._task_table(version)
 
-    def _read(self, under: str, columns: list[str] | None = None) -> pa.Table:
-        files = sorted((self.folder / under).glob("chunk-*/file-*.parquet"))
-        if not files:
-            raise DatasetError(f"{self.folder}/{under} holds no parquet file")
-        return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    def fingerprint(self) -> str:
+        """SHA-256 over what the dataset says of itself: its facts, episodes and statistics."""
+        digest = hashlib.sha256()
+        for name in ("info.json", "stats.json", "episodes.jsonl", "episodes_stats.jsonl"):
+            path = self.folder / "meta" / name
+            if path.is_file():
+                digest.update(name.encode() + path.read_bytes())
+        return digest.hexdigest()
 
-    def _episodes(self) -> list[Episode]:
+    def _episodes_v30(self) -> tuple[list[Episode], list[Path]]:
+        """Episodes, and the files of their rows: many episodes a file."""
+        files = {under: sorted((self.folder / under).glob("chunk-*/file-*.parquet")) for under in ("meta/episodes", "data")}
+        for under, found in files.items():
+            if not found:
+                raise DatasetError(f"{self.folder}/{under} holds no parquet file")
         episodes = []
-        for row in self._read("meta/episodes").to_pylist():
+        for row in pa.concat_tables([_table(file) for file in files["meta/episodes"]]).to_pylist():
             videos = {}
             for key in self.cameras:
                 place = {name: row[f"videos/{key}/{name}_index"] for name in ("chunk", "file")}
@@ -73,9 +97,42 @@ class LeRobotDataset:
                 videos[key] = (self.folder / name, float(row[f"videos/{key}/from_timestamp"]))
             start, stop = row["dataset_from_index"], row["dataset_to_index"]
             episodes.append(Episode(row["episode_index"], row["tasks"][0], start, stop, videos))
-        if sum(e.stop - e.start for e in episodes) != self.length:
-            raise DatasetError(f"{self.folder}: the episodes' lengths don't add up to its {self.length} frames")
-        return episodes
+        return episodes, files["data"]
+
+    def _episodes_v21(self) -> tuple[list[Episode], list[Path]]:
+        """Episodes, and the files of their rows: one a file, its videos likewise."""
+        episodes, files, start = [], [], 0
+        for row in self._lines("episodes.jsonl"):
+            index = row["episode_index"]
+            place = {"episode_chunk": index // self.info["chunks_size"], "episode_index": index}
+            videos = {key: (self.folder / self.info["video_path"].format(video_key=key, **place), 0.0) for key in self.cameras}
+            episodes.append(Episode(index, row["tasks"][0], start, start + row["length"], videos))
+            files.append(self.folder / self.info["data_path"].format(**place))
+            start += row["length"]
+        return episodes, files
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / "meta" / name
+        if not path.is_file():
+            raise DatasetError(f"{self.folder} has no meta/{name}")
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+    def _task_table(self, version: str) -> dict[int, str]:
+        if version == "v2.1":
+            return {row["task_index"]: row["task"] for row in self._lines("tasks.jsonl")}
+        rows = _table(self.folder / "meta/tasks.parquet").to_pylist()
+        return {row["task_index"]: next(x for name, x in row.items() if name != "task_index") for row in rows}
+
+    def instructions(self) -> list[str]:
+        """The sentence that belongs to each frame.
+
+        Raises:
+            DatasetError: a frame's has no text.
+        """
+        found = self._table["task_index"].to_pylist()
+        if unknown := set(found) - self._tasks.keys():
+            raise DatasetError(f"{self.folder}: its tasks don't say what task {min(unknown)} is")
+        return [self._tasks[index] for index in found]
 
     def action_layout(self) -> ActionLayout:
         """What the recorded actions mean, from `meta/wam_contract.json`.
@@ -108,6 +165,31 @@ class LeRobotDataset:
             raise DatasetError(f"{self.folder}: {key} isn't finite in episode {episode}, row {bad[0]}")
         return values
 
+    def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
+        """Some numbers of a feature, by name, float32 [frames, len(names)].
+
+        Raises:
+            DatasetError: it hasn't all of them.
+        """
+        values = self.vector(key)
+        if missing := [name for name in names if name not in self.names[key]]:
+            raise DatasetError(f"{self.folder}: {key} has no {missing}; it has {list(self.names[key])}")
+        return values[:, [self.names[key].index(name) for name in names]]
+
+    def pictures(self, key: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """One camera's pictures in some rows of an episode, rising, uint8 [len(rows), H, W, 3]; no others are decoded.
+
+        Raises:
+            DatasetError: no such camera, or a video that can't be decoded or is truncated; the episode is named.
+        """
+        self.picture_size(key)
+        path, seconds = episode.videos[key]
+        first = round(seconds * self.fps) - episode.start
+        try:
+            return read_frames(path, [first + int(row) for row in rows], self.fps)
+        except DatasetError as error:
+            raise DatasetError(f"{self.folder}, episode {episode.index}: {error}") from error
+
     def picture_size(self, key: str) -> tuple[int, int]:
         """Height and width of one camera's pictures."""
         if key not in self.cameras:
@@ -132,6 +214,23 @@ class LeRobotDataset:
                 )
             frames[episode.start : episode.stop] = part
         return frames
+
+
+def _names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a vector's numbers: as they are said, in a list or grouped, else made from its own."""
+    names, size = feature.get("names"), feature["shape"][0]
+    if isinstance(names, dict):
+        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
+    if not names or len(names) != size or len(set(names)) != size:
+        return tuple(f"{key.removeprefix('observation.')}_{i}" for i in range(size))
+    return tuple(map(str, names))
+
+
+def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{file} can't be read: {error}") from error
 
 
 def _decode(path: Path) -> np.ndarray:

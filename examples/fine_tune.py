@@ -1,0 +1,31 @@
+"""Fine-tune the embedded policy inside a plain PyTorch loop, on demonstrations that `wam record` wrote."""
+
+import sys
+
+import torch
+from torch.utils.data import DataLoader
+
+from wam_policy import WAMPolicy
+from wam_policy.checkpoints import embedded
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.window_dataset import WindowDataset
+
+folder, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"), dtype=torch.float32)  # or "organisation/name" on the Hub
+windows = WindowDataset(LeRobotDataset(folder), policy.spec)
+loader = DataLoader(windows, batch_size=16, shuffle=True, drop_last=True)
+optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=1e-4, betas=(0.9, 0.95))
+
+step = 0
+while step < steps:
+    for batch in loader:
+        loss, metrics = policy.training_step(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        print(f"step {step}: video {metrics['video']:.3f}, action {metrics['action']:.3f}")
+        if step == steps:
+            break
+policy.save_pretrained(out)

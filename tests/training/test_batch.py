@@ -1,0 +1,121 @@
+"""One training step inside somebody's own loop."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_light_policy, make_policy
+from torch.utils.data import DataLoader
+from training_data import make_data
+
+from wam_policy.errors import DatasetError, ObservationError, PromptError
+from wam_policy.models.light_objective import LightLossConfig
+from wam_policy.models.light_wam import trained
+from wam_policy.models.objective import LossConfig
+from wam_policy.training.batch import encode
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.window_dataset import WindowDataset
+
+
+def make_batch(policy, size=2, seed=0):
+    rng, spec = np.random.default_rng(seed), policy.spec
+    side, frames = spec.cameras.height, spec.video.frames
+    clips = {f"images.{n}": rng.integers(0, 256, (size, frames, side, side, 3), np.uint8) for n in spec.cameras.names}
+    return clips | {
+        "state": rng.normal(size=(size, len(spec.state.names))).astype(np.float32),
+        "action": rng.uniform(-1, 1, (size, spec.action.horizon, spec.action.layout.dim)).astype(np.float32),
+        "instruction": ["touch the cube"] * size,
+    }
+
+
+@pytest.mark.parametrize("make", [make_policy, make_light_policy])
+def test_a_plain_loop_of_training_steps_learns(make):
+    policy = make()
+    batch, generator = make_batch(policy), torch.Generator()
+    optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=1e-3)
+    losses = []
+    for _ in range(40):
+        loss, metrics = policy.training_step(batch, generator=generator.manual_seed(0))
+        assert loss.item() == pytest.approx(float(metrics["video"] + metrics["action"]), rel=1e-5)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_light_wam_s_trunk_is_frozen():
+    policy = make_light_policy()
+    parameters = policy.trainable_parameters()
+    policy.training_step(make_batch(policy))[0].backward()
+    wanted = [x for name, x in policy.model.named_parameters() if trained(name)]
+    assert len(parameters) == len(wanted) and all(a is b for a, b in zip(parameters, wanted, strict=True))
+    assert all(x.grad is None for name, x in policy.model.named_parameters() if not trained(name))
+
+
+def test_an_encoded_batch_gives_the_same_loss_and_losses_can_be_weighed():
+    policy = make_policy()
+    batch, generator = make_batch(policy), torch.Generator()
+    encoded = encode(policy, batch)
+    raw, coded = (policy.training_step(x, generator=generator.manual_seed(3))[0] for x in (batch, encoded))
+    assert torch.equal(raw, coded)
+    loss = LossConfig(action_shift=5.0, lambda_video=0.0)
+    total, metrics = policy.training_step(batch, loss=loss)
+    assert metrics["video"] == 0 and torch.allclose(total, metrics["action"])
+
+
+def test_padding_is_left_out_of_the_loss():
+    policy = make_policy()
+    batch, generator = make_batch(policy), torch.Generator()
+    padded = {**batch, "action_is_pad": np.zeros(batch["action"].shape[:2], bool)}
+    padded["action_is_pad"][:, 2:] = True
+    other = {**padded, "action": batch["action"].copy()}
+    other["action"][:, 2:] = 0.9
+    first, second = (encode(policy, x) for x in (padded, other))
+    assert not torch.equal(first.action, second.action)
+    still = {"loss": LossConfig(action_shift=5.0, lambda_video=0.0)}
+    a, b = (policy.training_step(x, generator=generator.manual_seed(1), **still)[1]["action"] for x in (batch, padded))
+    assert a != b
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"action": np.zeros((2, 3, 3))}, DatasetError, r"'action': expected \[2, 4, 3\], got \[2, 3, 3\]"),
+        ({"action": np.full((2, 4, 3), np.nan)}, DatasetError, "isn't finite in sample 0"),
+        ({"images.front": np.zeros((2, 1, 16, 16, 3), np.uint8)}, DatasetError, "expected clips"),
+        ({"action_is_pad": np.zeros((2, 4))}, DatasetError, "expected bool"),
+        ({"state": np.zeros((2, 9), np.float32)}, ObservationError, "state"),
+        ({"instruction": ["dance"] * 2}, PromptError, "dance"),
+    ],
+)
+def test_batches_that_don_t_fit_are_refused(change, error, match):
+    policy = make_policy()
+    with pytest.raises(error, match=match):
+        policy.training_step(make_batch(policy) | change)
+
+
+def test_a_camera_that_is_missing_is_named():
+    policy = make_policy()
+    batch = {name: value for name, value in make_batch(policy).items() if name != "images.wrist"}
+    with pytest.raises(ObservationError, match="'wrist' is missing"):
+        policy.training_step(batch)
+
+
+def test_the_other_family_s_loss_is_refused():
+    with pytest.raises(DatasetError, match="is a `LossConfig`"):
+        make_policy().training_step(make_batch(make_policy()), loss=LightLossConfig())
+    with pytest.raises(DatasetError, match="is a `LightLossConfig`"):
+        make_light_policy().training_step(make_batch(make_light_policy()), loss=LossConfig())
+
+
+def test_windows_of_a_recording_go_through_a_loader_into_a_step(tmp_path):
+    policy, recording = make_policy(), LeRobotDataset(make_data(tmp_path / "data"))
+    for task in set(recording.instructions()):
+        policy.add_prompt(task, torch.ones(2, policy.config.model.text_dim))
+    windows = WindowDataset(recording, policy.spec)
+    assert len(windows) == recording.length
+    loss, _ = policy.training_step(next(iter(DataLoader(windows, batch_size=3, shuffle=True))))
+    assert loss.isfinite()
+    last = windows[recording.episodes[0].stop - 1]
+    assert last["action_is_pad"].tolist() == [False, True, True, True]
+    assert (last["action"][1:, :2] == 0).all() and last["instruction"] == "touch the cube"

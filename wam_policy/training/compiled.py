@@ -1,0 +1,37 @@
+"""The compiled training entry point: every block of a model compiled in place, its names as they were."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from wam_policy.errors import CompileError
+from wam_policy.inference.compiling import Backend, keep_compiled_code
+from wam_policy.models.layers import Block
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def compile_training(model: ModelT, *, backend: Backend | None = "inductor", checkpointing: bool = False) -> ModelT:
+    """Compile each block of a model in place, without graph breaks and for the shapes it meets; names of weights stay.
+
+    Blocks of one expert share their code, so a deep model compiles as fast as a shallow one. Copy the model before, not after.
+
+    Args:
+        model: a Fast-WAM or a fat Light-WAM.
+        backend: of `torch.compile`; None: blocks are not compiled.
+        checkpointing: compute the inside of blocks anew on the way back instead of keeping it.
+
+    Raises:
+        CompileError: it has no blocks that can be trained.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    if not blocks:
+        raise CompileError("this model has no blocks to train: a lean checkpoint only acts, begin from a fat or slim one")
+    keep_compiled_code()
+    for block in blocks:
+        block.checkpointing = checkpointing
+        if backend is not None:
+            block.compile(backend=backend, fullgraph=True, dynamic=False)
+    return model

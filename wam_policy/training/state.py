@@ -1,0 +1,176 @@
+"""A run's checkpoints: the policy as anyone can load it, and beside it what the run needs to go on as if never stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wam_policy.errors import CheckpointError, ConfigError
+from wam_policy.hub.atomic import sync_tree, write_text
+from wam_policy.models.build import Model
+from wam_policy.policy import WAMPolicy
+
+CHECKPOINTS, OWN, TENSORS, FACTS = "checkpoints", "training", "state.safetensors", "state.json"
+FREE = ("out", "threads", "save_every", "keep", "log_every", "cache")  # options that may change when a run goes on
+
+
+@dataclass
+class State:
+    """What changes while a run trains."""
+
+    model: Model
+    averaged: Model  # the model itself, where nothing is averaged
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # updates done
+    sums: dict[str, float] = field(default_factory=dict)  # of the curve's next row
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is trained, by name."""
+        named = {f"model.{name}": x for name, x in self.model.named_parameters() if x.requires_grad}
+        if self.averaged is not self.model:
+            wanted = {name.removeprefix("model.") for name in named}
+            named |= {f"averaged.{name}": x for name, x in self.averaged.named_parameters() if name in wanted}
+        for i, numbers in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{i}.{name}": x for name, x in numbers.items()}
+        return {name: x.detach() for name, x in named.items()}
+
+    def frozen(self) -> str:
+        """SHA-256 of what isn't trained: a run that goes on must find it as it was."""
+        digest = hashlib.sha256()
+        for name, x in self.model.named_parameters():
+            if not x.requires_grad:
+                digest.update(name.encode())
+                digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, for as long as this process lives.
+
+    Raises:
+        CheckpointError: a live run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "run.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"{folder} is in use by a live run; choose another folder or stop that run") from error
+        yield
+
+
+def save(out: Path, state: State, policy: WAMPolicy, facts: Mapping[str, Any], keep: int) -> Path:
+    """Write a checkpoint, then remove the oldest; a kill or a full disk leaves those that were there.
+
+    Args:
+        out: folder of the run.
+        state: what is saved.
+        policy: of the kept weights.
+        facts: what the run is: a run that goes on must be the same.
+        keep: newest checkpoints that stay.
+
+    Raises:
+        CheckpointError: it can't be written.
+    """
+    target = out / CHECKPOINTS / f"step_{state.step:08}"
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        policy.save_pretrained(partial, dtype=torch.bfloat16)
+        (partial / OWN).mkdir()
+        save_file({name: x.contiguous() for name, x in state.tensors().items()}, partial / OWN / TENSORS)
+        own = {"step": state.step, "sums": state.sums, "frozen_sha256": state.frozen(), **facts}
+        write_text(partial / OWN / FACTS, json.dumps(own, indent=2) + "\n")
+        sync_tree(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        last = latest(out)
+        raise CheckpointError(
+            f"the checkpoint of step {state.step} can't be written ({error}); "
+            f"{'there is none yet' if last is None else f'the last one is {last}'}: make room and start the run again"
+        ) from error
+    for old in _all(out)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def _all(out: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in (out / CHECKPOINTS).glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+
+
+def latest(out: Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    found = _all(out)
+    return found[-1] if found else None
+
+
+def restore(folder: Path, state: State, facts: Mapping[str, Any]) -> None:
+    """Go on from a checkpoint.
+
+    Args:
+        folder: from `latest`.
+        state: newly made; filled.
+        facts: what the run is now.
+
+    Raises:
+        ConfigError: the run was another one; what differs is listed.
+        CheckpointError: the checkpoint can't be read, or doesn't fit.
+    """
+    try:
+        own = json.loads((folder / OWN / FACTS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / OWN / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} can't be read ({error}); remove it to go on from the one before") from error
+    now = {"frozen_sha256": state.frozen(), **json.loads(json.dumps(facts))}
+    differing = _differences({name: own.get(name) for name in now}, now)
+    if differing:
+        lines = "\n".join(f"  {name}: was {was!r}, is {now!r}" for name, (was, now) in differing.items())
+        raise ConfigError(f"{folder} is of another run:\n{lines}\nuse the same options, or another --out")
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for name, x in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, number = name.split(".", 2)
+            optimizer.setdefault(int(i), {})[number] = x
+    _fill(state.model, tensors, "model.", folder)
+    if state.averaged is not state.model:
+        _fill(state.averaged, tensors, "averaged.", folder)
+    state.optimizer.load_state_dict({"state": optimizer, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    state.step, state.sums = own["step"], own["sums"]
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, folder: Path) -> None:
+    places = dict(model.named_parameters())
+    for name, x in tensors.items():
+        if name.startswith(prefix):
+            place = places.get(name.removeprefix(prefix))
+            if place is None or place.shape != x.shape:
+                raise CheckpointError(f"{folder}: {name} {list(x.shape)} doesn't fit this run's model")
+            place.copy_(x)
+
+
+def _differences(was: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    """Where two trees of JSON differ, but for options that may."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in (was | now).keys() - set(FREE if name == "config" else ()):
+            found |= _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+        return found
+    return {} if was == now else {name: (was, now)}
