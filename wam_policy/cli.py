@@ -31,6 +31,7 @@ COMMANDS = {  # name -> (options, function, what it does)
         "wam_policy.training.codec:train_codec",
         "train a video codec",
     ),
+    "cache": ("wam_policy.training.config:CacheConfig", "wam_policy.training.loop:cache", "encode a dataset before a training"),
     "train": ("wam_policy.training.config:TrainConfig", "wam_policy.training.loop:train", "train a Fast-WAM"),
     "train-light": ("wam_policy.training.config:LightTrainConfig", "wam_policy.training.loop:train", "train a Light-WAM"),
 }

@@ -13,18 +13,15 @@ from training_data import RECIPE, make_codec, make_config, make_data, make_light
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
 from wam_policy.errors import DatasetError, EnvError
-from wam_policy.hub import formats, frozen
+from wam_policy.hub import formats
 from wam_policy.hub.convert import ConvertConfig, convert
-from wam_policy.hub.locate import Download
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
 from wam_policy.training.config import LightSizeConfig, OptimizerConfig, SizeConfig
-from wam_policy.training.examples import encode_windows
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import train
 from wam_policy.training.optimize import warm_cosine
 from wam_policy.training.record import RecordConfig, Shoves, record
-from wam_policy.training.windows import cut
 
 STILL = OptimizerConfig(learning_rate=0.0, weight_decay=0.0)
 
@@ -110,22 +107,6 @@ def test_a_light_wam_goes_on_from_another_and_from_a_slim_one(data, codec, tmp_p
         again = train(make_light(data, codec, init, tmp_path / f"again-{init.name}", **still))
         a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, again))
         assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
-
-
-def test_encoded_windows_come_from_the_cache_if_it_holds_exactly_them(data, codec, tmp_path):
-    config = make_config(data, codec, tmp_path / "run", cache=tmp_path / "cache.safetensors")
-    dataset = LeRobotDataset(data)
-    windows = cut(dataset.episodes, horizon=4, frames=5, frame_stride=1)
-    vae = frozen.load_vae(
-        Source(subfolder=codec.name), codec.parent, Download(), dtype=torch.float32, device=torch.device("cpu")
-    )
-    first = encode_windows(vae, dataset, windows, config)
-    assert torch.equal(encode_windows(None, dataset, windows, config), first)  # no codec is needed any more
-    fewer = cut(dataset.episodes, horizon=4, frames=5, frame_stride=1, every=2)
-    assert len(encode_windows(vae, dataset, fewer, config)) == len(fewer.start) < len(first)
-    config.cache.write_bytes(b"broken")
-    with pytest.raises(DatasetError, match="remove it"):
-        encode_windows(vae, dataset, windows, config)
 
 
 def test_the_loss_falls(data, codec, tmp_path):

@@ -13,6 +13,8 @@ from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.objective import LossConfig
 from wam_policy.models.variants import VariantName
 
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -37,17 +39,15 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Training of a policy on a LeRobot dataset: what every family needs."""
+class DataConfig:
+    """Windows of a LeRobot dataset, and the codec that encodes them."""
 
     dataset: Path
-    """LeRobot v3.0 folder with `meta/wam_contract.json` (what `wam record` writes)."""
+    """LeRobot v2.1 or v3.0 folder with `meta/wam_contract.json` (what `wam record` writes)."""
     codec: Path
     """Folder of the video codec, in diffusers' layout."""
-    out: Path
-    """Folder of the run: `checkpoint/`, `checkpoints/`, `curve.jsonl`; started again, a run goes on where it was."""
     cache: Path | None = None
-    """File of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
+    """Folder of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
     cameras: tuple[str, ...] = ("front", "wrist")
     """Cameras, in canvas order."""
     frames: int = 5
@@ -56,6 +56,24 @@ class RunConfig:
     """Rows from one frame to the next; the horizon is (frames - 1) * stride actions."""
     every: int = 2
     """A window begins at every so many rows."""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """CPU threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(DataConfig):
+    """Encoding of a dataset's windows before a training, which then finds them; started again, it goes on."""
+
+    cache: Path
+    """Folder of the encoded windows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig):
+    """Training of a policy on a LeRobot dataset: what every family needs."""
+
+    out: Path
+    """Folder of the run: `checkpoint/`, `checkpoints/`, `curve.jsonl`; started again, a run goes on where it was."""
     replan: int = 8
     """Actions played before the next chunk."""
     sampling_steps: int = 10
@@ -79,15 +97,37 @@ class RunConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Newest checkpoints that are kept."""
+    validation: float = 0.0
+    """Part of the episodes that are held out; what the policy is worth on them is measured at every checkpoint."""
+    validation_windows: int = 64
+    """Windows of them that are used."""
+    eval_env: str | None = None
+    """Play every checkpoint in this env (a Gymnasium id) too; results in `eval/`."""
+    eval_tasks: tuple[str, ...] = ()
+    """Values of the env's `task` argument; none: the env is made without it."""
+    eval_episodes: int = 10
+    """Episodes per task, from seed 0."""
+    track: tuple[Tracker, ...] = ()
+    """Also hand the rows of the curve to these."""
     log_every: int = 50
     """Steps between rows of the curve."""
-    threads: int = field(default_factory=torch.get_num_threads)
-    """CPU threads."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulate", "save_every", "keep", "log_every", "every", "threads")
+        counts = (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "save_every",
+            "keep",
+            "log_every",
+            "every",
+            "threads",
+            "validation_windows",
+        )
         if small := [name for name in counts if getattr(self, name) < 1]:
             raise ConfigError(f"{', '.join(f'`{name}`' for name in small)} must be positive")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"`validation` must lie in [0, 1), got {self.validation}")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"a batch of {self.batch_size} can't be computed in {self.accumulate} equal parts")
 

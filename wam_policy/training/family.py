@@ -21,6 +21,7 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
+from wam_policy.errors import DatasetError
 from wam_policy.models.build import Model, build
 from wam_policy.models.config import TRUNK, FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam import FastWAM
@@ -29,7 +30,7 @@ from wam_policy.models.light_objective import LightLosses, light_draw, light_los
 from wam_policy.models.light_wam import LightWAM, trained
 from wam_policy.models.objective import SHIFT, Batch, Losses, draw, training_losses
 from wam_policy.models.vae import VAE
-from wam_policy.training.config import LightTrainConfig, TrainConfig
+from wam_policy.training.config import DataConfig, LightTrainConfig, TrainConfig
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.start import Start, fill
 
@@ -59,10 +60,22 @@ def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
     return replace(config, loss=replace(config.loss, action_shift=SHIFT if shift is None else shift))
 
 
+def cameras(config: DataConfig, dataset: LeRobotDataset) -> CameraConfig:
+    """The cameras of the policy a run makes: as large as they were recorded, side by side.
+
+    Raises:
+        DatasetError: the dataset lacks one, or they differ in size.
+    """
+    sizes = {name: dataset.picture_size(f"observation.images.{name}") for name in config.cameras}
+    if len(set(sizes.values())) != 1:
+        raise DatasetError(f"{dataset.folder}: cameras of different sizes don't stand side by side: {sizes}")
+    height, width = sizes[config.cameras[0]]
+    return CameraConfig(names=config.cameras, height=height, width=width)
+
+
 def contract(config: AnyTrainConfig, dataset: LeRobotDataset, vae: VAE, start: Start | None) -> PolicyConfig:
     """The contract of the policy a run makes."""
     layout, state = dataset.action_layout(), dataset.vector("observation.state")
-    height, width = dataset.picture_size(f"observation.images.{config.cameras[0]}")
     family: Family = "light_wam"
     variant, action_shift, supervised_steps = None, None, None
     if isinstance(config, TrainConfig):
@@ -73,7 +86,7 @@ def contract(config: AnyTrainConfig, dataset: LeRobotDataset, vae: VAE, start: S
         family=family,
         variant=variant,
         model=model_sizes(config, start, action_dim=layout.dim, proprio_dim=state.shape[1], channels=vae.mean.numel()),
-        cameras=CameraConfig(names=config.cameras, height=height, width=width),
+        cameras=cameras(config, dataset),
         video=VideoConfig(frames=config.frames, stride=config.stride),
         state=StateConfig(
             names=dataset.names["observation.state"],

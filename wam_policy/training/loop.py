@@ -7,35 +7,34 @@ import json
 import logging
 import signal
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from wam_policy.config import Source
 from wam_policy.errors import TrainingError
 from wam_policy.hub import frozen
-from wam_policy.hub.atomic import write_text
 from wam_policy.hub.locate import Download
 from wam_policy.models.text import Prompts, untrained_encoder
+from wam_policy.models.vae import VAE
 from wam_policy.policy import WAMPolicy
 from wam_policy.training import family, start
 from wam_policy.training.compiled import compile_training
-from wam_policy.training.config import LightTrainConfig, TrainConfig
-from wam_policy.training.examples import Examples, examples
+from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, TrainConfig
+from wam_policy.training.curve import Curve
+from wam_policy.training.examples import Examples, examples, windows_of
+from wam_policy.training.latents import encoded
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.optimize import adamw, average, update
 from wam_policy.training.sampler import batch_of, generators
 from wam_policy.training.state import State, latest, locked, restore, save
+from wam_policy.training.validation import held_out, played, validate
 
 logger = logging.getLogger(__name__)
-CURVE = "curve.jsonl"
 
 
 def train(config: TrainConfig | LightTrainConfig) -> Path:
@@ -57,8 +56,7 @@ def train(config: TrainConfig | LightTrainConfig) -> Path:
 
 def _train(config: TrainConfig | LightTrainConfig, stop: threading.Event) -> Path:
     dataset = LeRobotDataset(config.dataset)
-    codec = Source(subfolder=config.codec.name)
-    vae = frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=torch.device("cpu"))
+    vae = codec_of(config)
     folders = config.init if isinstance(config, TrainConfig) else (config.init,)
     begin = start.read(*folders) if folders else None
     config = family.settled(config, begin)
@@ -70,7 +68,9 @@ def _train(config: TrainConfig | LightTrainConfig, stop: threading.Event) -> Pat
         text_dim=contract.model.text_dim,
         encoder=lambda: untrained_encoder(texts, contract.model.text_dim, config.seed),
     )
-    data = examples(config, contract, dataset, vae, prompts)
+    whole = examples(config, contract, dataset, vae, prompts)
+    held = held_out(len(dataset.episodes), config.validation)[whole.episode.numpy()]
+    data, validation = whole.where(~held), whole.where(held)
     model = family.new_model(contract, begin)
     averaged = model
     if config.optimizer.ema:  # what is frozen is shared, not copied
@@ -83,7 +83,7 @@ def _train(config: TrainConfig | LightTrainConfig, stop: threading.Event) -> Pat
         restore(found, state, facts)
         logger.info("going on from %s", found)
     sizes = [sum(p.numel() for p in model.parameters() if p.requires_grad >= wanted) / 1e6 for wanted in (False, True)]
-    logger.info("%d windows, %.2f M parameters, %.2f M of them trained", len(data.latents), *sizes)
+    logger.info("%d windows, %.2f M parameters, %.2f M of them trained", len(data.names), *sizes)
     compile_training(model, backend="inductor" if config.compile else None, checkpointing=config.checkpointing)
     policy = WAMPolicy(contract, averaged, vae=vae, prompts=prompts)
     model.train()
@@ -95,15 +95,37 @@ def _train(config: TrainConfig | LightTrainConfig, stop: threading.Event) -> Pat
                 curve.row()
             if state.step % config.save_every == 0 or last or stop.is_set():
                 curve.check()
-                save(config.out, state, policy, facts, config.keep)
+                if len(validation.names):
+                    curve.write({"step": state.step} | validate(config, policy, validation))
+                saved = save(config.out, state, policy, facts, config.keep)
+                if config.eval_env is not None and not stop.is_set():
+                    curve.write({"step": state.step} | played(config, saved))
             if stop.is_set() and not last:
                 raise TrainingError(f"stopped at step {state.step}; it is saved, start the run again to go on")
     return policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16)
 
 
+def codec_of(config: DataConfig) -> VAE:
+    """The codec of a run, in float32."""
+    codec = Source(subfolder=config.codec.name)
+    return frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=torch.device("cpu"))
+
+
+def cache(config: CacheConfig) -> Path:
+    """Encode a dataset's windows into `config.cache` and return it; what is there already isn't encoded again.
+
+    Raises:
+        DatasetError: the dataset is broken, or the cache holds other latents.
+    """
+    torch.set_num_threads(config.threads)
+    dataset = LeRobotDataset(config.dataset)
+    encoded(config, family.cameras(config, dataset), codec_of(config), dataset, windows_of(config, dataset))
+    return config.cache
+
+
 def advance(config: TrainConfig | LightTrainConfig, state: State, data: Examples) -> dict[str, Tensor]:
     """One update of the weights; its losses and the norm of its gradients, on the device."""
-    index = batch_of(state.step, config.batch_size, len(data.latents), config.seed)
+    index = batch_of(state.step, config.batch_size, len(data.names), config.seed)
     sources = generators(state.step, config.batch_size, config.seed)
     size, sums = config.batch_size // config.accumulate, dict[str, Tensor]()
     for i in range(config.accumulate):
@@ -120,64 +142,6 @@ def advance(config: TrainConfig | LightTrainConfig, state: State, data: Examples
         average(averaged, trained, config.optimizer.ema, state.step)
     state.step += 1
     return sums
-
-
-class Curve:
-    """The losses of a run: summed on the device, written as a row now and then, shown while it runs."""
-
-    def __init__(self, config: TrainConfig | LightTrainConfig, state: State, names: Sequence[str]) -> None:
-        """Begin, or go on after the rows that a stopped run wrote up to its checkpoint; `names` are the examples'."""
-        self.config, self.state, self.names, self.path = config, state, names, config.out / CURVE
-        rows = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.step]
-        write_text(self.path, "".join(kept))
-        self.before = json.loads(kept[-1])["seconds"] if kept else 0.0
-        self.began, self.progress = time.monotonic(), Progress()
-        self.sums = {name: torch.tensor(value) for name, value in state.sums.items()}
-        self.first_bad: Tensor | None = None
-
-    def __enter__(self) -> Curve:
-        self.progress.start()
-        self.bar = self.progress.add_task("training", total=self.config.steps, completed=self.state.step)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def add(self, numbers: dict[str, Tensor]) -> None:
-        """Add a step's numbers; nothing is waited for."""
-        self.sums = {name: self.sums[name] + x if name in self.sums else x for name, x in numbers.items()}
-        good = torch.stack([x.isfinite() for x in numbers.values()]).all()
-        bad = torch.where(good, torch.inf, float(self.state.step))
-        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
-
-    def check(self) -> None:
-        """Note the sums in the state, to be saved with it.
-
-        Raises:
-            TrainingError: a loss wasn't finite; its step and the examples are named.
-        """
-        self.state.sums = {name: float(x) for name, x in self.sums.items()}
-        if self.first_bad is not None and self.first_bad.isfinite():
-            step, config = int(self.first_bad), self.config
-            index = batch_of(step - 1, config.batch_size, len(self.names), config.seed).tolist()
-            raise TrainingError(
-                f"a loss or gradient isn't finite in step {step}, on {config.dataset}: "
-                f"{', '.join(self.names[i] for i in index)}; look at these, or lower the learning rate; the last checkpoint, "
-                f"before it, is {latest(config.out)}"
-            )
-
-    def row(self) -> None:
-        """Write a row of averages since the last one, and begin anew."""
-        self.check()
-        step, config = self.state.step, self.config
-        every = (step - 1) % config.log_every + 1
-        row: dict[str, Any] = {"step": step} | {name: total / every for name, total in self.state.sums.items()}
-        row |= {"seconds": round(self.before + time.monotonic() - self.began, 1)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.sums, self.state.sums = {}, {}
-        self.progress.update(self.bar, completed=step, description=f"video {row['video']:.3f} action {row['action']:.3f}")
 
 
 @contextmanager

@@ -24,7 +24,10 @@ from wam_policy.models.build import Model
 from wam_policy.policy import WAMPolicy
 
 CHECKPOINTS, OWN, TENSORS, FACTS = "checkpoints", "training", "state.safetensors", "state.json"
-FREE = ("out", "threads", "save_every", "keep", "log_every", "cache")  # options that may change when a run goes on
+FREE = (  # options that may change when a run goes on: they change nothing that is trained
+    *("out", "threads", "cache", "save_every", "keep", "log_every", "track"),
+    *("eval_env", "eval_tasks", "eval_episodes"),
+)
 
 
 @dataclass

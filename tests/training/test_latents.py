@@ -1,0 +1,96 @@
+"""Encoded windows are found again if they are exactly those, and refused if they aren't."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from training_data import make_codec, make_config, make_data
+
+from wam_policy.errors import DatasetError
+from wam_policy.training import family, latents
+from wam_policy.training.config import CacheConfig
+from wam_policy.training.examples import windows_of
+from wam_policy.training.latents import Shards, encoded
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.loop import cache, codec_of, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("latents") / "data")
+
+
+@pytest.fixture(scope="module")
+def codec(data):
+    return make_codec(data, data.parent / "codec")
+
+
+@pytest.fixture
+def config(data, codec, tmp_path):
+    shape = {"stride": 1, "every": 1, "threads": 1}
+    return CacheConfig(dataset=data, codec=codec, cache=tmp_path / "cache", **shape)
+
+
+def encode(config, vae=None):
+    dataset = LeRobotDataset(config.dataset)
+    windows = windows_of(config, dataset)
+    return encoded(config, family.cameras(config, dataset), vae or codec_of(config), dataset, windows)
+
+
+class Nothing:
+    """A codec that must not be asked."""
+
+    def parameters(self):
+        yield torch.zeros(())
+
+
+def test_files_hold_what_memory_holds_and_are_found_again(config, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 10)
+    memory = encode(replace(config, cache=None))
+    assert cache(config) == config.cache
+    assert sorted(path.name for path in config.cache.iterdir()) == [
+        "index.json",
+        *(f"shard_{i:05}.safetensors" for i in range(3)),
+    ]
+    found = encode(config, Nothing())  # nothing is encoded any more
+    assert isinstance(found, Shards) and len(found) == len(memory) == 36
+    index = torch.tensor([35, 0, 17, 17, 4])
+    assert torch.equal(found[index], memory[index])
+
+
+def test_an_encoding_that_was_killed_goes_on(config, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 10)
+    cache(config)
+    whole = encode(config, Nothing())[torch.arange(36)]
+    last = config.cache / "shard_00002.safetensors"
+    last.rename(last.with_name(last.name + ".partial"))
+    (config.cache / "index.json").unlink()
+    before = (config.cache / "shard_00000.safetensors").stat().st_mtime_ns
+    cache(config)
+    assert (config.cache / "shard_00000.safetensors").stat().st_mtime_ns == before
+    assert torch.equal(encode(config, Nothing())[torch.arange(36)], whole)
+
+
+def test_a_cache_of_other_windows_is_refused(config):
+    cache(config)
+    with pytest.raises(DatasetError, match="another dataset, codec, canvas or stride: remove it"):
+        cache(replace(config, every=2))
+    with pytest.raises(DatasetError, match="another dataset, codec, canvas or stride: remove it"):
+        cache(replace(config, cameras=("wrist", "front")))
+    (config.cache / "shard_00000.safetensors").write_bytes(b"broken")
+    with pytest.raises(DatasetError, match="can't be read"):
+        cache(config)
+
+
+def test_a_run_from_the_cache_is_the_run_from_memory(config, codec, tmp_path):
+    folders = [
+        train(make_config(config.dataset, codec, tmp_path / name, cache=place, steps=3))
+        for name, place in (("memory", None), ("first", config.cache), ("again", config.cache))
+    ]
+    first = (folders[0] / "model.safetensors").read_bytes()
+    assert all((folder / "model.safetensors").read_bytes() == first for folder in folders[1:])
+
+
+def test_cameras_of_other_sizes_or_none_are_named(config):
+    with pytest.raises(DatasetError, match=r"no camera 'observation\.images\.top'"):
+        cache(replace(config, cameras=("top",)))

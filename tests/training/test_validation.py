@@ -1,0 +1,97 @@
+"""What is held out is never trained on, and what is measured on it is what the policy does."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from training_data import make_codec, make_config, make_data
+
+from wam_policy import WAMPolicy
+from wam_policy.errors import MissingExtraError
+from wam_policy.training import loop
+from wam_policy.training.loop import train
+from wam_policy.training.validation import held_out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("validation") / "data")
+
+
+@pytest.fixture(scope="module")
+def codec(data):
+    return make_codec(data, data.parent / "codec")
+
+
+@given(st.integers(2, 500), st.floats(0, 0.999))
+def test_some_episodes_are_held_out_and_never_all(episodes, part):
+    mask = held_out(episodes, part)
+    assert mask.sum() == min(episodes - 1, max(1, round(episodes * part))) * (part > 0)
+    assert np.array_equal(mask, held_out(episodes, part))
+
+
+def test_held_out_windows_are_not_trained_on_and_their_error_is_the_policy_s(data, codec, tmp_path, monkeypatch):
+    seen, advance, validate = [], loop.advance, loop.validate
+
+    def watching(config, state, examples):
+        seen.append(set(examples.names))
+        return advance(config, state, examples)
+
+    def checking(config, policy, examples):
+        seen.append(set(examples.names))
+        return validate(config, policy, examples)
+
+    monkeypatch.setattr(loop, "advance", watching)
+    monkeypatch.setattr(loop, "validate", checking)
+    config = make_config(data, codec, tmp_path / "run", steps=4, save_every=2, validation=0.3, validation_windows=5)
+    folder = train(config)
+    trained, held = seen[0], seen[2]
+    assert trained and held and not trained & held
+    assert {name.split(" from")[0] for name in trained}.isdisjoint(name.split(" from")[0] for name in held)
+    rows = [json.loads(row) for row in (config.out / "curve.jsonl").open()]
+    found = [row for row in rows if "val_error" in row]
+    assert [row["step"] for row in found] == [2, 4] and all(np.isfinite(list(row.values())).all() for row in found)
+    assert 0 < found[-1]["val_error"] < 2 and WAMPolicy.from_pretrained(folder)
+
+
+def test_checkpoints_are_played_in_an_env_while_a_run_trains(data, codec, tmp_path):
+    playing = {"eval_env": "tiny:Toy-v0", "eval_tasks": ("touch",), "eval_episodes": 2}
+    config = make_config(data, codec, tmp_path / "run", steps=4, save_every=2, **playing)
+    train(config)
+    rows = [json.loads(row) for row in (config.out / "curve.jsonl").open()]
+    assert [(row["step"], row["success_touch"]) for row in rows if "success_touch" in row] == [(2, 1.0), (4, 1.0)]
+    assert (config.out / "eval/step_00000004/summary.json").is_file()
+
+
+def test_rows_go_to_the_trackers_too(data, codec, tmp_path, monkeypatch):
+    class Fake:
+        rows = []
+
+        @staticmethod
+        def init(**options):
+            Fake.options = options
+
+        @staticmethod
+        def log(row, step):
+            Fake.rows.append((step, row))
+
+    monkeypatch.setitem(sys.modules, "trackio", Fake)
+    train(make_config(data, codec, tmp_path / "run", steps=4, log_every=2, track=("trackio",)))
+    assert Fake.options == {"project": "wam-policy", "name": "run"}
+    assert [step for step, _ in Fake.rows] == [2, 4] and {"video", "action", "norm"} <= Fake.rows[0][1].keys()
+
+
+def test_a_tracker_that_isn_t_installed_is_named(data, codec, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match="wandb"):
+        train(make_config(data, codec, tmp_path / "run", track=("wandb",)))
+
+
+def test_two_trainings_of_one_seed_are_one(data, codec, tmp_path):
+    folders = [train(make_config(data, codec, tmp_path / name, steps=3)) for name in ("a", "b")]
+    a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in folders)
+    assert all(torch.equal(x, b[name]) for name, x in a.items())

@@ -1,0 +1,139 @@
+"""Latents of a recording's windows, encoded once: in memory, or in files that are mapped and whose writing can go on."""
+
+# N windows, F pixel frames of a window, C latent channels, f latent frames, h w latent grid
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wam_policy import images
+from wam_policy.config import CameraConfig
+from wam_policy.errors import DatasetError
+from wam_policy.hub import frozen
+from wam_policy.hub.atomic import write_text
+from wam_policy.models.vae import VAE
+from wam_policy.training.config import DataConfig
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.windows import Windows
+
+BATCH = 16  # windows that are encoded at once
+SHARD = 512  # windows per file, or a few more: an episode's stay together
+INDEX = "index.json"
+
+
+class Shards:
+    """Latents in files, read where they are asked for."""
+
+    def __init__(self, folder: Path, counts: list[int]) -> None:
+        self.folder, self.starts = folder, np.cumsum([0, *counts])
+        self._files: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Latents [B, C, f, h, w] at `index` [B]."""
+        shards = np.searchsorted(self.starts, index.numpy(), side="right") - 1
+        pairs = zip(index.tolist(), shards.tolist(), strict=True)
+        return torch.stack([self._slice(shard)[i - int(self.starts[shard])] for i, shard in pairs])
+
+    def _slice(self, shard: int) -> Any:
+        if shard not in self._files:
+            self._files[shard] = safe_open(_path(self.folder, shard), framework="pt")
+        return self._files[shard].get_slice("latents")
+
+
+def _path(folder: Path, shard: int) -> Path:
+    return folder / f"shard_{shard:05}.safetensors"
+
+
+def fingerprint(config: DataConfig, cameras: CameraConfig, dataset: LeRobotDataset, windows: Windows) -> str:
+    """SHA-256 of what latents depend on: the recording, the codec, the canvas, the frames of each window."""
+    digest = hashlib.sha256(dataset.fingerprint().encode())
+    for name in ("config.json", f"{frozen.VAE_STEM}.safetensors"):
+        digest.update((config.codec / name).read_bytes())
+    digest.update(repr((cameras, windows.frame_rows.shape)).encode())
+    digest.update(windows.frame_rows.tobytes())
+    return digest.hexdigest()
+
+
+def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: LeRobotDataset, windows: Windows) -> Tensor | Shards:
+    """Latents of every window's clip, [N, C, f, h, w]: from `config.cache` if they are there, else encoded now, into it.
+
+    Raises:
+        DatasetError: the cache holds latents of other data, another codec, canvas or stride, or can't be read.
+    """
+    total = len(windows.start)
+    if config.cache is None:
+        with Progress() as progress:
+            bar = progress.add_task("encoding", total=total)
+            return torch.cat([latents for _, latents in _encode(vae, cameras, dataset, windows, 0, progress, bar)])
+    key, counts = fingerprint(config, cameras, dataset, windows), list[int]()
+    config.cache.mkdir(parents=True, exist_ok=True)
+    while _path(config.cache, len(counts)).is_file():
+        counts.append(_count(_path(config.cache, len(counts)), key))
+    if sum(counts) < total:
+        waiting: list[Tensor] = []
+        with Progress() as progress:
+            bar = progress.add_task("encoding", total=total, completed=sum(counts))
+            for stop, latents in _encode(vae, cameras, dataset, windows, sum(counts), progress, bar):
+                waiting.append(latents)
+                if sum(map(len, waiting)) >= SHARD or stop == total:
+                    counts.append(_write(_path(config.cache, len(counts)), torch.cat(waiting), key))
+                    waiting.clear()
+    write_text(config.cache / INDEX, json.dumps({"fingerprint": key, "windows": counts}) + "\n")
+    return Shards(config.cache, counts)
+
+
+def _count(path: Path, key: str) -> int:
+    """Windows of a shard that was made of the same data."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            theirs: Mapping[str, str] = file.metadata() or {}
+            if theirs.get("fingerprint") != key:
+                raise DatasetError(
+                    f"{path.parent} holds latents of another dataset, codec, canvas or stride: remove it, or choose "
+                    f"another --cache"
+                )
+            return int(file.get_slice("latents").get_shape()[0])
+    except SafetensorError as error:
+        raise DatasetError(f"{path} can't be read ({error}); remove it") from error
+
+
+def _write(path: Path, latents: Tensor, key: str) -> int:
+    partial = path.with_name(path.name + ".partial")
+    save_file({"latents": latents.contiguous()}, partial, metadata={"fingerprint": key})
+    partial.replace(path)
+    return len(latents)
+
+
+@torch.no_grad()
+def _encode(
+    vae: VAE, cameras: CameraConfig, dataset: LeRobotDataset, windows: Windows, start: int, progress: Progress, bar: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """Latents of the windows from `start` on, an episode at a time, and the window after them."""
+    weight = next(vae.parameters())
+    while start < len(windows.start):
+        number = int(windows.episode[start])
+        stop = int(np.searchsorted(windows.episode, number, side="right"))
+        rows, places = np.unique(windows.frame_rows[start:stop], return_inverse=True)
+        seen = {name: dataset.pictures(f"observation.images.{name}", dataset.episodes[number], rows) for name in cameras.names}
+        canvas = torch.from_numpy(images.canvas(seen, cameras))
+        clips = torch.from_numpy(places.reshape(stop - start, -1))
+        parts = []
+        for part in clips.split(BATCH):
+            parts.append(vae.encode(canvas[part].transpose(1, 2).to(weight)).cpu())
+            progress.advance(bar, len(part))
+        yield stop, torch.cat(parts)
+        start = stop

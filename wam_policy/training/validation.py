@@ -1,0 +1,80 @@
+"""What a policy is worth on episodes that were held out: its losses, and how far its actions are from the demonstrated ones."""
+
+# B batch, T actions in a chunk, A numbers per action
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from wam_policy import acting
+from wam_policy.evaluation import EvalConfig, evaluate
+from wam_policy.models.objective import Batch
+from wam_policy.policy import WAMPolicy
+from wam_policy.training import family
+from wam_policy.training.config import LightTrainConfig, TrainConfig
+from wam_policy.training.examples import Examples
+from wam_policy.training.sampler import generators
+
+SEED = 42  # of what is held out, and of the random numbers of a validation
+
+
+def held_out(episodes: int, part: float) -> np.ndarray:
+    """Episodes that are held out, bool [episodes]: at least one if any are to be, and never all."""
+    count = min(episodes - 1, max(1, round(episodes * part))) if part else 0
+    mask = np.zeros(episodes, bool)
+    mask[np.random.default_rng(SEED).permutation(episodes)[:count]] = True
+    return mask
+
+
+@torch.no_grad()
+def validate(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Examples) -> dict[str, float]:
+    """Losses with the same random numbers every time, and the mean absolute error of the actions in the policy's units.
+
+    Args:
+        config: of the run.
+        policy: of the kept weights.
+        data: examples of held-out episodes; as many as `config.validation_windows` of them are used, evenly spread.
+    """
+    count = min(len(data.names), config.validation_windows)
+    index = torch.linspace(0, len(data.names) - 1, count).round().long()
+    sums, errors, actions = {"val_video": 0.0, "val_action": 0.0}, 0.0, 0
+    for number, part in enumerate(index.split(config.batch_size)):
+        batch = data.batch(part)
+        losses = family.losses(config, policy.model, batch, generators(number, len(part), SEED))
+        sums["val_video"] += float(losses.video) * len(part) / count
+        sums["val_action"] += float(losses.action) * len(part) / count
+        error = np.abs(policy.finish(predicted(policy, batch)) - policy.finish(batch.action)).mean(2)
+        valid = ~batch.action_is_pad.cpu().numpy()
+        errors, actions = errors + float((error * valid).sum()), actions + int(valid.sum())
+    return sums | {"val_error": errors / max(1, actions)}
+
+
+def played(config: TrainConfig | LightTrainConfig, checkpoint: Path) -> dict[str, float]:
+    """Success of a checkpoint in the env of the config, by task."""
+    assert config.eval_env is not None
+    wanted = EvalConfig(
+        checkpoint=str(checkpoint),
+        env=config.eval_env,
+        tasks=config.eval_tasks,
+        episodes=config.eval_episodes,
+        out=config.out / "eval" / checkpoint.name,
+        video=False,
+    )
+    found = evaluate(wanted, Console(quiet=True))
+    return {f"success_{task}": row["success"] for task, row in found["tasks"].items()}
+
+
+def predicted(policy: WAMPolicy, batch: Batch) -> torch.Tensor:
+    """Normalised chunks [B, T, A] for encoded observations, from the contract's noise."""
+    size, horizon = batch.action.shape[:2]
+    context = policy.model.context(batch.context, batch.proprio)
+
+    def noise(shape: tuple[int, ...]) -> torch.Tensor:
+        return acting.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
+
+    wish = acting.Wish(horizon, noise, noise)
+    return acting.act(policy.spec, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish)[0]
