@@ -63,7 +63,7 @@ def table(rows: Sequence[Row], machine: Machine) -> Table:
         times = (stages["vae"], stages["prefill"], stages["act"], rest, 1000 * row.total(), 1000 * row.total(0.95))
         bound = sum(machine.least_seconds(counts) for counts in row.counts.values())
         share = f"{bound / row.total():.0%}" if row.counts else ""
-        error = f"{max(row.errors):.1e}" if row.errors else ""
+        error = f"{max(row.errors):.2g}" if row.errors else ""
         memory = "" if row.peak is None else f"{row.peak / 2**20:.0f}"
         style = "bold" if row.name == "compiled" else ""
         made.add_row(row.name, str(row.batch), *(f"{time:.1f}" for time in times), share, memory, error, style=style)
