@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
 from wam_policy.errors import CheckpointError
 
 PATTERNS = ["*.json", "*.safetensors", "*.md", "*.model", "*.txt"]  # never pickles, never code
+RECORDING = ["meta/*", "data/*", "videos/*"]  # of a LeRobot dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,13 @@ class Download:
     token: str | bool | None = None
 
 
-def locate(id_or_folder: str | Path, download: Download, patterns: list[str] = PATTERNS) -> Path:
-    """Return the local folder of a checkpoint, downloading it if it isn't a folder.
+def locate(
+    id_or_folder: str | Path,
+    download: Download,
+    patterns: list[str] = PATTERNS,
+    kind: Literal["model", "dataset"] = "model",
+) -> Path:
+    """Return the local folder of a checkpoint or a dataset, downloading it if it isn't a folder.
 
     Raises:
         CheckpointError: no such folder or repo, no access, no network and nothing in the cache.
@@ -48,6 +55,7 @@ def locate(id_or_folder: str | Path, download: Download, patterns: list[str] = P
         return Path(
             snapshot_download(
                 name,
+                repo_type=kind,
                 revision=download.revision,
                 cache_dir=download.cache_dir,
                 force_download=download.force_download,

@@ -1,4 +1,4 @@
-"""Reads the reference's `dataset_stats.json`. Source: spec/fastwam.md section 5.3."""
+"""Reads and writes the reference's `dataset_stats.json`. Source: spec/fastwam.md section 5.3."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wam_policy.errors import CheckpointError
-from wam_policy.normalize import Mode, Normalization, needs
+from wam_policy.hub.atomic import write_text
+from wam_policy.normalize import Mode, Normalization, needs, statistics
 
 KEY = "default"  # the released files hold one group of statistics for all datasets
 
@@ -43,3 +46,26 @@ def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = 
             f"{path} doesn't hold the statistics of the {vector} ({mode}, {dim} numbers): {error!r}"
         ) from error
     return normalization
+
+
+def write(path: Path, state: np.ndarray | None, action: np.ndarray, chunks: np.ndarray, *, episodes: int, dataset: str) -> None:
+    """Write statistics as the reference has them; the quantiles and deviations are true ones, of all rows alike.
+
+    Args:
+        path: the file.
+        state: rows [N, P]; None: there is no state.
+        action: rows [N, A].
+        chunks: [windows, T, A], for the statistics of each step of a chunk.
+        episodes: how many there are.
+        dataset: SHA-256 of what they were computed from.
+    """
+
+    def group(rows: np.ndarray, steps: np.ndarray) -> dict[str, Any]:
+        whole = {f"global_{name}": list(values) for name, values in statistics(rows).items()}
+        each = [statistics(steps[:, i]) for i in range(steps.shape[1])]
+        return whole | {f"stepwise_{name}": [list(step[name]) for step in each] for name in each[0]}
+
+    found: dict[str, Any] = {} if state is None else {"state": {KEY: group(state, state[:, None])}}
+    found["action"] = {KEY: group(action, chunks)}
+    found |= {"num_episodes": episodes, "num_transition": len(action), "dataset_sha256": dataset}
+    write_text(path, json.dumps(found, indent=2) + "\n")

@@ -468,7 +468,11 @@ class WAMPolicy:
         return queue
 
     def trainable_parameters(self) -> list[Tensor]:
-        """The weights to give an optimizer: a Fast-WAM's all, a Light-WAM's without the frozen video expert."""
+        """The weights to give an optimizer: all that aren't frozen; of a Light-WAM the video expert's trunk is frozen here.
+
+        Raises:
+            ConfigError: a lean Light-WAM, which only acts.
+        """
         from wam_policy.training import batch as training
 
         return training.trainable(self)

@@ -50,7 +50,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(f"{self.command} {path}")
             hub.tokens.add(self.headers.get("authorization", ""))
             parts = path.strip("/").split("/")
-            api = parts[:2] == ["api", "models"]
+            parts = parts[parts[0] == "datasets" :]  # whose files' addresses begin so
+            api = parts[:2] in (["api", "models"], ["api", "datasets"])
             repo = "/".join(parts[2:4] if api else parts[:2])
             files = hub.repos.get(repo)
             if files is None:

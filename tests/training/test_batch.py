@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from tiny import make_light_policy, make_policy
+from plain_training import plain_fast, plain_light
+from tiny import make_light_policy, make_observation, make_policy
 from torch.utils.data import DataLoader
 from training_data import make_data
 
-from wam_policy.errors import DatasetError, ObservationError, PromptError
-from wam_policy.models.light_objective import LightLossConfig
+from wam_policy import WAMPolicy
+from wam_policy.errors import ConfigError, DatasetError, ObservationError, PromptError
+from wam_policy.models.layers import action_rope, video_rope
+from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
 from wam_policy.models.light_wam import trained
-from wam_policy.models.objective import LossConfig
+from wam_policy.models.objective import LossConfig, draw, training_losses
 from wam_policy.training.batch import encode
+from wam_policy.training.compiled import compile_training
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.window_dataset import WindowDataset
 
@@ -65,16 +69,12 @@ def test_an_encoded_batch_gives_the_same_loss_and_losses_can_be_weighed():
 
 def test_padding_is_left_out_of_the_loss():
     policy = make_policy()
-    batch, generator = make_batch(policy), torch.Generator()
-    padded = {**batch, "action_is_pad": np.zeros(batch["action"].shape[:2], bool)}
-    padded["action_is_pad"][:, 2:] = True
-    other = {**padded, "action": batch["action"].copy()}
-    other["action"][:, 2:] = 0.9
-    first, second = (encode(policy, x) for x in (padded, other))
-    assert not torch.equal(first.action, second.action)
-    still = {"loss": LossConfig(action_shift=5.0, lambda_video=0.0)}
-    a, b = (policy.training_step(x, generator=generator.manual_seed(1), **still)[1]["action"] for x in (batch, padded))
-    assert a != b
+    batch = make_batch(policy)
+    actions, frames = np.ones(batch["action"].shape[:2], bool), np.ones((2, policy.spec.video.frames), bool)
+    frames[:, 0] = False
+    for padding, lost in (({"action_is_pad": actions}, "action"), ({"frame_is_pad": frames}, "video")):
+        _, metrics = policy.training_step(batch | padding)
+        assert metrics.pop(lost) == 0 and all(value > 0 for value in metrics.values())
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,65 @@ def test_the_other_family_s_loss_is_refused():
         make_policy().training_step(make_batch(make_policy()), loss=LightLossConfig())
     with pytest.raises(DatasetError, match="is a `LightLossConfig`"):
         make_light_policy().training_step(make_batch(make_light_policy()), loss=LossConfig())
+
+
+def test_a_lean_policy_and_short_floats_are_not_trained_silently(tmp_path):
+    light = make_light_policy()
+    lean = WAMPolicy.from_pretrained(light.save_pretrained(tmp_path / "lean", form="lean"))
+    with pytest.raises(ConfigError, match="only acts"):
+        lean.trainable_parameters()
+    half = make_policy()
+    half.model.bfloat16()
+    with pytest.warns(UserWarning, match="lose small updates"):
+        half.trainable_parameters()
+
+
+def test_what_is_frozen_already_stays_so():
+    policy = make_policy()
+    policy.model.video.requires_grad_(False)
+    assert len(policy.trainable_parameters()) == len([n for n, _ in policy.model.named_parameters() if n[:6] != "video."])
+
+
+def test_a_policy_that_acted_in_inference_mode_can_be_trained():
+    for table in (action_rope, video_rope):
+        table.cache_clear()
+    policy = make_policy()
+    with torch.inference_mode():
+        policy.predict_chunk(make_observation())
+    policy.training_step(make_batch(policy))[0].backward()
+
+
+def test_a_block_compiled_for_training_serves_any_shape_when_it_acts():
+    policy = make_policy()
+    before = policy.predict_chunk(make_observation(3))
+    compile_training(policy.model, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for size in (1, 2, 3):
+            policy.predict_chunk(make_observation(size))
+        policy.training_step(make_batch(policy))[0].backward()
+    assert np.array_equal(policy.predict_chunk(make_observation(3)), before)
+
+
+def test_workers_read_what_their_parent_reads(tmp_path):
+    policy, recording = make_policy(), LeRobotDataset(make_data(tmp_path / "data"))
+    windows = WindowDataset(recording, policy.spec)
+    alone = [windows[i] for i in range(len(windows))]  # whose files are open when the workers are forked
+    together = DataLoader(windows, batch_size=None, num_workers=2)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one["images.front"], other["images.front"])
+
+
+@pytest.mark.parametrize("make", [make_policy, make_light_policy])
+def test_the_benchmark_s_plain_losses_are_the_losses(make):
+    policy, generator = make(), torch.Generator()
+    batch = encode(policy, make_batch(policy))
+    if policy.spec.family == "fast_wam":
+        draws, config = draw(batch, generator), LossConfig(action_shift=5.0)
+        found, plain = training_losses(policy.model, batch, draws, config).total, plain_fast(policy.model, batch, draws, config)
+    else:
+        draws, light = light_draw(batch, policy.model.config.video_pool, generator), LightLossConfig()
+        found, plain = light_losses(policy.model, batch, draws, light).total, plain_light(policy.model, batch, draws, light)
+    assert torch.allclose(found, plain, rtol=1e-5)
 
 
 def test_windows_of_a_recording_go_through_a_loader_into_a_step(tmp_path):

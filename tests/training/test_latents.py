@@ -11,8 +11,8 @@ from wam_policy.training import family, latents
 from wam_policy.training.config import CacheConfig
 from wam_policy.training.examples import windows_of
 from wam_policy.training.latents import Shards, encoded
-from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import cache, codec_of, train
+from wam_policy.training.mixture import Mixture
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def codec(data):
 @pytest.fixture
 def config(data, codec, tmp_path):
     shape = {"stride": 1, "every": 1, "threads": 1}
-    return CacheConfig(dataset=data, codec=codec, cache=tmp_path / "cache", **shape)
+    return CacheConfig(dataset=(data,), codec=codec, cache=tmp_path / "cache", **shape)
 
 
 def encode(config, vae=None):
-    dataset = LeRobotDataset(config.dataset)
+    dataset = Mixture(config.dataset)
     windows = windows_of(config, dataset)
     return encoded(config, family.cameras(config, dataset), vae or codec_of(config), dataset, windows)
 
@@ -49,7 +49,7 @@ def test_files_hold_what_memory_holds_and_are_found_again(config, monkeypatch):
     memory = encode(replace(config, cache=None))
     assert cache(config) == config.cache
     assert sorted(path.name for path in config.cache.iterdir()) == [
-        "index.json",
+        "run.lock",
         *(f"shard_{i:05}.safetensors" for i in range(3)),
     ]
     found = encode(config, Nothing())  # nothing is encoded any more
@@ -64,7 +64,6 @@ def test_an_encoding_that_was_killed_goes_on(config, monkeypatch):
     whole = encode(config, Nothing())[torch.arange(36)]
     last = config.cache / "shard_00002.safetensors"
     last.rename(last.with_name(last.name + ".partial"))
-    (config.cache / "index.json").unlink()
     before = (config.cache / "shard_00000.safetensors").stat().st_mtime_ns
     cache(config)
     assert (config.cache / "shard_00000.safetensors").stat().st_mtime_ns == before
@@ -84,7 +83,7 @@ def test_a_cache_of_other_windows_is_refused(config):
 
 def test_a_run_from_the_cache_is_the_run_from_memory(config, codec, tmp_path):
     folders = [
-        train(make_config(config.dataset, codec, tmp_path / name, cache=place, steps=3))
+        train(make_config(config.dataset[0], codec, tmp_path / name, cache=place, steps=3))
         for name, place in (("memory", None), ("first", config.cache), ("again", config.cache))
     ]
     first = (folders[0] / "model.safetensors").read_bytes()

@@ -16,7 +16,8 @@ from training_data import LIGHT_SIZES, RECIPE, make_codec, make_config, make_dat
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, TrainingError
-from wam_policy.training import loop, state
+from wam_policy.models.layers import Block
+from wam_policy.training import loop, state, step
 from wam_policy.training.config import OptimizerConfig
 from wam_policy.training.loop import train
 from wam_policy.training.state import latest, locked
@@ -59,10 +60,10 @@ def stopped_after(steps, monkeypatch):
     """A run that fails in the step after so many."""
     advance = loop.advance
 
-    def failing(config, run, data):
+    def failing(config, run, *rest):
         if run.step == steps:
             raise KeyboardInterrupt
-        return advance(config, run, data)
+        return advance(config, run, *rest)
 
     monkeypatch.setattr(loop, "advance", failing)
 
@@ -182,6 +183,37 @@ def test_going_on_with_other_options_shows_what_differs(whole, tmp_path):
     train(replace(whole, out=out, log_every=5, keep=1))  # these may change
 
 
+def test_rows_are_averages_also_where_a_run_goes_on_with_other_rows(whole, tmp_path, monkeypatch):
+    config = replace(whole, out=tmp_path / "run", log_every=12)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopped_after(9, patch)
+        train(config)
+    train(replace(config, log_every=10))
+    every = {row["step"]: row for row in rows(whole.out) if "action" in row}
+    first = next(row for row in rows(config.out) if "action" in row)
+    assert first["step"] == 10
+    assert first["action"] == pytest.approx(sum(every[step]["action"] for step in (2, 4, 6, 8, 10)) / 5, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_to_the_bit(whole, tmp_path, monkeypatch):
+    config = replace(whole, out=tmp_path / "whole", compile=True)
+    train(config)
+    again = replace(config, out=tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopped_after(7, patch)
+        train(again)
+    train(again)
+    assert same(again.out, config.out)
+
+
+def test_what_a_killed_run_left_half_written_is_removed(whole, tmp_path):
+    partial = tmp_path / "run/checkpoints/step_00001234.partial"
+    partial.mkdir(parents=True)
+    train(replace(whole, out=tmp_path / "run", steps=3))
+    assert not partial.exists()
+
+
 def test_only_the_newest_checkpoints_are_kept_and_each_loads(whole, tmp_path):
     config = replace(whole, out=tmp_path / "run", keep=2)
     train(config)
@@ -210,7 +242,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(whole, tmp_pat
 
 
 def test_a_loss_that_isn_t_finite_stops_the_run_and_names_the_batch(whole, tmp_path, monkeypatch):
-    losses = loop.family.losses
+    losses = step.losses
 
     def broken(config, model, batch, sources):
         found = losses(config, model, batch, sources)
@@ -218,9 +250,9 @@ def test_a_loss_that_isn_t_finite_stops_the_run_and_names_the_batch(whole, tmp_p
         return found._replace(total=found.total * float("nan")) if broken.calls == 5 else found
 
     broken.calls = 0
-    monkeypatch.setattr(loop.family, "losses", broken)
+    monkeypatch.setattr(step, "losses", broken)
     config = replace(whole, out=tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"step 5, on .*data: episode \d+ from frame \d+, .*step_00000003"):
+    with pytest.raises(TrainingError, match=r"step 5: \S*data episode \d+ from frame \d+, .*step_00000003"):
         train(config)
 
 
@@ -229,11 +261,21 @@ def test_a_batch_in_parts_is_the_batch(whole, tmp_path):
     train(config)
     theirs = weights(whole.out)
     assert all(torch.allclose(x, theirs[name], atol=1e-5) for name, x in weights(config.out).items() if "model." in name)
+    for mine, other in zip(rows(config.out), rows(whole.out), strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)  # the norm of the gradients too, which AdamW wouldn't mind
 
 
-def test_checkpointing_changes_nothing(whole, tmp_path):
-    config = replace(whole, out=tmp_path / "run", checkpointing=True)
+def test_checkpointing_computes_blocks_anew_and_changes_nothing(whole, tmp_path, monkeypatch):
+    through, calls = Block.through, []
+
+    def counting(block, *arguments):
+        calls.append(torch.is_grad_enabled())
+        return through(block, *arguments)
+
+    monkeypatch.setattr(Block, "through", counting)
+    config = replace(whole, out=tmp_path / "run", checkpointing=True, validation=0.2)
     train(config)
+    assert sum(calls) == 12 * 2 * 2  # steps, experts, forwards: the video expert's one block, the action expert's one
     theirs = weights(whole.out)
     assert all(torch.allclose(x, theirs[name], atol=1e-6) for name, x in weights(config.out).items() if "model." in name)
 

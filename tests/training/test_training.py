@@ -6,17 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import LAYOUT
 from training_data import RECIPE, make_codec, make_config, make_data, make_light
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
-from wam_policy.errors import DatasetError, EnvError
-from wam_policy.hub import formats
+from wam_policy.errors import ConfigError, DatasetError, EnvError
+from wam_policy.hub import formats, statistics
 from wam_policy.hub.convert import ConvertConfig, convert
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
+from wam_policy.models.objective import LossConfig
 from wam_policy.training.config import LightSizeConfig, OptimizerConfig, SizeConfig
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import train
@@ -73,12 +74,27 @@ def test_a_run_begins_from_an_earlier_one_s_weights_and_sizes(data, codec, tmp_p
     assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
 
 
+@pytest.mark.parametrize(("part", "kept"), [("action", "video."), ("embodiment", ("video.", "action.blocks.", "action.t"))])
+def test_a_part_is_trained_and_the_rest_stays_to_the_bit(data, codec, tmp_path, part, kept):
+    first = train(make_config(data, codec, tmp_path / "first", steps=1))
+    changes = {"init": (first,), "train": part, "loss": LossConfig(lambda_video=0.0), "steps": 2}
+    second = train(make_config(data, codec, tmp_path / "second", **changes))
+    a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, second))
+    frozen = {name for name in a if name.startswith(kept)}
+    assert frozen and all(torch.equal(a[name], b[name]) for name in frozen)
+    assert not torch.equal(a["action.head.weight"], b["action.head.weight"])
+    with pytest.raises(ConfigError, match="freezes the video expert"):
+        train(make_config(data, codec, tmp_path / "third", init=(first,), train=part))
+
+
 def test_a_light_wam_is_trained_on_a_frozen_video_expert(data, codec, tmp_path):
     base = train(make_config(data, codec, tmp_path / "base", steps=2))
-    folder = train(make_light(data, codec, base, tmp_path / "light", loss=LightLossConfig(prefix_steps=2)))
+    loss = LightLossConfig(prefix_steps=2)
+    folder = train(make_light(data, codec, base, tmp_path / "light", loss=loss, seed=1))  # which changes no embedding
     policy, start = WAMPolicy.from_pretrained(folder), WAMPolicy.from_pretrained(base)
     assert policy.spec.family == "light_wam" and policy.spec.action.supervised_steps == 2
-    assert set(policy.prompts.table) == set(start.prompts.table)
+    for name, embedding in start.prompts.table.items():
+        assert torch.equal(policy.prompts.table[name], embedding)
     theirs, ours = start.model.state_dict(), policy.model.state_dict()
     frozen = [name for name in ours if not trained(name)]
     assert frozen and all(torch.equal(ours[name], theirs[name]) for name in frozen)
@@ -107,6 +123,46 @@ def test_a_light_wam_goes_on_from_another_and_from_a_slim_one(data, codec, tmp_p
         again = train(make_light(data, codec, init, tmp_path / f"again-{init.name}", **still))
         a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, again))
         assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
+
+
+def test_state_and_actions_are_normalised_as_wanted(data, codec, tmp_path):
+    config = make_config(data, codec, tmp_path / "run", steps=1, state_scaling="z_score", action_scaling="quantile")
+    spec = WAMPolicy.from_pretrained(train(config)).spec
+    assert (spec.state.normalization.mode, spec.action.normalization.mode) == ("z_score", "quantile")
+    action = LeRobotDataset(data).vector("action")
+    assert spec.action.normalization.statistics["q99"] == pytest.approx(np.quantile(action, 0.99, axis=0), rel=1e-6)
+
+
+def test_a_run_leaves_the_statistics_of_its_data_as_the_reference_has_them(data, codec, tmp_path):
+    folder = train(make_config(data, codec, tmp_path / "run", steps=1))
+    read = statistics.read(tmp_path / "run/dataset_stats.json", "action", "min_max", 3)
+    assert read.statistics == {
+        name: values
+        for name, values in WAMPolicy.from_pretrained(folder).spec.action.normalization.statistics.items()
+        if name in ("min", "max")
+    }
+    found = json.loads((tmp_path / "run/dataset_stats.json").read_text())
+    assert found["num_episodes"] == 5 and found["num_transition"] == 36
+    assert np.shape(found["action"]["default"]["stepwise_q01"]) == (4, 3)
+    assert np.shape(found["state"]["default"]["stepwise_mean"]) == (1, 3)
+    assert found["action"]["default"]["stepwise_min"][0] == found["action"]["default"]["global_min"]
+
+
+def test_weights_are_float32_where_a_run_computes_in_bfloat16(data, codec, tmp_path):
+    """A rate so small that in bfloat16 no weight would move."""
+    tiny = OptimizerConfig(learning_rate=1e-6, warmup=1)
+    runs = []
+    for compute in ("float32", "bfloat16"):
+        config = make_config(data, codec, tmp_path / compute, steps=3, compute=compute, optimizer=tiny, keep=9, save_every=1)
+        train(config)
+        places = [config.out / f"checkpoints/step_0000000{i}/training/state.safetensors" for i in (1, 3)]
+        runs.append([load_file(place) for place in places])
+    for before, after in runs:
+        moved = [(after[name] - x).abs() for name, x in before.items() if name.startswith("model.")]
+        assert all(x.dtype == torch.float32 for x in after.values())
+        assert sum((x > 0).sum() for x in moved) > 0.9 * sum(x.numel() for x in moved)
+    rows = [json.loads((tmp_path / compute / "curve.jsonl").read_text().splitlines()[0]) for compute in ("float32", "bfloat16")]
+    assert rows[0]["action"] != rows[1]["action"] == pytest.approx(rows[0]["action"], rel=0.05)
 
 
 def test_the_loss_falls(data, codec, tmp_path):

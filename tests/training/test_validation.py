@@ -13,6 +13,7 @@ from training_data import make_codec, make_config, make_data
 from wam_policy import WAMPolicy
 from wam_policy.errors import MissingExtraError
 from wam_policy.training import loop
+from wam_policy.training.config import OptimizerConfig
 from wam_policy.training.loop import train
 from wam_policy.training.validation import held_out
 
@@ -37,9 +38,9 @@ def test_some_episodes_are_held_out_and_never_all(episodes, part):
 def test_held_out_windows_are_not_trained_on_and_their_error_is_the_policy_s(data, codec, tmp_path, monkeypatch):
     seen, advance, validate = [], loop.advance, loop.validate
 
-    def watching(config, state, examples):
+    def watching(config, state, examples, order):
         seen.append(set(examples.names))
-        return advance(config, state, examples)
+        return advance(config, state, examples, order)
 
     def checking(config, policy, examples):
         seen.append(set(examples.names))
@@ -65,6 +66,17 @@ def test_checkpoints_are_played_in_an_env_while_a_run_trains(data, codec, tmp_pa
     rows = [json.loads(row) for row in (config.out / "curve.jsonl").open()]
     assert [(row["step"], row["success_touch"]) for row in rows if "success_touch" in row] == [(2, 1.0), (4, 1.0)]
     assert (config.out / "eval/step_00000004/summary.json").is_file()
+
+
+def test_a_compiled_run_is_validated_in_shapes_of_its_own(data, codec, tmp_path):
+    """Other shapes than those that are trained on compile nothing anew, and run into no limit of that."""
+    optimizer = OptimizerConfig(learning_rate=1e-3)  # nothing is averaged
+    changes = {"compile": True, "steps": 2, "save_every": 1, "validation": 0.3, "optimizer": optimizer, "batch_size": 3}
+    config = make_config(data, codec, tmp_path / "run", validation_windows=7, **changes)
+    with torch._dynamo.config.patch(recompile_limit=3):
+        train(config)
+    rows = [json.loads(row) for row in (config.out / "curve.jsonl").open()]
+    assert [row["step"] for row in rows if "val_error" in row] == [1, 2]
 
 
 def test_rows_go_to_the_trackers_too(data, codec, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def make_codec(data: Path, out: Path) -> Path:
 
 def _run(data, codec, out):
     return {
-        "dataset": data,
+        "dataset": (str(data),),
         "codec": codec,
         "out": out,
         "stride": 1,

@@ -163,11 +163,14 @@ def engine_step(policy: WAMPolicy, clock: Clock, observation: dict[str, Any]) ->
     with clock("preprocess"):
         seen = policy.prepare(observation)
         bucket = engine.load(seen, wish_of(policy, len(seen.prompts)))
+    encodes = engine.encodes(bucket, seen)
     with clock("vae"):
-        bucket.see()
+        if encodes:
+            bucket.see()
     with clock("prefill"):
         state = engine.state(bucket, seen)
-    clock.seconds["prefill"][-1] = max(0.0, clock.seconds["prefill"][-1] - clock.seconds["vae"][-1])  # it begins with seeing
+    if encodes:  # which begins with seeing
+        clock.seconds["prefill"][-1] = max(0.0, clock.seconds["prefill"][-1] - clock.seconds["vae"][-1])
     with clock("act"):
         actions = bucket.act(state).clone()
     with clock("postprocess"):

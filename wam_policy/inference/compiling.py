@@ -41,7 +41,7 @@ class Compiler:
         if self.backend is None:
             return function
         keep_compiled_code()
-        own = _own_code(function)
+        own = own_code(function)
         run: Callable[..., T] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
         ready = False
 
@@ -104,7 +104,7 @@ class Compiler:
         return replay
 
 
-def _own_code(function: Callable[..., T]) -> Callable[..., T]:
+def own_code(function: Callable[..., T]) -> Callable[..., T]:
     """The same function with a code object of its own: `torch.compile` counts recompilations by those."""
     if not isinstance(function, types.FunctionType):
         return function

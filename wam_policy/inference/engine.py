@@ -120,12 +120,16 @@ class Engine:
         self._fill(bucket, seen, wish)
         return bucket
 
+    def encodes(self, bucket: Bucket, seen: acting.Seen) -> bool:
+        """Whether `state` will encode this observation, or give what an earlier one left."""
+        usable = self._encoded[0] == (bucket.size, tuple(seen.prompts)) and self._encoded[1] < self.options.encode_every
+        return bool(seen.starts.any()) or not usable
+
     def state(self, bucket: Bucket, seen: acting.Seen) -> Any:
         """What the observation leaves for `act`; an earlier one's, where not every observation is to be encoded."""
-        same = (bucket.size, tuple(seen.prompts))
-        if seen.starts.any() or self._encoded[0] != same or self._encoded[1] >= self.options.encode_every:
-            self._encoded = (same, 0, bucket.encode())
-        self._encoded = (same, self._encoded[1] + 1, self._encoded[2])
+        if self.encodes(bucket, seen):
+            self._encoded = ((bucket.size, tuple(seen.prompts)), 0, bucket.encode())
+        self._encoded = (self._encoded[0], self._encoded[1] + 1, self._encoded[2])
         return self._encoded[2]
 
     def bucket(self, size: int) -> Bucket:

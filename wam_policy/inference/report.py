@@ -49,7 +49,7 @@ def write_chart(path: Path, rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row], machine: Machine) -> Table:
     """The rows for the terminal."""
     made = Table(
-        caption=f"{machine.describe()}; roof: how close the products come to that",
+        caption=f"{machine.describe()}; roof: how close the products come to that; MiB: of the process, earlier ways included",
         pad_edge=False,
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
@@ -73,16 +73,15 @@ def table(rows: Sequence[Row], machine: Machine) -> Table:
 def section(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
     """What compiling and each knob give and cost, as a section of a checkpoint's card (`save_pretrained(notes=…)`)."""
     lines = [
-        "| way | observations per call | a step: median, p95 | peak memory | error of an action: median, largest |",
-        "|---|---|---|---|---|",
+        "| way | observations per call | a step: median, p95 | error of an action: median, largest |",
+        "|---|---|---|---|",
     ]
     for row in rows:
         if not (row.errors or row.name in ("eager", "compiled")):
             continue
         error = f"{np.median(row.errors):.1e}, {max(row.errors):.1e}" if row.errors else ""
         time = f"{1000 * row.total():.1f} ms, {1000 * row.total(0.95):.1f} ms"
-        memory = "" if row.peak is None else f"{row.peak / 2**20:.0f} MiB"
-        lines.append(f"| {row.name} | {row.batch} | {time} | {memory} | {error} |")
+        lines.append(f"| {row.name} | {row.batch} | {time} | {error} |")
     made = f"commit `{found['commit'][:7]}`, " if found["commit"] else ""
     return "\n".join(
         (

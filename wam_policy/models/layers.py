@@ -8,7 +8,7 @@ Source: spec/fastwam.md sections 2.1 to 2.5. Parameter names are the reference c
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -77,8 +77,9 @@ def _angles(positions: int, dim: int) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def action_rope(horizon: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> Rope:
     """Tables of action positions 0 .. horizon − 1."""
-    angles = _angles(horizon, head_dim)
-    return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+    with torch.inference_mode(False):  # a table outlives the mode it was made in
+        angles = _angles(horizon, head_dim)
+        return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,14 +88,15 @@ def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device, 
 
     The channel pairs are split between the three axes.
     """
-    spatial = 2 * (head_dim // 6)  # 44 | 42 | 42 channels of 128
-    ends = (start + grid[0], *grid[1:])
-    axes = [_angles(n, dim) for n, dim in zip(ends, (head_dim - 2 * spatial, spatial, spatial), strict=True)]
-    axes[0] = axes[0][start:]
-    shapes = [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]
-    parts = [a.view(*shape, a.shape[-1]).expand(*grid, -1) for a, shape in zip(axes, shapes, strict=True)]
-    angles = torch.cat(parts, dim=-1).flatten(0, 2)
-    return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+    with torch.inference_mode(False):
+        spatial = 2 * (head_dim // 6)  # 44 | 42 | 42 channels of 128
+        ends = (start + grid[0], *grid[1:])
+        axes = [_angles(n, dim) for n, dim in zip(ends, (head_dim - 2 * spatial, spatial, spatial), strict=True)]
+        axes[0] = axes[0][start:]
+        shapes = [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]
+        parts = [a.view(*shape, a.shape[-1]).expand(*grid, -1) for a, shape in zip(axes, shapes, strict=True)]
+        angles = torch.cat(parts, dim=-1).flatten(0, 2)
+        return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
@@ -260,6 +262,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
         super().__init__()
         self.eps, self.checkpointing = eps, False
+        self.compiled: Callable[..., tuple[Tensor, KeyValue | None]] | None = None  # of any block: it takes the block too
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
@@ -267,11 +270,14 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim))
 
     def forward(self, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
-        """`through`; with `checkpointing` its inside is computed anew on the way back instead of being kept."""
-        if self.checkpointing and torch.is_grad_enabled():
-            result: tuple[Tensor, KeyValue | None] = checkpoint(self.through, *arguments, use_reentrant=False)
-            return result
-        return self.through(*arguments)
+        """`through`; where gradients are wanted as `compile_training` says: compiled, or computed anew on the way back."""
+        if not torch.is_grad_enabled():
+            return self.through(*arguments)
+        run = Block.through if self.compiled is None else self.compiled
+        result: tuple[Tensor, KeyValue | None] = (
+            checkpoint(run, self, *arguments, use_reentrant=False) if self.checkpointing else run(self, *arguments)
+        )
+        return result
 
     def through(
         self,

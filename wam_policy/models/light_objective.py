@@ -84,7 +84,7 @@ def light_losses(model: LightWAM, batch: Batch, draws: LightDraws, config: Light
     video = action.new_zeros(())
     if config.lambda_video != 0:
         clean = pool(batch.latents, model.config.video_pool)
-        t = flow.timesteps(draws.u_video, config.video_shift, clean.dtype)
+        t = flow.timesteps(draws.u_video, config.video_shift, model.precision.time or clean.dtype)
         velocity = model.velocity(noisy(clean, draws.noise_video, t), t, text)
         target = flow.velocity(clean, draws.noise_video)
         error = squared_error(velocity[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))

@@ -105,14 +105,15 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
     action_shift = SHIFT if config.action_shift is None else config.action_shift
     clean = batch.latents if with_video or kind.sees == "video" else batch.latents[:, :, :1]
     noise_video = draws.noise_video[:, :, : clean.shape[2]]
-    t_video = flow.timesteps(draws.u_video, config.video_shift, clean.dtype)
-    t_action = flow.timesteps(draws.u_action, action_shift, batch.action.dtype)
+    time = model.precision.time or clean.dtype
+    t_video = flow.timesteps(draws.u_video, config.video_shift, time)
+    t_action = flow.timesteps(draws.u_action, action_shift, time)
     copy, see_all = None, None
     if kind.copy:
         if draws.copy is None:
             raise ConfigError(f"the variant {variant!r} needs draws of its own: `draw(batch, variant={variant!r})`")
         noised = draws.copy.u_noised < NOISED_COPIES
-        t_copy = flow.timesteps(draws.copy.u_copy, config.video_shift, clean.dtype) * noised
+        t_copy = flow.timesteps(draws.copy.u_copy, config.video_shift, time) * noised
         copy = (noisy(clean, draws.copy.noise_copy, t_copy), t_copy)
         see_all = draws.copy.u_see_all < config.action_idm_prob if kind.optional else None
     velocity_video, velocity_action = model(

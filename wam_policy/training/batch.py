@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from wam_policy import images
 from wam_policy import observation as observations
-from wam_policy.errors import DatasetError
+from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
-from wam_policy.models.light_wam import trained
+from wam_policy.models.light_wam import LightWAM, trained
 from wam_policy.models.objective import Batch, LossConfig, draw, latent_padding, training_losses
 
 if TYPE_CHECKING:
@@ -24,9 +25,21 @@ if TYPE_CHECKING:
 
 
 def trainable(policy: WAMPolicy) -> list[Tensor]:
-    """The weights that a policy's family trains; of a Light-WAM not the video expert's trunk, which is frozen here."""
-    for name, parameter in policy.model.named_parameters():
-        parameter.requires_grad_(isinstance(policy.model, FastWAM) or trained(name))
+    """The weights that a policy's family trains and that aren't frozen; a Light-WAM's trunk is frozen here.
+
+    Raises:
+        ConfigError: a lean Light-WAM, which only acts.
+    """
+    if isinstance(policy.model, LightWAM):
+        if policy.model.config.lean_steps is not None:
+            raise ConfigError("a lean checkpoint only acts: train the fat or slim one")
+        for name, parameter in policy.model.named_parameters():
+            if not trained(name):
+                parameter.requires_grad_(False)
+    if policy.dtype != torch.float32:
+        warnings.warn(
+            f"weights of {policy.dtype} lose small updates: train `from_pretrained(…, dtype=torch.float32)`", stacklevel=3
+        )
     return [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
 
 

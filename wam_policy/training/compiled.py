@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from wam_policy.errors import CompileError
-from wam_policy.inference.compiling import Backend, keep_compiled_code
+from wam_policy.inference.compiling import Backend, keep_compiled_code, own_code
 from wam_policy.models.layers import Block
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -16,7 +17,8 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def compile_training(model: ModelT, *, backend: Backend | None = "inductor", checkpointing: bool = False) -> ModelT:
     """Compile each block of a model in place, without graph breaks and for the shapes it meets; names of weights stay.
 
-    Blocks of one expert share their code, so a deep model compiles as fast as a shallow one. Copy the model before, not after.
+    Blocks of one expert share their code, so a deep model compiles as fast as a shallow one. Where no gradients are wanted the
+    model computes as before, in any shape.
 
     Args:
         model: a Fast-WAM or a fat Light-WAM.
@@ -30,8 +32,8 @@ def compile_training(model: ModelT, *, backend: Backend | None = "inductor", che
     if not blocks:
         raise CompileError("this model has no blocks to train: a lean checkpoint only acts, begin from a fat or slim one")
     keep_compiled_code()
+    through = own_code(Block.through)
+    compiled = None if backend is None else torch.compile(through, backend=backend, fullgraph=True, dynamic=False)
     for block in blocks:
-        block.checkpointing = checkpointing
-        if backend is not None:
-            block.compile(backend=backend, fullgraph=True, dynamic=False)
+        block.checkpointing, block.compiled = checkpointing, compiled
     return model

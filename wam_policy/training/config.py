@@ -12,13 +12,14 @@ from wam_policy.errors import ConfigError
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.objective import LossConfig
 from wam_policy.models.variants import VariantName
+from wam_policy.normalize import Mode
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and the averaged weights; the defaults are the papers'."""
+    """AdamW and the averaged weights; the defaults are the papers', but that gradients are really clipped."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -29,7 +30,7 @@ class OptimizerConfig:
     warmup: int | None = None
     """Steps in which the rate rises to its full height; the default is a twentieth of the run."""
     clip: float = 1.0
-    """Largest norm of all gradients together."""
+    """Largest norm of all gradients together; "inf" leaves them alone, as the references in effect do."""
     ema: float = 0.0
     """Decay of the averaged weights, which are then the ones that are kept; 0: there are none."""
 
@@ -42,8 +43,8 @@ class OptimizerConfig:
 class DataConfig:
     """Windows of a LeRobot dataset, and the codec that encodes them."""
 
-    dataset: Path
-    """LeRobot v2.1 or v3.0 folder with `meta/wam_contract.json` (what `wam record` writes)."""
+    dataset: tuple[str, ...]
+    """LeRobot v2.1 or v3.0 folders or Hub ids, with `meta/wam_contract.json`: what `wam record` writes."""
     codec: Path
     """Folder of the video codec, in diffusers' layout."""
     cache: Path | None = None
@@ -74,13 +75,20 @@ class RunConfig(DataConfig):
 
     out: Path
     """Folder of the run: `checkpoint/`, `checkpoints/`, `curve.jsonl`; started again, a run goes on where it was."""
+    state_scaling: Mode = "min_max"
+    """How the state is normalised."""
+    action_scaling: Mode = "min_max"
+    """How the actions are."""
+    weights: tuple[float, ...] = ()
+    """How often windows of each dataset are drawn, in any unit; the default is as often as there are."""
     replan: int = 8
     """Actions played before the next chunk."""
     sampling_steps: int = 10
     """Denoising steps, of actions or of imagined frames."""
-    template: str = "{task}"
-    """Prompt template."""
-    token_length: int = 8
+    template: str | None = None
+    """Prompt template; the default is that of the weights a run begins from, else "{task}"."""
+    token_length: int | None = None
+    """Tokens that prompts are padded to; the default is likewise, else 8."""
     steps: int = 20_000
     """Updates of the weights."""
     batch_size: int = 32
@@ -88,6 +96,8 @@ class RunConfig(DataConfig):
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """What passes are computed in; weights, gradients and what the optimizer keeps are float32."""
     compile: bool = True
     """Compile every block; worth it for more than some hundred steps."""
     checkpointing: bool = False
@@ -126,6 +136,8 @@ class RunConfig(DataConfig):
         )
         if small := [name for name in counts if getattr(self, name) < 1]:
             raise ConfigError(f"{', '.join(f'`{name}`' for name in small)} must be positive")
+        if self.weights and (len(self.weights) != len(self.dataset) or min(self.weights) <= 0):
+            raise ConfigError(f"`weights` must be positive, one for each of {len(self.dataset)} datasets, got {self.weights}")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"`validation` must lie in [0, 1), got {self.validation}")
         if self.batch_size % self.accumulate:
@@ -157,6 +169,8 @@ class TrainConfig(RunConfig):
     sizes count, not `sizes`."""
     variant: VariantName = "fast"
     """What the actions see: the observed frame, the video being denoised ("joint"), or the finished video ("idm")."""
+    train: Literal["all", "action", "embodiment"] = "all"
+    """What is trained: everything, all but the video expert, or only the layers that the robot's own numbers go through."""
     sizes: SizeConfig = field(default_factory=SizeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 

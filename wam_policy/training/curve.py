@@ -14,10 +14,11 @@ from torch import Tensor
 from wam_policy.errors import MissingExtraError, TrainingError
 from wam_policy.hub.atomic import write_text
 from wam_policy.training.config import RunConfig, Tracker
-from wam_policy.training.sampler import batch_of
+from wam_policy.training.sampler import Order
 from wam_policy.training.state import State, latest
 
 CURVE = "curve.jsonl"
+STEPS = "steps"  # how many a sum holds
 ROUNDED = ("seconds", "samples_per_s")
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 Sink = Callable[[Mapping[str, Any]], None]
@@ -27,9 +28,9 @@ Sink = Callable[[Mapping[str, Any]], None]
 class Curve:
     """The losses of a run: summed on the device, written as a row now and then, shown while it runs."""
 
-    def __init__(self, config: RunConfig, state: State, names: Sequence[str]) -> None:
+    def __init__(self, config: RunConfig, state: State, order: Order, names: Sequence[str]) -> None:
         """Begin, or go on after the rows that a stopped run wrote up to its checkpoint; `names` are the examples'."""
-        self.config, self.state, self.names, self.path = config, state, names, config.out / CURVE
+        self.config, self.state, self.order, self.names, self.path = config, state, order, names, config.out / CURVE
         rows = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.step]
         write_text(self.path, "".join(kept))
@@ -38,6 +39,11 @@ class Curve:
         self.sums: dict[str, Tensor] = {name: torch.tensor(value) for name, value in state.sums.items()}
         self.sinks = [sink(kind, config) for kind in config.track]
         self.first_bad: Tensor | None = None
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a row of the newest checkpoint's step with numbers of a name that begins so."""
+        rows = map(json.loads, self.path.read_text().splitlines())
+        return any(row["step"] == self.state.step and any(key.startswith(name) for key in row) for row in rows)
 
     def __enter__(self) -> Curve:
         self.progress.start()
@@ -49,7 +55,8 @@ class Curve:
 
     def add(self, numbers: dict[str, Tensor]) -> None:
         """Add a step's numbers; nothing is waited for."""
-        self.sums = {name: self.sums[name] + x if name in self.sums else x for name, x in numbers.items()}
+        counted = numbers | {STEPS: torch.ones(())}
+        self.sums = {name: self.sums[name] + x if name in self.sums else x for name, x in counted.items()}
         good = torch.stack([x.isfinite() for x in numbers.values()]).all()
         bad = torch.where(good, torch.inf, float(self.state.step))
         self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
@@ -62,20 +69,20 @@ class Curve:
         """
         self.state.sums = {name: float(x) for name, x in self.sums.items()}
         if self.first_bad is not None and self.first_bad.isfinite():
-            step, config = int(self.first_bad), self.config
-            index = batch_of(step - 1, config.batch_size, len(self.names), config.seed).tolist()
+            step = int(self.first_bad)
+            index = self.order.batch(step - 1).tolist()
             raise TrainingError(
-                f"a loss or gradient isn't finite in step {step}, on {config.dataset}: "
+                f"a loss or gradient isn't finite in step {step}: "
                 f"{', '.join(self.names[i] for i in index)}; look at these, or lower the learning rate; the last checkpoint, "
-                f"before it, is {latest(config.out)}"
+                f"before it, is {latest(self.config.out)}"
             )
 
     def row(self) -> None:
         """Write a row of averages since the last one, and begin anew."""
         self.check()
         step, config = self.state.step, self.config
-        every = (step - 1) % config.log_every + 1
-        row: dict[str, Any] = {"step": step} | {name: total / every for name, total in self.state.sums.items()}
+        count = self.state.sums.pop(STEPS)
+        row: dict[str, Any] = {"step": step} | {name: total / count for name, total in self.state.sums.items()}
         passed = time.monotonic() - self.began
         row |= {"samples_per_s": (step - self.first) * config.batch_size / passed, "seconds": self.before + passed}
         self.write(row)

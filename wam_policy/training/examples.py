@@ -18,7 +18,7 @@ from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 from wam_policy.training.config import DataConfig, RunConfig
 from wam_policy.training.latents import Shards, encoded
-from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.mixture import Mixture
 from wam_policy.training.windows import Windows, cut, padded_actions
 
 
@@ -34,6 +34,7 @@ class Examples:
     proprio: Tensor  # [N, P] normalised
     prompt: Tensor  # int [N], index of the prompt
     episode: Tensor  # int [N], position in the list of episodes
+    part: Tensor  # int [N], which dataset it is of
     contexts: Tensor  # [prompts, L, text_dim]
     names: Sequence[str]  # N: where each comes from
 
@@ -43,6 +44,13 @@ class Examples:
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         picked = {name: x[index] for name, x in parts.items() if name not in ("latents", "contexts", "names")}
         return dataclasses.replace(self, **picked, names=[self.names[i] for i in index.tolist()])
+
+    def weights(self, parts: Sequence[float]) -> Tensor | None:
+        """How often each example is to be drawn, [N], so that datasets are as often as `parts` say; None: all alike."""
+        if not parts:
+            return None
+        counts = torch.bincount(self.part, minlength=len(parts)).clamp(min=1)
+        return (torch.tensor(parts, dtype=torch.float64) / counts)[self.part]
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` [B]."""
@@ -56,17 +64,17 @@ class Examples:
         )
 
 
-def windows_of(config: DataConfig, dataset: LeRobotDataset) -> Windows:
+def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
     """The windows of a dataset."""
     horizon = (config.frames - 1) * config.stride
     return cut(dataset.episodes, horizon=horizon, frames=config.frames, frame_stride=config.stride, every=config.every)
 
 
-def examples(config: RunConfig, contract: PolicyConfig, dataset: LeRobotDataset, vae: VAE, prompts: Prompts) -> Examples:
+def examples(config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: Prompts) -> Examples:
     """Encode and normalise the whole dataset."""
     windows = windows_of(config, dataset)
     assert contract.state is not None
-    sentences = dataset.instructions()
+    sentences, parts = dataset.instructions(), dataset.part_of(windows.start)
     tasks = sorted(set(sentences))
     number = {task: i for i, task in enumerate(tasks)}
     actions = padded_actions(dataset.vector("action"), windows, contract.action.layout)
@@ -80,11 +88,13 @@ def examples(config: RunConfig, contract: PolicyConfig, dataset: LeRobotDataset,
         proprio=torch.from_numpy(contract.state.normalization.normalize(state)),
         prompt=torch.tensor([number[sentences[row]] for row in windows.start]),
         episode=torch.from_numpy(windows.episode),
+        part=torch.from_numpy(parts),
         contexts=prompts.embed(
             [contract.prompt.prompt(task) for task in tasks], device=torch.device("cpu"), dtype=torch.float32
         ),
         names=[
-            f"episode {dataset.episodes[episode].index} from frame {row - dataset.episodes[episode].start}"
-            for episode, row in zip(windows.episode, windows.start, strict=True)
+            f"{dataset.parts[part].folder} episode {dataset.episodes[episode].index} "
+            f"from frame {row - dataset.episodes[episode].start}"
+            for part, episode, row in zip(parts, windows.episode, windows.start, strict=True)
         ],
     )

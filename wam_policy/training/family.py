@@ -1,13 +1,9 @@
-"""What tells the families apart in training: the sizes of the model, its contract, and the losses of a batch."""
+"""What tells the families apart in training: the sizes of the model, its contract, and what of it is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
-
-import torch
-from torch.utils._pytree import tree_map
+from typing import Any
 
 from wam_policy import normalize
 from wam_policy.config import (
@@ -21,18 +17,16 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
-from wam_policy.errors import DatasetError
+from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.models.build import Model, build
 from wam_policy.models.config import TRUNK, FastWAMConfig, LightWAMConfig
-from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import PRECISIONS
-from wam_policy.models.light_objective import LightLosses, light_draw, light_losses
-from wam_policy.models.light_wam import LightWAM, trained
-from wam_policy.models.objective import SHIFT, Batch, Losses, draw, training_losses
+from wam_policy.models.light_wam import trained
+from wam_policy.models.objective import SHIFT
 from wam_policy.models.vae import VAE
 from wam_policy.training.config import DataConfig, LightTrainConfig, TrainConfig
-from wam_policy.training.lerobot_reader import LeRobotDataset
-from wam_policy.training.start import Start, fill
+from wam_policy.training.mixture import Mixture
+from wam_policy.training.start import EMBODIMENT, Start, fill
 
 AnyTrainConfig = TrainConfig | LightTrainConfig
 
@@ -53,14 +47,18 @@ def model_sizes(
 
 
 def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
-    """The config with the shift of the actions' schedule: what it says, else what the weights were trained with, else 5."""
+    """The config with what it leaves to the weights a run begins from: the prompts' form, the actions' shift."""
+    usual = PromptConfig(template="{task}", token_length=8) if start is None or start.prompt is None else start.prompt
+    template = usual.template if config.template is None else config.template
+    length = usual.token_length if config.token_length is None else config.token_length
+    config = replace(config, template=template, token_length=length)
     if not isinstance(config, TrainConfig) or config.loss.action_shift is not None:
         return config
     shift = None if start is None else start.action_shift
     return replace(config, loss=replace(config.loss, action_shift=SHIFT if shift is None else shift))
 
 
-def cameras(config: DataConfig, dataset: LeRobotDataset) -> CameraConfig:
+def cameras(config: DataConfig, dataset: Mixture) -> CameraConfig:
     """The cameras of the policy a run makes: as large as they were recorded, side by side.
 
     Raises:
@@ -73,8 +71,10 @@ def cameras(config: DataConfig, dataset: LeRobotDataset) -> CameraConfig:
     return CameraConfig(names=config.cameras, height=height, width=width)
 
 
-def contract(config: AnyTrainConfig, dataset: LeRobotDataset, vae: VAE, start: Start | None) -> PolicyConfig:
-    """The contract of the policy a run makes."""
+def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | None) -> PolicyConfig:
+    """The contract of the policy a run makes, from a settled config."""
+    assert config.template is not None and config.token_length is not None
+    text = None if start is None or start.text is None or start.text.repo is None else start.text
     layout, state = dataset.action_layout(), dataset.vector("observation.state")
     family: Family = "light_wam"
     variant, action_shift, supervised_steps = None, None, None
@@ -90,11 +90,13 @@ def contract(config: AnyTrainConfig, dataset: LeRobotDataset, vae: VAE, start: S
         video=VideoConfig(frames=config.frames, stride=config.stride),
         state=StateConfig(
             names=dataset.names["observation.state"],
-            normalization=normalize.Normalization(mode="min_max", statistics=normalize.statistics(state)),
+            normalization=normalize.Normalization(mode=config.state_scaling, statistics=normalize.statistics(state)),
         ),
         action=ActionConfig(
             layout=layout,
-            normalization=normalize.Normalization(mode="min_max", statistics=normalize.statistics(dataset.vector("action"))),
+            normalization=normalize.Normalization(
+                mode=config.action_scaling, statistics=normalize.statistics(dataset.vector("action"))
+            ),
             horizon=(config.frames - 1) * config.stride,
             replan=config.replan,
             supervised_steps=supervised_steps,
@@ -102,39 +104,31 @@ def contract(config: AnyTrainConfig, dataset: LeRobotDataset, vae: VAE, start: S
         prompt=PromptConfig(template=config.template, token_length=config.token_length),
         sampling=SamplingConfig(steps=config.sampling_steps, video_shift=config.loss.video_shift, action_shift=action_shift),
         vae=Source(subfolder="vae"),
-        text=None,
+        text=text,
     )
 
 
-def new_model(policy: PolicyConfig, start: Start | None) -> Model:
-    """The model a run begins with; of a Light-WAM the trunk is frozen."""
+PARTS = {  # of a Fast-WAM that can be trained alone: the beginnings of their names
+    "all": ("",),
+    "action": ("action.", "proprio_encoder."),
+    "embodiment": EMBODIMENT,
+}
+
+
+def new_model(config: AnyTrainConfig, policy: PolicyConfig, start: Start | None) -> Model:
+    """The model a run begins with; what isn't trained, of a Light-WAM the trunk, is frozen.
+
+    Raises:
+        ConfigError: the video expert is frozen and has a loss.
+    """
     model = build(policy.model, PRECISIONS[policy.precision])
     if start is not None:
         fill(model, start)
-    if isinstance(model, LightWAM):
-        for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():
+        if isinstance(config, TrainConfig):
+            parameter.requires_grad_(name.startswith(PARTS[config.train]))
+        else:
             parameter.requires_grad_(trained(name))
+    if isinstance(config, TrainConfig) and config.train != "all" and config.loss.lambda_video:
+        raise ConfigError(f"`train` {config.train!r} freezes the video expert: there is no video loss, `--loss.lambda-video 0`")
     return model
-
-
-def losses(config: AnyTrainConfig, model: Model, batch: Batch, generators: Sequence[torch.Generator]) -> Losses | LightLosses:
-    """The losses of one batch, with new random numbers: each sample's from a generator of its own, on the CPU."""
-    device = batch.latents.device
-    samples = [tree_map(lambda x, i=i: None if x is None else x[i : i + 1].cpu(), batch) for i in range(len(batch.latents))]
-    pairs = zip(samples, generators, strict=True)
-    if isinstance(config, TrainConfig):
-        assert isinstance(model, FastWAM)
-        draws = _joined([draw(sample, generator, config.variant) for sample, generator in pairs], device)
-        return training_losses(model, batch, draws, config.loss, config.variant)
-    assert isinstance(model, LightWAM)
-    light = _joined([light_draw(sample, model.config.video_pool, generator) for sample, generator in pairs], device)
-    return light_losses(model, batch, light, config.loss)
-
-
-D = TypeVar("D")
-
-
-def _joined(draws: Sequence[D], device: torch.device) -> D:
-    """The random numbers of samples as those of a batch."""
-    joined: D = tree_map(lambda *x: None if x[0] is None else torch.cat(x).to(device, non_blocking=True), *draws)
-    return joined

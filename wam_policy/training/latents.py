@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,14 @@ from wam_policy import images
 from wam_policy.config import CameraConfig
 from wam_policy.errors import DatasetError
 from wam_policy.hub import frozen
-from wam_policy.hub.atomic import write_text
 from wam_policy.models.vae import VAE
 from wam_policy.training.config import DataConfig
-from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.mixture import Mixture
+from wam_policy.training.state import locked
 from wam_policy.training.windows import Windows
 
 BATCH = 16  # windows that are encoded at once
 SHARD = 512  # windows per file, or a few more: an episode's stay together
-INDEX = "index.json"
 
 
 class Shards:
@@ -58,17 +56,23 @@ def _path(folder: Path, shard: int) -> Path:
     return folder / f"shard_{shard:05}.safetensors"
 
 
-def fingerprint(config: DataConfig, cameras: CameraConfig, dataset: LeRobotDataset, windows: Windows) -> str:
+def codec_fingerprint(codec: Path) -> str:
+    """SHA-256 of a codec's config and weights."""
+    digest = hashlib.sha256((codec / "config.json").read_bytes())
+    for path in sorted(codec.glob(f"{frozen.VAE_STEM}*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint(config: DataConfig, cameras: CameraConfig, dataset: Mixture, windows: Windows) -> str:
     """SHA-256 of what latents depend on: the recording, the codec, the canvas, the frames of each window."""
-    digest = hashlib.sha256(dataset.fingerprint().encode())
-    for name in ("config.json", f"{frozen.VAE_STEM}.safetensors"):
-        digest.update((config.codec / name).read_bytes())
+    digest = hashlib.sha256((dataset.fingerprint() + codec_fingerprint(config.codec)).encode())
     digest.update(repr((cameras, windows.frame_rows.shape)).encode())
     digest.update(windows.frame_rows.tobytes())
     return digest.hexdigest()
 
 
-def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: LeRobotDataset, windows: Windows) -> Tensor | Shards:
+def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: Mixture, windows: Windows) -> Tensor | Shards:
     """Latents of every window's clip, [N, C, f, h, w]: from `config.cache` if they are there, else encoded now, into it.
 
     Raises:
@@ -79,10 +83,15 @@ def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: LeRobo
         with Progress() as progress:
             bar = progress.add_task("encoding", total=total)
             return torch.cat([latents for _, latents in _encode(vae, cameras, dataset, windows, 0, progress, bar)])
-    key, counts = fingerprint(config, cameras, dataset, windows), list[int]()
-    config.cache.mkdir(parents=True, exist_ok=True)
-    while _path(config.cache, len(counts)).is_file():
-        counts.append(_count(_path(config.cache, len(counts)), key))
+    with locked(config.cache):
+        return _filled(config.cache, fingerprint(config, cameras, dataset, windows), cameras, vae, dataset, windows)
+
+
+def _filled(folder: Path, key: str, cameras: CameraConfig, vae: VAE, dataset: Mixture, windows: Windows) -> Shards:
+    """The shards of a folder that no other run writes into, those that are lacking encoded now."""
+    total, counts = len(windows.start), list[int]()
+    while _path(folder, len(counts)).is_file():
+        counts.append(_count(_path(folder, len(counts)), key))
     if sum(counts) < total:
         waiting: list[Tensor] = []
         with Progress() as progress:
@@ -90,10 +99,9 @@ def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: LeRobo
             for stop, latents in _encode(vae, cameras, dataset, windows, sum(counts), progress, bar):
                 waiting.append(latents)
                 if sum(map(len, waiting)) >= SHARD or stop == total:
-                    counts.append(_write(_path(config.cache, len(counts)), torch.cat(waiting), key))
+                    counts.append(_write(_path(folder, len(counts)), torch.cat(waiting), key))
                     waiting.clear()
-    write_text(config.cache / INDEX, json.dumps({"fingerprint": key, "windows": counts}) + "\n")
-    return Shards(config.cache, counts)
+    return Shards(folder, counts)
 
 
 def _count(path: Path, key: str) -> int:
@@ -113,14 +121,18 @@ def _count(path: Path, key: str) -> int:
 
 def _write(path: Path, latents: Tensor, key: str) -> int:
     partial = path.with_name(path.name + ".partial")
-    save_file({"latents": latents.contiguous()}, partial, metadata={"fingerprint": key})
-    partial.replace(path)
+    try:
+        save_file({"latents": latents.contiguous()}, partial, metadata={"fingerprint": key})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise DatasetError(f"{path} can't be written ({error}): make room and start again, what is there is kept") from error
     return len(latents)
 
 
 @torch.no_grad()
 def _encode(
-    vae: VAE, cameras: CameraConfig, dataset: LeRobotDataset, windows: Windows, start: int, progress: Progress, bar: Any
+    vae: VAE, cameras: CameraConfig, dataset: Mixture, windows: Windows, start: int, progress: Progress, bar: Any
 ) -> Iterator[tuple[int, Tensor]]:
     """Latents of the windows from `start` on, an episode at a time, and the window after them."""
     weight = next(vae.parameters())

@@ -74,12 +74,13 @@ class LeRobotDataset:
         self._tasks = self._task_table(version)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the dataset says of itself: its facts, episodes and statistics."""
+        """SHA-256 over all that the dataset says of itself (`meta/`), and names and sizes of its data and videos."""
         digest = hashlib.sha256()
-        for name in ("info.json", "stats.json", "episodes.jsonl", "episodes_stats.jsonl"):
-            path = self.folder / "meta" / name
-            if path.is_file():
-                digest.update(name.encode() + path.read_bytes())
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            name = path.relative_to(self.folder)
+            if name.parts[0] in ("meta", "data", "videos"):
+                told = path.read_bytes() if name.parts[0] == "meta" else str(path.stat().st_size).encode()
+                digest.update(f"{name}\0{len(told)}\0".encode() + told)
         return digest.hexdigest()
 
     def _episodes_v30(self) -> tuple[list[Episode], list[Path]]:

@@ -11,30 +11,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from wam_policy.config import Source
+from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import TrainingError
-from wam_policy.hub import frozen
+from wam_policy.hub import frozen, statistics
 from wam_policy.hub.locate import Download
-from wam_policy.models.text import Prompts, untrained_encoder
+from wam_policy.models.text import Prompts, TextEncoder, untrained_encoder
 from wam_policy.models.vae import VAE
 from wam_policy.policy import WAMPolicy
 from wam_policy.training import family, start
 from wam_policy.training.compiled import compile_training
 from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, TrainConfig
 from wam_policy.training.curve import Curve
-from wam_policy.training.examples import Examples, examples, windows_of
-from wam_policy.training.latents import encoded
-from wam_policy.training.lerobot_reader import LeRobotDataset
-from wam_policy.training.optimize import adamw, average, update
-from wam_policy.training.sampler import batch_of, generators
-from wam_policy.training.state import State, latest, locked, restore, save
+from wam_policy.training.examples import examples, windows_of
+from wam_policy.training.latents import codec_fingerprint, encoded
+from wam_policy.training.mixture import Mixture
+from wam_policy.training.optimize import adamw
+from wam_policy.training.sampler import Order
+from wam_policy.training.start import Start
+from wam_policy.training.state import State, latest, locked, restore, same_run, save
+from wam_policy.training.step import advance
 from wam_policy.training.validation import held_out, played, validate
+from wam_policy.training.windows import padded_actions
 
 logger = logging.getLogger(__name__)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def train(config: TrainConfig | LightTrainConfig) -> Path:
@@ -50,46 +55,48 @@ def train(config: TrainConfig | LightTrainConfig) -> Path:
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    with locked(config.out), stop_wanted() as stop:
-        return _train(config, stop)
+    with locked(config.out):
+        return _train(config)
 
 
-def _train(config: TrainConfig | LightTrainConfig, stop: threading.Event) -> Path:
-    dataset = LeRobotDataset(config.dataset)
+def _train(config: TrainConfig | LightTrainConfig) -> Path:
+    dataset = Mixture(config.dataset)
     vae = codec_of(config)
     folders = config.init if isinstance(config, TrainConfig) else (config.init,)
     begin = start.read(*folders) if folders else None
     config = family.settled(config, begin)
     contract = family.contract(config, dataset, vae, begin)
-    texts = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
-    prompts = Prompts(
-        {},
-        token_length=config.token_length,
-        text_dim=contract.model.text_dim,
-        encoder=lambda: untrained_encoder(texts, contract.model.text_dim, config.seed),
-    )
+    prompts = prompts_of(config, contract, dataset, begin)
+    facts = {
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "dataset_sha256": dataset.fingerprint(),
+        "codec_sha256": codec_fingerprint(config.codec),
+    }
+    found = latest(config.out)
+    if found is not None:
+        same_run(found, facts)
+    write_statistics(config, dataset)
     whole = examples(config, contract, dataset, vae, prompts)
     held = held_out(len(dataset.episodes), config.validation)[whole.episode.numpy()]
     data, validation = whole.where(~held), whole.where(held)
-    model = family.new_model(contract, begin)
-    averaged = model
-    if config.optimizer.ema:  # what is frozen is shared, not copied
-        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-        averaged = copy.deepcopy(model, shared).requires_grad_(False)
+    order = Order(len(data.names), config.batch_size, config.seed, data.weights(config.weights))
+    model = family.new_model(config, contract, begin)
+    kept = twin(model, average=config.optimizer.ema > 0)
+    averaged = kept if config.optimizer.ema else model
     state = State(model, averaged, adamw(model, config.optimizer))
-    facts = {"config": json.loads(json.dumps(asdict(config), default=str)), "dataset_sha256": dataset.fingerprint()}
-    found = latest(config.out)
     if found is not None:
-        restore(found, state, facts)
+        restore(found, state)
         logger.info("going on from %s", found)
     sizes = [sum(p.numel() for p in model.parameters() if p.requires_grad >= wanted) / 1e6 for wanted in (False, True)]
     logger.info("%d windows, %.2f M parameters, %.2f M of them trained", len(data.names), *sizes)
     compile_training(model, backend="inductor" if config.compile else None, checkpointing=config.checkpointing)
-    policy = WAMPolicy(contract, averaged, vae=vae, prompts=prompts)
+    policy = WAMPolicy(contract, kept, vae=vae, prompts=prompts)
     model.train()
-    with Curve(config, state, data.names) as curve:
+    with Curve(config, state, order, data.names) as curve, stop_wanted() as stop:
+        if found is not None and not curve.holds("success_"):
+            play(config, curve, found)
         while state.step < config.steps:
-            curve.add(advance(config, state, data))
+            curve.add(advance(config, state, data, order))
             last = state.step == config.steps
             if state.step % config.log_every == 0 or last:
                 curve.row()
@@ -98,11 +105,64 @@ def _train(config: TrainConfig | LightTrainConfig, stop: threading.Event) -> Pat
                 if len(validation.names):
                     curve.write({"step": state.step} | validate(config, policy, validation))
                 saved = save(config.out, state, policy, facts, config.keep)
-                if config.eval_env is not None and not stop.is_set():
-                    curve.write({"step": state.step} | played(config, saved))
+                if not stop.is_set():
+                    play(config, curve, saved)
             if stop.is_set() and not last:
                 raise TrainingError(f"stopped at step {state.step}; it is saved, start the run again to go on")
     return policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16)
+
+
+def twin(model: ModelT, *, average: bool) -> ModelT:
+    """A copy for all but training, which stays as it is when the model is compiled.
+
+    Args:
+        model: the model that is trained.
+        average: the copy has what is trained for itself, to be averaged; else it shares that too.
+    """
+    shared = {id(p): p for p in model.parameters() if not (average and p.requires_grad)}
+    made = copy.deepcopy(model, shared)
+    if average:
+        made.requires_grad_(False)
+    return made
+
+
+def write_statistics(config: TrainConfig | LightTrainConfig, dataset: Mixture) -> None:
+    """Write the statistics of a dataset beside a run, as the reference has them."""
+    action, state = dataset.vector("action"), dataset.vector("observation.state")
+    chunks = padded_actions(action, windows_of(config, dataset), dataset.action_layout())
+    place, source = config.out / "dataset_stats.json", dataset.fingerprint()
+    statistics.write(place, state, action, chunks, episodes=len(dataset.episodes), dataset=source)
+
+
+def prompts_of(
+    config: TrainConfig | LightTrainConfig, contract: PolicyConfig, dataset: Mixture, begin: Start | None
+) -> Prompts:
+    """The prompts of a dataset: as the weights a run begins from know them, else as their text encoder embeds them.
+
+    Where there is none, a small encoder with random weights makes embeddings that tell the sentences apart.
+    """
+    wanted = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
+    known = {} if begin is None else {prompt: begin.prompts[prompt].float() for prompt in wanted if prompt in begin.prompts}
+    length, width, source = contract.prompt.token_length, contract.model.text_dim, None if begin is None else begin.text
+    place = config.out if begin is None else Path(begin.folder)
+
+    def encoder() -> TextEncoder:
+        if source is not None:
+            return frozen.load_text(source, place, Download(), dtype=torch.float32, device=torch.device("cpu"))
+        return untrained_encoder(wanted, width, config.seed)
+
+    if begin is not None and source is None and (new := [prompt for prompt in wanted if prompt not in known]):
+        logger.warning("%s has no text encoder, and no embeddings of %s: they get new ones", begin.folder, "; ".join(new))
+    prompts = Prompts(known, token_length=length, text_dim=width, encoder=encoder)
+    prompts.add(wanted)
+    prompts.drop_encoder()
+    return prompts
+
+
+def play(config: TrainConfig | LightTrainConfig, curve: Curve, checkpoint: Path) -> None:
+    """Play the newest checkpoint, if that is wanted, and write a row of its success."""
+    if config.eval_env is not None:
+        curve.write({"step": curve.state.step} | played(config, checkpoint))
 
 
 def codec_of(config: DataConfig) -> VAE:
@@ -118,30 +178,9 @@ def cache(config: CacheConfig) -> Path:
         DatasetError: the dataset is broken, or the cache holds other latents.
     """
     torch.set_num_threads(config.threads)
-    dataset = LeRobotDataset(config.dataset)
+    dataset = Mixture(config.dataset)
     encoded(config, family.cameras(config, dataset), codec_of(config), dataset, windows_of(config, dataset))
     return config.cache
-
-
-def advance(config: TrainConfig | LightTrainConfig, state: State, data: Examples) -> dict[str, Tensor]:
-    """One update of the weights; its losses and the norm of its gradients, on the device."""
-    index = batch_of(state.step, config.batch_size, len(data.names), config.seed)
-    sources = generators(state.step, config.batch_size, config.seed)
-    size, sums = config.batch_size // config.accumulate, dict[str, Tensor]()
-    for i in range(config.accumulate):
-        part = slice(i * size, (i + 1) * size)
-        losses = family.losses(config, state.model, data.batch(index[part]), sources[part])
-        (losses.total / config.accumulate).backward()
-        for name in ("video", "action"):
-            value = getattr(losses, name).detach() / config.accumulate
-            sums[name] = sums[name] + value if name in sums else value
-    sums["norm"] = update(state.optimizer, config.optimizer, state.step, config.steps)
-    if state.averaged is not state.model:
-        pairs = zip(state.averaged.parameters(), state.model.parameters(), strict=True)
-        averaged, trained = zip(*((a, b) for a, b in pairs if b.requires_grad), strict=True)
-        average(averaged, trained, config.optimizer.ema, state.step)
-    state.step += 1
-    return sums
 
 
 @contextmanager

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wam_policy.config import PromptConfig, Source
 from wam_policy.errors import CheckpointError
 from wam_policy.hub import checkpoint, weights
 from wam_policy.hub.locate import Download
@@ -34,6 +36,9 @@ class Start:
     sizes: dict[str, Any]
     tensors: dict[str, Tensor]
     action_shift: float | None = None  # that the weights were trained with, where they are a Fast-WAM's
+    prompt: PromptConfig | None = None  # likewise
+    prompts: Mapping[str, Tensor] = field(default_factory=dict)  # embeddings that they were trained with
+    text: Source | None = None  # the text encoder that made those
 
 
 def read(*folders: Path) -> Start:
@@ -53,22 +58,24 @@ def read(*folders: Path) -> Start:
     names = " and ".join(part.folder for part in found)
     if not any(name.startswith("video.") for name in tensors):
         raise CheckpointError(f"{names} holds no video expert: convert the raw Wan weights, or a policy, and name it too")
-    return Start(names, sizes, tensors, found[0].action_shift)
+    return replace(found[0], folder=names, sizes=sizes, tensors=tensors)
 
 
 def _read(folder: Path) -> Start:
-    shift = None
-    base = folder / checkpoint.BASE
+    base, known = folder / checkpoint.BASE, dict[str, Any]()
     if base.is_file():
         sizes = json.loads(base.read_text(encoding="utf-8"))["sizes"]
     else:
         config = checkpoint.read_config(folder)
-        sizes, shift = asdict(config.model), config.sampling.action_shift
+        sizes = asdict(config.model)
+        known = {"action_shift": config.sampling.action_shift, "prompt": config.prompt, "text": config.text}
+        if (folder / f"{checkpoint.PROMPTS}.safetensors").is_file():
+            known["prompts"] = weights.read(folder, checkpoint.PROMPTS)
     tensors = checkpoint.tensors(folder, Download())
     if sizes.get("lean_steps") is not None:
         raise CheckpointError(f"{folder} is a lean checkpoint, which only acts: begin from a fat or slim one")
     plain = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
-    return Start(str(folder), plain, tensors, shift)
+    return Start(str(folder), plain, tensors, **known)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import re
@@ -25,7 +26,7 @@ from wam_policy.policy import WAMPolicy
 
 CHECKPOINTS, OWN, TENSORS, FACTS = "checkpoints", "training", "state.safetensors", "state.json"
 FREE = (  # options that may change when a run goes on: they change nothing that is trained
-    *("out", "threads", "cache", "save_every", "keep", "log_every", "track"),
+    *("out", "cache", "save_every", "keep", "log_every", "track"),
     *("eval_env", "eval_tasks", "eval_episodes"),
 )
 
@@ -50,6 +51,7 @@ class State:
             named |= {f"optimizer.{i}.{name}": x for name, x in numbers.items()}
         return {name: x.detach() for name, x in named.items()}
 
+    @functools.cached_property
     def frozen(self) -> str:
         """SHA-256 of what isn't trained: a run that goes on must find it as it was."""
         digest = hashlib.sha256()
@@ -62,7 +64,7 @@ class State:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder, for as long as this process lives.
+    """Keep other runs out of a folder, for as long as this process lives; what a killed one left half written is removed.
 
     Raises:
         CheckpointError: a live run has it.
@@ -73,6 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointError(f"{folder} is in use by a live run; choose another folder or stop that run") from error
+        for partial in folder.glob(f"{CHECKPOINTS}/*.partial"):
+            shutil.rmtree(partial)
         yield
 
 
@@ -96,7 +100,7 @@ def save(out: Path, state: State, policy: WAMPolicy, facts: Mapping[str, Any], k
         policy.save_pretrained(partial, dtype=torch.bfloat16)
         (partial / OWN).mkdir()
         save_file({name: x.contiguous() for name, x in state.tensors().items()}, partial / OWN / TENSORS)
-        own = {"step": state.step, "sums": state.sums, "frozen_sha256": state.frozen(), **facts}
+        own = {"step": state.step, "sums": state.sums, "frozen_sha256": state.frozen, **facts}
         write_text(partial / OWN / FACTS, json.dumps(own, indent=2) + "\n")
         sync_tree(partial)
         shutil.rmtree(target, ignore_errors=True)
@@ -124,28 +128,50 @@ def latest(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def restore(folder: Path, state: State, facts: Mapping[str, Any]) -> None:
+def _read(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    try:
+        own: dict[str, Any] = json.loads((folder / OWN / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} can't be read ({error}); remove it to go on from the one before") from error
+    return own
+
+
+def same_run(folder: Path, now: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        folder: from `latest`.
+        now: what the run is now, or a part of that.
+
+    Raises:
+        ConfigError: the run was another one; what differs is listed.
+        CheckpointError: the checkpoint can't be read.
+    """
+    own = _read(folder)
+    differing = _differences({name: own.get(name) for name in now}, dict(now))
+    if differing:
+        lines = "\n".join(f"  {name}: was {was!r}, is {now!r}" for name, (was, now) in differing.items())
+        raise ConfigError(f"{folder} is of another run:\n{lines}\nuse the same options, or another --out")
+
+
+def restore(folder: Path, state: State) -> None:
     """Go on from a checkpoint.
 
     Args:
         folder: from `latest`.
         state: newly made; filled.
-        facts: what the run is now.
 
     Raises:
-        ConfigError: the run was another one; what differs is listed.
+        ConfigError: what isn't trained is another.
         CheckpointError: the checkpoint can't be read, or doesn't fit.
     """
+    same_run(folder, {"frozen_sha256": state.frozen})
+    own = _read(folder)
     try:
-        own = json.loads((folder / OWN / FACTS).read_text(encoding="utf-8"))
         tensors = load_file(folder / OWN / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} can't be read ({error}); remove it to go on from the one before") from error
-    now = {"frozen_sha256": state.frozen(), **json.loads(json.dumps(facts))}
-    differing = _differences({name: own.get(name) for name in now}, now)
-    if differing:
-        lines = "\n".join(f"  {name}: was {was!r}, is {now!r}" for name, (was, now) in differing.items())
-        raise ConfigError(f"{folder} is of another run:\n{lines}\nuse the same options, or another --out")
     optimizer: dict[int, dict[str, Tensor]] = {}
     for name, x in tensors.items():
         if name.startswith("optimizer."):
@@ -173,7 +199,7 @@ def _differences(was: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any
     """Where two trees of JSON differ, but for options that may."""
     if isinstance(was, dict) and isinstance(now, dict):
         found: dict[str, tuple[Any, Any]] = {}
-        for key in (was | now).keys() - set(FREE if name == "config" else ()):
+        for key in sorted((was | now).keys() - set(FREE if name == "config" else ())):
             found |= _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
         return found
     return {} if was == now else {name: (was, now)}

@@ -14,12 +14,12 @@ from wam_policy import acting
 from wam_policy.evaluation import EvalConfig, evaluate
 from wam_policy.models.objective import Batch
 from wam_policy.policy import WAMPolicy
-from wam_policy.training import family
 from wam_policy.training.config import LightTrainConfig, TrainConfig
 from wam_policy.training.examples import Examples
 from wam_policy.training.sampler import generators
+from wam_policy.training.step import losses
 
-SEED = 42  # of what is held out, and of the random numbers of a validation
+SEED = 420_042  # of what is held out, and of the random numbers of a validation
 
 
 def held_out(episodes: int, part: float) -> np.ndarray:
@@ -44,11 +44,12 @@ def validate(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Ex
     sums, errors, actions = {"val_video": 0.0, "val_action": 0.0}, 0.0, 0
     for number, part in enumerate(index.split(config.batch_size)):
         batch = data.batch(part)
-        losses = family.losses(config, policy.model, batch, generators(number, len(part), SEED))
-        sums["val_video"] += float(losses.video) * len(part) / count
-        sums["val_action"] += float(losses.action) * len(part) / count
+        found = losses(config, policy.model, batch, generators(number, len(part), SEED))
+        sums["val_video"] += float(found.video) * len(part) / count
+        sums["val_action"] += float(found.action) * len(part) / count
         error = np.abs(policy.finish(predicted(policy, batch)) - policy.finish(batch.action)).mean(2)
         valid = ~batch.action_is_pad.cpu().numpy()
+        valid[:, policy.spec.action.supervised_steps or valid.shape[1] :] = False
         errors, actions = errors + float((error * valid).sum()), actions + int(valid.sum())
     return sums | {"val_error": errors / max(1, actions)}
 

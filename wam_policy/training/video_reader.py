@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +46,7 @@ def read_frames(path: Path, numbers: Sequence[int], fps: float) -> np.ndarray:
 
 def _from(path: Path, first: int, fps: float) -> Iterator[tuple[int, Any]]:
     """Frames from the key frame before number `first` on, with their numbers."""
-    container = _opened(path)
+    container = _opened(path, os.getpid(), threading.get_ident())
     stream = container.streams.video[0]
     container.seek(round(first / fps / float(stream.time_base)), stream=stream, backward=True)
     for frame in container.decode(stream):
@@ -52,8 +54,8 @@ def _from(path: Path, first: int, fps: float) -> Iterator[tuple[int, Any]]:
 
 
 @lru_cache(maxsize=32)
-def _opened(path: Path) -> Any:
-    """A container, kept open: windows of an episode read the same file again and again."""
+def _opened(path: Path, process: int, thread: int) -> Any:
+    """A container, kept open: windows of an episode read the same file again and again. A fork or thread has its own."""
     import av
 
     return av.open(str(path))

@@ -1,0 +1,80 @@
+"""Several recordings are read as one, and drawn as often as is said."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from stand_in import serving
+from training_data import make_codec, make_config, make_data
+
+from wam_policy import WAMPolicy
+from wam_policy.errors import CheckpointError, ConfigError, DatasetError
+from wam_policy.training import loop
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.loop import train
+from wam_policy.training.mixture import Mixture
+
+CAMERA = "observation.images.front"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mixture")
+    first = make_data(root / "first")
+    return first, shutil.copytree(first, root / "second")
+
+
+def test_a_mixture_is_its_parts_one_after_the_other(two):
+    both, one = Mixture(two), LeRobotDataset(two[0])
+    assert both.length == 2 * one.length and both.instructions() == one.instructions() * 2
+    assert np.array_equal(both.vector("action"), np.concatenate([one.vector("action")] * 2))
+    frames = one.frames(CAMERA)
+    for episode, own in zip(both.episodes, one.episodes * 2, strict=True):
+        rows = [episode.start, episode.stop - 1]
+        assert np.array_equal(both.pictures(CAMERA, episode, rows), frames[[own.start, own.stop - 1]])
+    assert both.fingerprint() not in (one.fingerprint(), Mixture(two[:1]).fingerprint())
+
+
+def test_a_recording_comes_from_the_hub_by_its_id(two, tmp_path, monkeypatch):
+    files = {str(path.relative_to(two[0])): path.read_bytes() for path in two[0].rglob("*") if path.is_file()}
+    with serving(monkeypatch, tmp_path / "cache") as hub:
+        hub.repos["lab/demos"] = files | {"train.py": b"print('never')"}
+        found = Mixture(("lab/demos",))
+        assert found.fingerprint() == Mixture(two[:1]).fingerprint() and not list(found.folder.rglob("*.py"))
+        with pytest.raises(CheckpointError, match="no Hub repository 'lab/nothing'"):
+            Mixture(("lab/nothing",))
+
+
+def test_recordings_that_don_t_go_together_are_refused(two, tmp_path):
+    other = shutil.copytree(two[0], tmp_path / "other")
+    contract = json.loads((other / "meta/wam_contract.json").read_text())
+    contract["action"]["gripper"]["open"] = 7.0
+    (other / "meta/wam_contract.json").write_text(json.dumps(contract))
+    with pytest.raises(DatasetError, match=r"other: actions .*open=7\.0"):
+        Mixture((two[0], other)).action_layout()
+    info = json.loads((other / "meta/info.json").read_text())
+    info["features"]["observation.state"]["names"][0] = "elsewhere"
+    (other / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match="elsewhere"):
+        Mixture((two[0], other))
+
+
+def test_datasets_are_drawn_as_often_as_their_weights_say(two, tmp_path, monkeypatch):
+    drawn, advance = [], loop.advance
+
+    def watching(config, state, data, order):
+        drawn.append(data.part[order.batch(state.step)])
+        return advance(config, state, data, order)
+
+    monkeypatch.setattr(loop, "advance", watching)
+    codec = make_codec(two[0], tmp_path / "codec")
+    config = make_config(two[0], codec, tmp_path / "run", dataset=two, weights=(9.0, 1.0), steps=30)
+    assert WAMPolicy.from_pretrained(train(config))
+    assert torch.cat(drawn).float().mean() == pytest.approx(0.1, abs=0.07)
+
+
+def test_weights_that_don_t_fit_the_datasets_are_refused(two, tmp_path):
+    with pytest.raises(ConfigError, match="one for each of 2 datasets"):
+        make_config(two[0], tmp_path, tmp_path / "run", dataset=two, weights=(1.0,))

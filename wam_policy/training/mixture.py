@@ -1,0 +1,89 @@
+"""Several recordings of one robot, read as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from wam_policy.contract import ActionLayout
+from wam_policy.errors import DatasetError
+from wam_policy.hub.locate import RECORDING, Download, locate
+from wam_policy.training.lerobot_reader import Episode, LeRobotDataset
+
+T = TypeVar("T")
+
+
+class Mixture:
+    """Recordings one after the other; rows and episodes are counted through."""
+
+    def __init__(self, places: Sequence[str | Path]) -> None:
+        """Read everything but the frames.
+
+        Args:
+            places: folders or Hub ids; what isn't here is downloaded.
+
+        Raises:
+            DatasetError: one is broken, or they differ in their vectors' names.
+            CheckpointError: one is no folder, and can't be downloaded.
+        """
+        self.parts = [LeRobotDataset(locate(place, Download(), RECORDING, "dataset")) for place in places]
+        first = self.parts[0]
+        self.folder, self.names, self.cameras = first.folder, first.names, first.cameras
+        for part in self.parts[1:]:
+            if part.names != first.names:
+                raise DatasetError(f"{part.folder} has the vectors {part.names}, {first.folder} has {first.names}")
+        self.offsets = np.cumsum([0, *(part.length for part in self.parts)])
+        self.length = int(self.offsets[-1])
+        pairs = [(part, int(offset)) for part, offset in zip(self.parts, self.offsets, strict=False)]
+        self.episodes = [
+            dataclasses.replace(episode, start=episode.start + offset, stop=episode.stop + offset)
+            for part, offset in pairs
+            for episode in part.episodes
+        ]
+
+    def part_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which recording each row is of."""
+        return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what the recordings say of themselves."""
+        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
+
+    def instructions(self) -> list[str]:
+        """The sentence that belongs to each frame."""
+        return [sentence for part in self.parts for sentence in part.instructions()]
+
+    def vector(self, key: str) -> np.ndarray:
+        """A feature of every frame, float32 [frames, numbers]."""
+        return np.concatenate([part.vector(key) for part in self.parts])
+
+    def action_layout(self) -> ActionLayout:
+        """What the recorded actions mean.
+
+        Raises:
+            DatasetError: one doesn't say, or they differ.
+        """
+        return self._agreed("actions", [part.action_layout() for part in self.parts])
+
+    def picture_size(self, key: str) -> tuple[int, int]:
+        """Height and width of one camera's pictures.
+
+        Raises:
+            DatasetError: one has no such camera, or they differ.
+        """
+        return self._agreed(key, [part.picture_size(key) for part in self.parts])
+
+    def _agreed(self, what: str, found: Sequence[T]) -> T:
+        for part, value in zip(self.parts, found, strict=True):
+            if value != found[0]:
+                raise DatasetError(f"{part.folder}: {what} {value}, but {found[0]} in {self.folder}")
+        return found[0]
+
+    def pictures(self, key: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """One camera's pictures in some rows of an episode, rising, uint8 [len(rows), H, W, 3]."""
+        return self.parts[int(self.part_of(np.array(episode.start)))].pictures(key, episode, rows)

@@ -1,0 +1,111 @@
+"""One update of the weights: draw, compute the losses, go back, clip, step, average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from wam_policy.models.build import Model
+from wam_policy.models.fast_wam import FastWAM
+from wam_policy.models.light_objective import LightDraws, light_draw, light_losses
+from wam_policy.models.light_wam import LightWAM
+from wam_policy.models.objective import Batch, Draws, draw, training_losses
+from wam_policy.training.config import LightTrainConfig, TrainConfig
+from wam_policy.training.examples import Examples
+from wam_policy.training.optimize import average, update
+from wam_policy.training.sampler import Order, generators
+from wam_policy.training.state import State
+
+T = TypeVar("T")
+
+
+class Parts(NamedTuple):
+    """The losses of one batch."""
+
+    total: Tensor
+    video: Tensor
+    action: Tensor
+
+
+class Losses(nn.Module):
+    """A model's losses as one module, so that its weights can be replaced for a pass."""
+
+    def __init__(self, config: TrainConfig | LightTrainConfig, model: Model) -> None:
+        super().__init__()
+        self.config, self.model = config, model
+
+    def forward(self, batch: Batch, draws: Draws | LightDraws) -> Parts:
+        """The losses of a batch, given its random numbers."""
+        config = self.config
+        found: Any
+        if isinstance(config, TrainConfig):
+            assert isinstance(self.model, FastWAM) and isinstance(draws, Draws)
+            found = training_losses(self.model, batch, draws, config.loss, config.variant)
+        else:
+            assert isinstance(self.model, LightWAM) and isinstance(draws, LightDraws)
+            found = light_losses(self.model, batch, draws, config.loss)
+        return Parts(found.total, found.video, found.action)
+
+
+def losses(config: TrainConfig | LightTrainConfig, model: Model, batch: Batch, sources: Sequence[torch.Generator]) -> Parts:
+    """The losses of one batch, with new random numbers: each sample's from a source of its own, on the CPU.
+
+    Computed in bfloat16, the weights are cast for the pass: they themselves and their gradients stay float32.
+    """
+    module, draws = Losses(config, model), draws_of(config, model, batch, sources)
+    if config.compute == "float32":
+        return module(batch, draws)
+    batch, draws = tree_map(_narrow, (batch, draws))
+    weights = {name: x.to(torch.bfloat16) for name, x in module.named_parameters()}
+    found: Parts = functional_call(module, weights, (batch, draws))
+    return found
+
+
+def _narrow(x: Any) -> Any:
+    """Anything but flags, and numbers of which there is one a sample: timesteps come from those."""
+    return x.to(torch.bfloat16) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1 else x
+
+
+def draws_of(
+    config: TrainConfig | LightTrainConfig, model: Model, batch: Batch, sources: Sequence[torch.Generator]
+) -> Draws | LightDraws:
+    """The random numbers of one batch."""
+    device = batch.latents.device
+    samples = [tree_map(lambda x, i=i: None if x is None else x[i : i + 1].cpu(), batch) for i in range(len(batch.latents))]
+    pairs = zip(samples, sources, strict=True)
+    if isinstance(config, TrainConfig):
+        return _joined([draw(sample, source, config.variant) for sample, source in pairs], device)
+    assert isinstance(model, LightWAM)
+    return _joined([light_draw(sample, model.config.video_pool, source) for sample, source in pairs], device)
+
+
+def _joined(draws: Sequence[T], device: torch.device) -> T:
+    """The random numbers of samples as those of a batch."""
+    joined: T = tree_map(lambda *x: None if x[0] is None else torch.cat(x).to(device, non_blocking=True), *draws)
+    return joined
+
+
+def advance(config: TrainConfig | LightTrainConfig, state: State, data: Examples, order: Order) -> dict[str, Tensor]:
+    """One update of the weights; its losses and the norm of its gradients, on the device."""
+    index = order.batch(state.step)
+    sources = generators(state.step, config.batch_size, config.seed)
+    size, sums = config.batch_size // config.accumulate, dict[str, Tensor]()
+    for i in range(config.accumulate):
+        part = slice(i * size, (i + 1) * size)
+        found = losses(config, state.model, data.batch(index[part]), sources[part])
+        (found.total / config.accumulate).backward()
+        for name in ("video", "action"):
+            value = getattr(found, name).detach() / config.accumulate
+            sums[name] = sums[name] + value if name in sums else value
+    sums["norm"] = update(state.optimizer, config.optimizer, state.step, config.steps)
+    if state.averaged is not state.model:
+        pairs = zip(state.averaged.parameters(), state.model.parameters(), strict=True)
+        averaged, trained = zip(*((a, b) for a, b in pairs if b.requires_grad), strict=True)
+        average(averaged, trained, config.optimizer.ema, state.step)
+    state.step += 1
+    return sums
