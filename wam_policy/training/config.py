@@ -174,6 +174,13 @@ class TrainConfig(RunConfig):
     sizes: SizeConfig = field(default_factory=SizeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        if self.train != "all" and self.loss.lambda_video:
+            raise ConfigError(
+                f"`train` {self.train!r} freezes the video expert, whose loss would be lost: `--loss.lambda-video 0`"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LightSizeConfig:

@@ -17,9 +17,10 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
-from wam_policy.errors import ConfigError, DatasetError
+from wam_policy.errors import DatasetError
 from wam_policy.models.build import Model, build
 from wam_policy.models.config import TRUNK, FastWAMConfig, LightWAMConfig
+from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import PRECISIONS
 from wam_policy.models.light_wam import trained
 from wam_policy.models.objective import SHIFT
@@ -115,20 +116,11 @@ PARTS = {  # of a Fast-WAM that can be trained alone: the beginnings of their na
 }
 
 
-def new_model(config: AnyTrainConfig, policy: PolicyConfig, start: Start | None) -> Model:
-    """The model a run begins with; what isn't trained, of a Light-WAM the trunk, is frozen.
-
-    Raises:
-        ConfigError: the video expert is frozen and has a loss.
-    """
+def new_model(policy: PolicyConfig, start: Start | None, part: str = "all") -> Model:
+    """The model a run begins with; what isn't trained is frozen: of a Fast-WAM all but a part, of a Light-WAM the trunk."""
     model = build(policy.model, PRECISIONS[policy.precision])
     if start is not None:
         fill(model, start)
     for name, parameter in model.named_parameters():
-        if isinstance(config, TrainConfig):
-            parameter.requires_grad_(name.startswith(PARTS[config.train]))
-        else:
-            parameter.requires_grad_(trained(name))
-    if isinstance(config, TrainConfig) and config.train != "all" and config.loss.lambda_video:
-        raise ConfigError(f"`train` {config.train!r} freezes the video expert: there is no video loss, `--loss.lambda-video 0`")
+        parameter.requires_grad_(name.startswith(PARTS[part]) if isinstance(model, FastWAM) else trained(name))
     return model

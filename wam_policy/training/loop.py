@@ -80,7 +80,7 @@ def _train(config: TrainConfig | LightTrainConfig) -> Path:
     held = held_out(len(dataset.episodes), config.validation)[whole.episode.numpy()]
     data, validation = whole.where(~held), whole.where(held)
     order = Order(len(data.names), config.batch_size, config.seed, data.weights(config.weights))
-    model = family.new_model(config, contract, begin)
+    model = family.new_model(contract, begin, config.train if isinstance(config, TrainConfig) else "all")
     kept = twin(model, average=config.optimizer.ema > 0)
     averaged = kept if config.optimizer.ema else model
     state = State(model, averaged, adamw(model, config.optimizer))
