@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training_data import make_codec, make_config, make_data
+from training_data import make_config
 
 from wam_policy.errors import DatasetError
 from wam_policy.training import family, latents
@@ -13,16 +13,6 @@ from wam_policy.training.examples import windows_of
 from wam_policy.training.latents import Shards, encoded
 from wam_policy.training.loop import cache, codec_of, train
 from wam_policy.training.mixture import Mixture
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("latents") / "data")
-
-
-@pytest.fixture(scope="module")
-def codec(data):
-    return make_codec(data, data.parent / "codec")
 
 
 @pytest.fixture

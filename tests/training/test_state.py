@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_data import LIGHT_SIZES, RECIPE, make_codec, make_config, make_data, make_light
+from training_data import LIGHT_SIZES, RECIPE, make_config, make_light
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, TrainingError
@@ -21,16 +21,6 @@ from wam_policy.training import loop, state, step
 from wam_policy.training.config import OptimizerConfig
 from wam_policy.training.loop import train
 from wam_policy.training.state import latest, locked
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("state") / "data")
-
-
-@pytest.fixture(scope="module")
-def codec(data):
-    return make_codec(data, data.parent / "codec")
 
 
 @pytest.fixture(scope="module")

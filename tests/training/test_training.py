@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import LAYOUT
-from training_data import RECIPE, make_codec, make_config, make_data, make_light
+from training_data import RECIPE, make_config, make_light
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
@@ -25,16 +25,6 @@ from wam_policy.training.optimize import warm_cosine
 from wam_policy.training.record import RecordConfig, Shoves, record
 
 STILL = OptimizerConfig(learning_rate=0.0, weight_decay=0.0)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("training") / "data")
-
-
-@pytest.fixture(scope="module")
-def codec(data):
-    return make_codec(data, data.parent / "codec")
 
 
 def test_demonstrations_are_recorded_with_their_instructions_and_retried_until_they_succeed(data):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_data import make_codec, make_config, make_data
+from training_data import make_config
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import MissingExtraError
@@ -16,16 +16,6 @@ from wam_policy.training import loop
 from wam_policy.training.config import OptimizerConfig
 from wam_policy.training.loop import train
 from wam_policy.training.validation import held_out
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("validation") / "data")
-
-
-@pytest.fixture(scope="module")
-def codec(data):
-    return make_codec(data, data.parent / "codec")
 
 
 @given(st.integers(2, 500), st.floats(0, 0.999))
