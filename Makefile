@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MUJOCO_GL ?= osmesa
 
-.PHONY: demo test slow style check reference checkpoint light-checkpoint twin evaluate clean
+.PHONY: demo test slow style check reference checkpoint light-checkpoint twin evaluate question clean
 
 MODEL ?= fast
 demo: $(VENV)/.ready  ## an embedded policy (MODEL=fast or light) solves Meta-World tasks: table and videos in runs/demo/
@@ -90,6 +90,9 @@ $(RUN)/light/.done: $(RUN)/shoved/meta/info.json
 
 evaluate: $(VENV)/.ready  ## the README's table: both embedded policies, 50 episodes per task on seeds never trained on
 	$(BIN)/wam compare --out runs/compare
+
+question: $(RUN)/shoved/meta/info.json  ## the papers' question: five ways of training, eleven runs (hours; goes on where it was)
+	$(BIN)/python benchmarks/papers_question.py --dataset $(RUN)/shoved
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -80,7 +80,8 @@ class FastWAM(nn.Module):
         copy: tuple[Tensor, Tensor] | None = None,
         see_all: Tensor | None = None,
         read_video: bool = True,
-    ) -> tuple[Tensor | None, Tensor]:
+        read_action: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Predict both velocities of one training step.
 
         Args:
@@ -93,12 +94,15 @@ class FastWAM(nn.Module):
             copy: another copy of the clip and its timesteps, which the actions see in the clip's place.
             see_all: bool [B], the samples whose actions see the whole clip; None: all of them.
             read_video: False leaves the video's velocity out.
+            read_action: False leaves the actions' out.
 
         Returns:
-            Video velocity [B, C, F, h, w] (None if not read) and action velocity [B, T, A].
+            Video velocity [B, C, F, h, w] and action velocity [B, T, A], None where not read.
         """
         text, velocity = self.video.embed_text(context), None
         cache: list[KeyValue] = []
+        if not read_action:
+            return self.watch(latents, t_video, text, read=read_video)[0], None
         if read_video or copy is None:
             velocity, cache = self.watch(latents, t_video, text, read=read_video)
         if copy is not None:

@@ -59,7 +59,7 @@ class Losses(NamedTuple):
     video: Tensor
     action: Tensor
     velocity_video: Tensor | None  # [B, C, F, h, w]; None where the video loss is off
-    velocity_action: Tensor  # [B, T, A]
+    velocity_action: Tensor | None  # [B, T, A]; None where the action loss is off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +72,13 @@ class LossConfig:
     lambda_video: float = 1.0
     """0: no video co-training; what only the video's loss needs is then not computed."""
     lambda_action: float = 1.0
+    """0: only the video is learned; the action expert is then not run."""
     action_idm_prob: float = 0.5
     """Optional-IDM: part of the samples whose actions see the whole video, not only its first frame."""
 
     def __post_init__(self) -> None:
+        if self.lambda_video == 0 == self.lambda_action:
+            raise ConfigError("`lambda_video` and `lambda_action` are both 0: nothing is learned")
         if not 0 <= self.action_idm_prob <= 1:
             raise ConfigError(f"`action_idm_prob` must lie in [0, 1], got {self.action_idm_prob}")
 
@@ -100,8 +103,9 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
     """Flow-matching losses of one batch.
 
     With `lambda_video` 0 the passes and frames that only the video's loss reads are left out: same action loss, same gradients.
+    With `lambda_action` 0 what only the actions' loss reads is.
     """
-    kind, with_video = VARIANTS[variant], config.lambda_video != 0
+    kind, with_video, with_action = VARIANTS[variant], config.lambda_video != 0, config.lambda_action != 0
     action_shift = SHIFT if config.action_shift is None else config.action_shift
     clean = batch.latents if with_video or kind.sees == "video" else batch.latents[:, :, :1]
     noise_video = draws.noise_video[:, :, : clean.shape[2]]
@@ -109,7 +113,7 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
     t_video = flow.timesteps(draws.u_video, config.video_shift, time)
     t_action = flow.timesteps(draws.u_action, action_shift, time)
     copy, see_all = None, None
-    if kind.copy:
+    if kind.copy and with_action:
         if draws.copy is None:
             raise ConfigError(f"the variant {variant!r} needs draws of its own: `draw(batch, variant={variant!r})`")
         noised = draws.copy.u_noised < NOISED_COPIES
@@ -126,10 +130,12 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
         copy=copy,
         see_all=see_all,
         read_video=with_video,
+        read_action=with_action,
     )
-    action_error = squared_error(velocity_action, flow.velocity(batch.action, draws.noise_action)).mean(2)
-    action = weighted_mean(action_error, ~batch.action_is_pad, flow.loss_weight(t_action, action_shift))
-    video = action.new_zeros(())
+    action, video = t_action.new_zeros((), dtype=torch.float32), t_video.new_zeros((), dtype=torch.float32)
+    if velocity_action is not None:
+        action_error = squared_error(velocity_action, flow.velocity(batch.action, draws.noise_action)).mean(2)
+        action = weighted_mean(action_error, ~batch.action_is_pad, flow.loss_weight(t_action, action_shift))
     if velocity_video is not None:
         target = flow.velocity(clean, noise_video)[:, :, 1:]
         video_error = squared_error(velocity_video[:, :, 1:], target).mean((1, 3, 4))

@@ -14,6 +14,7 @@ from wam_policy.models.objective import LossConfig
 from wam_policy.models.variants import VariantName
 from wam_policy.normalize import Mode
 
+Part = Literal["all", "video", "action", "embodiment"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
@@ -169,17 +170,23 @@ class TrainConfig(RunConfig):
     sizes count, not `sizes`."""
     variant: VariantName = "fast"
     """What the actions see: the observed frame, the video being denoised ("joint"), or the finished video ("idm")."""
-    train: Literal["all", "action", "embodiment"] = "all"
-    """What is trained: everything, all but the video expert, or only the layers that the robot's own numbers go through."""
+    take: Literal["all", "video"] = "all"
+    """What is taken of `init`: everything, or only the video expert, out of which a new action expert is made."""
+    train: Part = "all"
+    """What is trained: everything, only the video expert, all but the video expert, or only the layers that the robot's own
+    numbers go through."""
     sizes: SizeConfig = field(default_factory=SizeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
-        if self.train != "all" and self.loss.lambda_video:
+        lost = {"video": "action", "action": "video", "embodiment": "video"}.get(self.train)
+        if lost is not None and getattr(self.loss, f"lambda_{lost}"):
             raise ConfigError(
-                f"`train` {self.train!r} freezes the video expert, whose loss would be lost: `--loss.lambda-video 0`"
+                f"`train` {self.train!r} freezes the {lost} expert, whose loss would be lost: `--loss.lambda-{lost} 0`"
             )
+        if self.take != "all" and not self.init:
+            raise ConfigError(f"`take` {self.take!r} of nothing: say what to begin from, `--init`")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,7 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
 
 PARTS = {  # of a Fast-WAM that can be trained alone: the beginnings of their names
     "all": ("",),
+    "video": ("video.", "proprio_encoder."),
     "action": ("action.", "proprio_encoder."),
     "embodiment": EMBODIMENT,
 }

@@ -64,6 +64,8 @@ def _train(config: TrainConfig | LightTrainConfig) -> Path:
     vae = codec_of(config)
     folders = config.init if isinstance(config, TrainConfig) else (config.init,)
     begin = start.read(*folders) if folders else None
+    if begin is not None and isinstance(config, TrainConfig) and config.take == "video":
+        begin = start.only_video(begin)
     config = family.settled(config, begin)
     contract = family.contract(config, dataset, vae, begin)
     prompts = prompts_of(config, contract, dataset, begin)

@@ -61,6 +61,12 @@ def read(*folders: Path) -> Start:
     return replace(found[0], folder=names, sizes=sizes, tensors=tensors)
 
 
+def only_video(start: Start) -> Start:
+    """The video expert of weights to begin from, without the rest; prompts stay known."""
+    tensors = {name: x for name, x in start.tensors.items() if name.startswith("video.")}
+    return replace(start, tensors=tensors, action_shift=None)
+
+
 def _read(folder: Path) -> Start:
     base, known = folder / checkpoint.BASE, dict[str, Any]()
     if base.is_file():
