@@ -1,33 +1,14 @@
 """What the text slots promise."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F  # PyTorch's own name for it
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import make_config
 
-from wam_policy.inference.text import COPIES, TextCache, padding_biases, slots_for
+from wam_policy.inference.text import TextCache
 from wam_policy.models.build import build
 from wam_policy.models.layers import FAST
 from wam_policy.models.text import Prompts
-
-
-@given(copies=st.integers(0, 512), slots=st.integers(COPIES, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-@settings(deadline=None)
-def test_the_slots_of_the_padding_count_together_as_its_rows(copies, slots, dtype):
-    biases = padding_biases(copies, slots, dtype)
-    assert len(biases) == slots and torch.tensor(biases, dtype=dtype).double().tolist() == biases
-    counted = sum(math.exp(bias) for bias in biases)
-    assert counted <= copies + 1e-6 and abs(counted - copies) <= 1e-4 * copies
-
-
-@given(tokens=st.integers(1, 128), proprio=st.booleans())
-def test_slots_are_aligned_and_hold_the_prompt_its_padding_and_the_state(tokens, proprio):
-    slots = slots_for(tokens, 128, proprio=proprio)
-    assert slots % 8 == 0 and slots >= tokens + proprio + min(COPIES, 128 - tokens)
 
 
 def make(tokens: list[int], dtype=torch.float64, length: int = 40):

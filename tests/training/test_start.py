@@ -63,6 +63,13 @@ def test_raw_wan_weights_bring_the_video_expert_and_make_the_action_expert(wan):
     assert all(torch.equal(model.action.state_dict()[name], x) for name, x in made.items())
 
 
+def test_of_a_policy_the_video_expert_alone_makes_a_new_action_expert(policy_folder):
+    begin, model = start.only_video(start.read(policy_folder)), fresh()
+    assert sorted(start.fill(model, begin)) == sorted([*NEW, "proprio_encoder.weight", "proprio_encoder.bias"])
+    made = action_from_video(make_policy().model.video.state_dict(), fresh().action.state_dict())
+    assert all(torch.equal(model.action.state_dict()[name], x) for name, x in made.items()) and begin.prompts
+
+
 def test_everything_else_must_fit(policy_folder):
     with pytest.raises(WeightsError, match="misshapen"):
         start.fill(fresh(video_ffn_dim=28), start.read(policy_folder))

@@ -64,16 +64,23 @@ def test_a_run_begins_from_an_earlier_one_s_weights_and_sizes(data, codec, tmp_p
     assert a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-2) for name in a)
 
 
-@pytest.mark.parametrize(("part", "kept"), [("action", "video."), ("embodiment", ("video.", "action.blocks.", "action.t"))])
-def test_a_part_is_trained_and_the_rest_stays_to_the_bit(data, codec, tmp_path, part, kept):
+@pytest.mark.parametrize(
+    ("part", "kept", "lost", "moved"),
+    [
+        ("action", "video.", "video", "action.head.weight"),
+        ("embodiment", ("video.", "action.blocks.", "action.t"), "video", "action.head.weight"),
+        ("video", "action.", "action", "video.head.head.weight"),
+    ],
+)
+def test_a_part_is_trained_and_the_rest_stays_to_the_bit(data, codec, tmp_path, part, kept, lost, moved):
     first = train(make_config(data, codec, tmp_path / "first", steps=1))
-    changes = {"init": (first,), "train": part, "loss": LossConfig(lambda_video=0.0), "steps": 2}
+    changes = {"init": (first,), "train": part, "loss": LossConfig(**{f"lambda_{lost}": 0.0}), "steps": 2}
     second = train(make_config(data, codec, tmp_path / "second", **changes))
     a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, second))
     frozen = {name for name in a if name.startswith(kept)}
     assert frozen and all(torch.equal(a[name], b[name]) for name in frozen)
-    assert not torch.equal(a["action.head.weight"], b["action.head.weight"])
-    with pytest.raises(ConfigError, match="freezes the video expert"):
+    assert not torch.equal(a[moved], b[moved])
+    with pytest.raises(ConfigError, match=f"freezes the {lost} expert"):
         train(make_config(data, codec, tmp_path / "third", init=(first,), train=part))
 
 

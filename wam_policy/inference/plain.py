@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from wam_policy import acting, flow
 from wam_policy.inference.fuse import fused
-from wam_policy.inference.text import COPIES, padding_biases
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.fold import fold_pooler, merged
 from wam_policy.models.layers import Block, DiT, KeyValue, Rope, Text, action_rope, modulate
@@ -27,6 +26,7 @@ from wam_policy.models.lean import LeanPooler
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.linear import Linear
 from wam_policy.models.lora import LoRALinear
+from wam_policy.models.padding import COPIES, padding_biases
 from wam_policy.models.state_fusion import QueryPooler
 from wam_policy.models.video_dit import VideoDiT, embed
 from wam_policy.policy import WAMPolicy

@@ -1,14 +1,12 @@
 """Keeps what an instruction contributes to cross-attention, so that it is computed once and not at every step.
 
-The rows past a prompt's end are equal, so their keys are one key that counts as often; the proprio token, which changes with
-every observation, has a slot of its own. Source: spec/fastwam.md section 7.3, items 3 to 5.
+The proprio token, which changes with every observation, has a slot of its own. Source: spec/fastwam.md section 7.3, items 3, 5.
 """
 
 # B batch, K slots, L rows of a padded prompt, n tokens of a prompt, H heads, d head width
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,11 +18,10 @@ from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import DiT, KeyValue, Text
 from wam_policy.models.lean import LeanVideo
 from wam_policy.models.mot import copy_into, write
+from wam_policy.models.padding import COPIES, padding_biases, slots_for
 from wam_policy.models.text import Prompts
 
-ALIGNED = 8  # slots are a multiple of this, as CUDA's attention kernels want a bias to be
 MOST = 64  # prompts whose entries are kept
-COPIES = 3  # slots that padding is given at least: so many biases in bfloat16 add up to a count
 
 
 class Entry(NamedTuple):
@@ -37,35 +34,6 @@ class Entry(NamedTuple):
 def experts(model: Model) -> Sequence[DiT | LeanVideo]:
     """What of a model reads text."""
     return (model.video, model.action) if isinstance(model, FastWAM) else (model.video,)
-
-
-def slots_for(tokens: int, token_length: int, *, proprio: bool) -> int:
-    """Slots that hold prompts of up to `tokens` tokens, padded to `token_length`."""
-    wanted = min(tokens + COPIES, token_length) + proprio
-    return -(-wanted // ALIGNED) * ALIGNED
-
-
-def padding_biases(copies: int, slots: int, dtype: torch.dtype) -> list[float]:
-    """Biases of `slots` equal keys that together count as `copies` of them.
-
-    One bias ln(copies) would be enough if it were not rounded: in bfloat16 it would be off by up to 1.6 %. So each slot takes
-    what fits, and the next one what is left. −inf: the slot isn't needed.
-    """
-    if copies <= slots:
-        return [0.0] * copies + [-math.inf] * (slots - copies)
-    biases, left = [], float(copies)
-    for _ in range(slots):
-        bias = _rounded_down(math.log(left), dtype) if left > 0 else -math.inf
-        biases.append(bias)
-        left -= math.exp(bias)
-    return biases
-
-
-def _rounded_down(x: float, dtype: torch.dtype) -> float:
-    nearest = torch.tensor(x, dtype=dtype)
-    if nearest.double() > x:
-        nearest = torch.nextafter(nearest, torch.tensor(-math.inf, dtype=dtype))
-    return float(nearest)
 
 
 class TextCache:

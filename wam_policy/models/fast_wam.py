@@ -79,6 +79,7 @@ class FastWAM(nn.Module):
         see_video: bool = False,
         copy: tuple[Tensor, Tensor] | None = None,
         see_all: Tensor | None = None,
+        text_bias: Tensor | None = None,
         read_video: bool = True,
         read_action: bool = True,
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -93,13 +94,14 @@ class FastWAM(nn.Module):
             see_video: the actions see the whole clip, not only its first frame.
             copy: another copy of the clip and its timesteps, which the actions see in the clip's place.
             see_all: bool [B], the samples whose actions see the whole clip; None: all of them.
+            text_bias: of the context's first rows; see `DiT.embed_text`.
             read_video: False leaves the video's velocity out.
             read_action: False leaves the actions' out.
 
         Returns:
             Video velocity [B, C, F, h, w] and action velocity [B, T, A], None where not read.
         """
-        text, velocity = self.video.embed_text(context), None
+        text, velocity = self.video.embed_text(context, text_bias), None
         cache: list[KeyValue] = []
         if not read_action:
             return self.watch(latents, t_video, text, read=read_video)[0], None
@@ -115,4 +117,5 @@ class FastWAM(nn.Module):
             later = (visible >= rows * columns) & (visible < seen[0].key.shape[2])
             mask = (see_all.unsqueeze(1) | ~later)[:, None, None]
         modulation = self.action.embed_time(t_action.unsqueeze(1)).modulation
-        return velocity, self.action_velocity(action, modulation, self.action.embed_text(context), seen, mask)
+        text = self.action.embed_text(context, text_bias)
+        return velocity, self.action_velocity(action, modulation, text, seen, mask)

@@ -363,10 +363,17 @@ class DiT(nn.Module):
         """Per block the shift, scale and gate of its attention, then of its feed-forward: [..., 6, D] of `time` [..., 6, D]."""
         return [block.modulation + time for block in self.blocks]
 
-    def embed_text(self, context: Tensor) -> Text:
-        """Raw context [B, L, text_dim] -> cross-attention keys and values."""
+    def embed_text(self, context: Tensor, bias: Tensor | None = None) -> Text:
+        """Raw context [B, L, text_dim] -> cross-attention keys and values.
+
+        Args:
+            context: the rows.
+            bias: [B, K], of the first K of them; see `padding.condensed`.
+        """
         embedded = self.text_embedding(context)
-        return Text([block.text(embedded) for block in self.blocks])
+        if bias is not None:
+            bias = F.pad(bias, (0, context.shape[1] - bias.shape[1])).to(embedded.dtype)[:, None, None]
+        return Text([block.text(embedded) for block in self.blocks], bias)
 
     def fuse(self) -> None:
         """Keep projections that read the same as one matrix; see `Attention.fuse`."""

@@ -17,6 +17,7 @@ from wam_policy import flow
 from wam_policy.errors import ConfigError
 from wam_policy.models.light_wam import LightWAM, pool
 from wam_policy.models.objective import Batch, noisy, squared_error, weighted_mean
+from wam_policy.models.video_dit import VideoDiT
 
 
 class LightDraws(NamedTuple):
@@ -75,7 +76,8 @@ def light_draw(batch: Batch, factor: int, generator: torch.Generator | None = No
 
 def light_losses(model: LightWAM, batch: Batch, draws: LightDraws, config: LightLossConfig) -> LightLosses:
     """Losses of one batch; both passes share the text's keys and values."""
-    text = model.video.embed_text(model.context(batch.context, batch.proprio))
+    assert isinstance(model.video, VideoDiT), "a lean model only acts"
+    text = model.video.embed_text(model.context(batch.context, batch.proprio), batch.text_bias)
     horizon = batch.action.shape[1]
     actions = model.expert(model.states(batch.latents[:, :, :1], text), horizon)
     counts = ~batch.action_is_pad * config.step_weights(horizon, actions)

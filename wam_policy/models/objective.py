@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     proprio: Tensor | None  # [B, P]
     action_is_pad: Tensor  # bool [B, T]
     latent_is_pad: Tensor  # bool [B, F − 1], of the frames after the first
+    text_bias: Tensor | None = None  # [B, L], where rows of the context stand for several: see `padding.condensed`
 
 
 class CopyDraws(NamedTuple):
@@ -129,6 +130,7 @@ def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConf
         see_video=kind.sees == "video",
         copy=copy,
         see_all=see_all,
+        text_bias=batch.text_bias,
         read_video=with_video,
         read_action=with_action,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wam_policy.config import PolicyConfig
 from wam_policy.models.objective import Batch, latent_padding
+from wam_policy.models.padding import condensed
 from wam_policy.models.text import Prompts
 from wam_policy.models.vae import VAE
 from wam_policy.training.config import DataConfig, RunConfig
@@ -36,13 +37,14 @@ class Examples:
     episode: Tensor  # int [N], position in the list of episodes
     part: Tensor  # int [N], which dataset it is of
     contexts: Tensor  # [prompts, L, text_dim]
+    text_bias: Tensor | None  # [prompts, L]; see `padding.condensed`
     names: Sequence[str]  # N: where each comes from
 
     def where(self, wanted: np.ndarray) -> Examples:
         """The examples where `wanted`, bool [N], is true."""
         index = torch.from_numpy(np.flatnonzero(wanted))
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        picked = {name: x[index] for name, x in parts.items() if name not in ("latents", "contexts", "names")}
+        picked = {name: x[index] for name, x in parts.items() if name not in ("latents", "contexts", "text_bias", "names")}
         return dataclasses.replace(self, **picked, names=[self.names[i] for i in index.tolist()])
 
     def weights(self, parts: Sequence[float]) -> Tensor | None:
@@ -61,7 +63,13 @@ class Examples:
             self.proprio[index],
             self.action_is_pad[index],
             self.latent_is_pad[index],
+            None if self.text_bias is None else self.text_bias[self.prompt[index]],
         )
+
+    def condensed(self, *, proprio: bool, dtype: torch.dtype) -> Examples:
+        """The same examples, the prompts' padding as a few rows that count for all of it."""
+        contexts, bias = condensed(self.contexts, proprio=proprio, dtype=dtype)
+        return dataclasses.replace(self, contexts=contexts, text_bias=bias)
 
 
 def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
@@ -92,6 +100,7 @@ def examples(config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: V
         contexts=prompts.embed(
             [contract.prompt.prompt(task) for task in tasks], device=torch.device("cpu"), dtype=torch.float32
         ),
+        text_bias=None,
         names=[
             f"{dataset.parts[part].folder} episode {dataset.episodes[episode].index} "
             f"from frame {row - dataset.episodes[episode].start}"

@@ -81,6 +81,8 @@ def _train(config: TrainConfig | LightTrainConfig) -> Path:
     whole = examples(config, contract, dataset, vae, prompts)
     held = held_out(len(dataset.episodes), config.validation)[whole.episode.numpy()]
     data, validation = whole.where(~held), whole.where(held)
+    proprio = contract.model.proprio_dim is not None
+    data = data.condensed(proprio=proprio, dtype=getattr(torch, config.compute))
     order = Order(len(data.names), config.batch_size, config.seed, data.weights(config.weights))
     model = family.new_model(contract, begin, config.train if isinstance(config, TrainConfig) else "all")
     kept = twin(model, average=config.optimizer.ema > 0)
