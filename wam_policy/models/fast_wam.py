@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wam_policy.models.action_dit import ActionDiT
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.layers import FAST, KeyValue, Precision, Text, action_rope, append_proprio
+from wam_policy.models.layers import FAST, KeyValue, Precision, SharedText, Text, TimeEmbedding, action_rope, append_proprio
 from wam_policy.models.linear import Linear
 from wam_policy.models.mot import Stream, narrow, run
 from wam_policy.models.video_dit import VideoDiT
@@ -32,13 +32,13 @@ class FastWAM(nn.Module):
         """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
         return append_proprio(prompt, proprio, self.proprio_encoder)
 
-    def watch(self, latents: Tensor, t: Tensor, text: Text, *, read: bool) -> tuple[Tensor | None, list[KeyValue]]:
+    def watch(self, latents: Tensor, t: Tensor, text: Text | SharedText, *, read: bool) -> tuple[Tensor | None, list[KeyValue]]:
         """Run the video expert over a whole clip, whose first frame is the observation.
 
         Args:
             latents: [B, C, F, h, w], frame 0 clean.
             t: [B] timestep of the later frames.
-            text: from `video.embed_text`.
+            text: from `video.shared_text`.
             read: False leaves the velocity out.
 
         Returns:
@@ -46,25 +46,25 @@ class FastWAM(nn.Module):
         """
         frames, rows, columns = grid = self.video.grid(latents)
         time = self.video.embed_clip_time(t, frames)
-        stream = self.video.stream(latents, self.video.modulations(time.modulation), self.video.rope(latents), text)
+        stream = self.video.stream(latents, self.video.shared_modulations(time), self.video.rope(latents), text)
         x, cache = run(stream, first=rows * columns if frames > 1 else 0, read=read)
         return self.video.read(x, time.embedding, grid) if read else None, cache
 
     def action_velocity(
-        self, action: Tensor, modulation: Tensor, text: Text, seen: list[KeyValue], mask: Tensor | None = None
+        self, action: Tensor, time: TimeEmbedding, text: SharedText, seen: list[KeyValue], mask: Tensor | None = None
     ) -> Tensor:
         """Velocity [B, T, A] of noisy actions, which see each other and the video.
 
         Args:
             action: [B, T, A].
-            modulation: [B, 1, 6, D] of their timestep, from `action.embed_time`.
-            text: from `action.embed_text`.
+            time: of their timestep, from `action.embed_time`.
+            text: from `action.shared_text`.
             seen: keys and values of the video, one pair per block.
             mask: see `mot.attend`.
         """
         rope = action_rope(action.shape[1], self.config.head_dim, action.device, self.precision.rope)
         tokens = self.action.action_encoder(action.to(self.action.action_encoder.weight.dtype))
-        stream = Stream(self.action, tokens, self.action.modulations(modulation), rope, text)
+        stream = Stream(self.action, tokens, self.action.shared_modulations(time), rope, text)
         x, _ = run(stream, (seen,), mask=mask, keep=False)
         return self.action.head(x)
 
@@ -94,14 +94,14 @@ class FastWAM(nn.Module):
             see_video: the actions see the whole clip, not only its first frame.
             copy: another copy of the clip and its timesteps, which the actions see in the clip's place.
             see_all: bool [B], the samples whose actions see the whole clip; None: all of them.
-            text_bias: of the context's first rows; see `DiT.embed_text`.
+            text_bias: of the context's first rows; see `DiT.shared_text`.
             read_video: False leaves the video's velocity out.
             read_action: False leaves the actions' out.
 
         Returns:
             Video velocity [B, C, F, h, w] and action velocity [B, T, A], None where not read.
         """
-        text, velocity = self.video.embed_text(context, text_bias), None
+        text, velocity = self.video.shared_text(context, text_bias), None
         cache: list[KeyValue] = []
         if not read_action:
             return self.watch(latents, t_video, text, read=read_video)[0], None
@@ -116,6 +116,5 @@ class FastWAM(nn.Module):
             visible = torch.arange(seen[0].key.shape[2] + action.shape[1], device=action.device)
             later = (visible >= rows * columns) & (visible < seen[0].key.shape[2])
             mask = (see_all.unsqueeze(1) | ~later)[:, None, None]
-        modulation = self.action.embed_time(t_action.unsqueeze(1)).modulation
-        text = self.action.embed_text(context, text_bias)
-        return velocity, self.action_velocity(action, modulation, text, seen, mask)
+        time, text = self.action.embed_time(t_action.unsqueeze(1)), self.action.shared_text(context, text_bias)
+        return velocity, self.action_velocity(action, time, text, seen, mask)

@@ -62,11 +62,24 @@ class KeyValue(NamedTuple):
         return KeyValue(*(x.clone(memory_format=torch.contiguous_format) for x in self))
 
 
+class Shared(NamedTuple):
+    """What every block makes its own of, when it runs: embedded text, or the modulation of timesteps."""
+
+    source: Tensor  # [B, L, D] or [B, G, 6, D]
+
+
 class Text(NamedTuple):
     """What an expert's tokens see of the text."""
 
     layers: Sequence[KeyValue]  # one pair per block
     bias: Tensor | None = None  # [B, 1, 1, L], added to the scores: a key that stands for n equal ones has ln(n); None: zero
+
+
+class SharedText(NamedTuple):
+    """The same, of which every block makes its keys and values itself."""
+
+    layers: Sequence[Shared]
+    bias: Tensor | None = None  # as in `Text`
 
 
 def _angles(positions: int, dim: int) -> Tensor:
@@ -282,9 +295,9 @@ class Block(nn.Module):
     def through(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Tensor | Shared,
         rope: Rope,
-        text: KeyValue,
+        text: KeyValue | Shared,
         bias: Tensor | None,
         seen: Sequence[KeyValue],
         first: int,
@@ -295,21 +308,31 @@ class Block(nn.Module):
 
         Args:
             x: [B, S, D].
-            modulation: [B, G, 6, D].
+            modulation: [B, G, 6, D], or what the block's own is to be added to.
             rope: of the tokens.
-            text: keys and values of the text.
+            text: keys and values of the text, or the embedded text [B, L, D].
             bias: as in `Text`.
             seen: see `attend`, like the next two.
             first: see `attend`.
             mask: see `attend`.
             keep: whether keys and values are wanted.
         """
+        modulation = self.modulated(modulation)
+        text = self.text(text.source) if isinstance(text, Shared) else text
         query, own = self.attention_inputs(x, modulation, rope)
         attended = attend(query, own, seen, first=first, mask=mask)
         return self.finish(x, attended, modulation, text, bias), own.returned() if keep else None
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+    def modulated(self, modulation: Tensor | Shared) -> Tensor:
+        """The shift, scale and gate of the attention, then of the feed-forward: [..., 6, D]."""
+        return self.modulation + modulation.source if isinstance(modulation, Shared) else modulation
+
+    def keys(self, x: Tensor, modulation: Tensor | Shared, rope: Rope) -> KeyValue:
+        """Only the keys and values of tokens [B, S, D], laid out as `through` returns them."""
+        return self.attention_inputs(x, self.modulated(modulation), rope)[1].returned()
 
     def text(self, embedded: Tensor) -> KeyValue:
         """Keys and values of embedded text tokens [B, L, D]."""
@@ -360,11 +383,18 @@ class DiT(nn.Module):
         return TimeEmbedding(embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim)))
 
     def modulations(self, time: Tensor) -> list[Tensor]:
-        """Per block the shift, scale and gate of its attention, then of its feed-forward: [..., 6, D] of `time` [..., 6, D]."""
-        return [block.modulation + time for block in self.blocks]
+        """Each block's `modulated`, [..., 6, D] of `time` [..., 6, D]."""
+        return [block.modulated(Shared(time)) for block in self.blocks]
 
-    def embed_text(self, context: Tensor, bias: Tensor | None = None) -> Text:
-        """Raw context [B, L, text_dim] -> cross-attention keys and values.
+    def embed_text(self, context: Tensor) -> Text:
+        """Raw context [B, L, text_dim] -> cross-attention keys and values."""
+        embedded = self.text_embedding(context)
+        return Text([block.text(embedded) for block in self.blocks])
+
+    def shared_text(self, context: Tensor, bias: Tensor | None = None) -> SharedText:
+        """Raw context [B, L, text_dim] -> the text, of which every block makes its keys and values itself.
+
+        So a block is the only one to touch its weights, which may then lie on many devices.
 
         Args:
             context: the rows.
@@ -373,7 +403,11 @@ class DiT(nn.Module):
         embedded = self.text_embedding(context)
         if bias is not None:
             bias = F.pad(bias, (0, context.shape[1] - bias.shape[1])).to(embedded.dtype)[:, None, None]
-        return Text([block.text(embedded) for block in self.blocks], bias)
+        return SharedText([Shared(embedded)] * len(self.blocks), bias)
+
+    def shared_modulations(self, time: TimeEmbedding) -> Sequence[Shared]:
+        """The same for modulations."""
+        return [Shared(time.modulation)] * len(self.blocks)
 
     def fuse(self) -> None:
         """Keep projections that read the same as one matrix; see `Attention.fuse`."""

@@ -75,9 +75,9 @@ def light_draw(batch: Batch, factor: int, generator: torch.Generator | None = No
 
 
 def light_losses(model: LightWAM, batch: Batch, draws: LightDraws, config: LightLossConfig) -> LightLosses:
-    """Losses of one batch; both passes share the text's keys and values."""
+    """Losses of one batch; both passes share the embedded text."""
     assert isinstance(model.video, VideoDiT), "a lean model only acts"
-    text = model.video.embed_text(model.context(batch.context, batch.proprio), batch.text_bias)
+    text = model.video.shared_text(model.context(batch.context, batch.proprio), batch.text_bias)
     horizon = batch.action.shape[1]
     actions = model.expert(model.states(batch.latents[:, :, :1], text), horizon)
     counts = ~batch.action_is_pad * config.step_weights(horizon, actions)

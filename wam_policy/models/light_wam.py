@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.models.config import LightWAMConfig
-from wam_policy.models.layers import FAST, Precision, Rope, Text, append_proprio
+from wam_policy.models.layers import FAST, Precision, Rope, SharedText, Text, append_proprio
 from wam_policy.models.lean import LeanVideo
 from wam_policy.models.linear import Linear
 from wam_policy.models.lora import attach
@@ -70,7 +70,7 @@ class LightWAM(nn.Module):
 
         return taps, adapt
 
-    def states(self, first_frame: Tensor, text: Text, rope: Rope | None = None) -> Taps:
+    def states(self, first_frame: Tensor, text: Text | SharedText, rope: Rope | None = None) -> Taps:
         """What the taps record of the observation [B, C, 1, h, w]; blocks after the last tap are not run.
 
         Args:
@@ -81,19 +81,20 @@ class LightWAM(nn.Module):
         taps, adapt = self._recorder()
         rope = self.video.rope(first_frame) if rope is None else rope
         if isinstance(self.video, LeanVideo):
+            assert isinstance(text, Text), "a lean model's text is kept"
             self.video.watch(first_frame, rope, text, adapt)
             return taps
         still = self.video.embed_time(first_frame.new_zeros(1, 1))
-        stream = self.video.stream(first_frame, self.video.modulations(still.modulation), rope, text)
+        stream = self.video.stream(first_frame, self.video.shared_modulations(still), rope, text)
         run(stream, keep=False, after=adapt, blocks=self.config.taps[-1] + 1)
         return taps
 
-    def velocity(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:
+    def velocity(self, latents: Tensor, t: Tensor, text: Text | SharedText) -> Tensor:
         """Velocity [B, C, F, h, w] of a pooled clip whose first frame is clean, at timesteps `t` [B] of the later frames."""
         assert isinstance(self.video, VideoDiT), "a lean model has no video head"
         frames, rows, columns = grid = self.video.grid(latents)
         time = self.video.embed_clip_time(t, frames)
-        stream = self.video.stream(latents, self.video.modulations(time.modulation), self.video.rope(latents), text)
+        stream = self.video.stream(latents, self.video.shared_modulations(time), self.video.rope(latents), text)
         x, _ = run(stream, first=rows * columns if frames > 1 else 0, keep=False, after=self._recorder()[1])
         return self.video.read(x, time.embedding, grid)
 

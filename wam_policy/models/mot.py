@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wam_policy.models.layers import Block, DiT, KeyValue, Rope, Text
+from wam_policy.models.layers import Block, DiT, KeyValue, Rope, Shared, SharedText, Text
 
 
 class Stream(NamedTuple):
@@ -22,9 +22,9 @@ class Stream(NamedTuple):
 
     expert: DiT
     tokens: Tensor  # [B, S, D]
-    modulations: Sequence[Tensor]  # [B or 1, G, 6, D] per block
+    modulations: Sequence[Tensor | Shared]  # [B or 1, G, 6, D] per block
     rope: Rope
-    text: Text
+    text: Text | SharedText
 
 
 def run(
@@ -62,7 +62,7 @@ def run(
             sees = tuple(sequence[i] for sequence in seen)
             x, own = _through(block, x, modulation, stream.rope, text.layers[i], text.bias, sees, first, mask, keep)
         else:
-            own = block.attention_inputs(x, modulation, stream.rope)[1].returned()  # laid out as the other blocks' are
+            own = block.keys(x, modulation, stream.rope)
         if own is not None:
             cache.append(own)
         if after is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig, shared
-from wam_policy.models.layers import DiT, Precision, Rope, Text, TimeEmbedding, modulate, video_rope
+from wam_policy.models.layers import DiT, Precision, Rope, Shared, SharedText, Text, TimeEmbedding, modulate, video_rope
 from wam_policy.models.linear import Linear
 from wam_policy.models.mot import Stream
 
@@ -74,14 +74,14 @@ class VideoDiT(DiT):
         """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
         return video_rope(self.grid(latents), self.head_dim, latents.device, self.precision.rope, start)
 
-    def stream(self, latents: Tensor, modulations: Sequence[Tensor], rope: Rope, text: Text) -> Stream:
+    def stream(self, latents: Tensor, modulations: Sequence[Tensor | Shared], rope: Rope, text: Text | SharedText) -> Stream:
         """Latents [B, C, F, h, w] -> the stream of their tokens.
 
         Args:
             latents: the frames.
             modulations: of their timesteps, per block [B or 1, F or 1, 6, D], from `modulations`.
             rope: of their tokens, from `rope`.
-            text: from `embed_text`.
+            text: from `embed_text` or `shared_text`.
         """
         return Stream(self, embed(self.patch_embedding, latents), modulations, rope, text)
 
