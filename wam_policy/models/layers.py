@@ -379,7 +379,7 @@ class DiT(nn.Module):
 
     def embed_time(self, t: Tensor) -> TimeEmbedding:
         """Timesteps [B, G] -> their embedding and the blocks' modulations."""
-        embedded = self.time_embedding(sinusoid(t, self.freq_dim).to(self.blocks[0].modulation.dtype))
+        embedded = self.time_embedding(sinusoid(t, self.freq_dim).to(next(self.time_embedding.parameters()).dtype))
         return TimeEmbedding(embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim)))
 
     def modulations(self, time: Tensor) -> list[Tensor]:

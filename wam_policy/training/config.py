@@ -60,6 +60,8 @@ class DataConfig:
     """A window begins at every so many rows."""
     threads: int = field(default_factory=torch.get_num_threads)
     """CPU threads."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    """Where to compute; of several processes (`torchrun`) each takes its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ class RunConfig(DataConfig):
     """Compile every block; worth it for more than some hundred steps."""
     checkpointing: bool = False
     """Compute the inside of blocks anew on the way back instead of keeping it: less memory, a third more time."""
+    shard: bool = False
+    """Of several processes: cut weights, gradients and what the optimizer keeps over them (FSDP2) instead of copying them."""
     seed: int = 0
     save_every: int = 1000
     """Steps between checkpoints."""

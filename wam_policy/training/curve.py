@@ -33,11 +33,14 @@ class Curve:
         self.config, self.state, self.order, self.names, self.path = config, state, order, names, config.out / CURVE
         rows = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.step]
-        write_text(self.path, "".join(kept))
+        self.first = state.devices.first
+        if self.first:
+            write_text(self.path, "".join(kept))
         self.before = max((json.loads(row).get("seconds", 0.0) for row in kept), default=0.0)
-        self.began, self.first, self.progress = time.monotonic(), state.step, Progress(*COLUMNS)
+        self.began, self.start = time.monotonic(), state.step
+        self.progress = Progress(*COLUMNS, disable=not self.first)
         self.sums: dict[str, Tensor] = {name: torch.tensor(value) for name, value in state.sums.items()}
-        self.sinks = [sink(kind, config) for kind in config.track]
+        self.sinks = [sink(kind, config) for kind in config.track if self.first]
         self.first_bad: Tensor | None = None
 
     def holds(self, name: str) -> bool:
@@ -84,14 +87,16 @@ class Curve:
         count = self.state.sums.pop(STEPS)
         row: dict[str, Any] = {"step": step} | {name: total / count for name, total in self.state.sums.items()}
         passed = time.monotonic() - self.began
-        row |= {"samples_per_s": (step - self.first) * config.batch_size / passed, "seconds": self.before + passed}
+        row |= {"samples_per_s": (step - self.start) * config.batch_size / passed, "seconds": self.before + passed}
         self.write(row)
         self.sums, self.state.sums = {}, {}
         text = f"video {row['video']:.3f} action {row['action']:.3f}, {row['samples_per_s']:.1f} samples/s"
         self.progress.update(self.bar, completed=step, description=text)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row to the file, and hand it to the trackers."""
+        """Append a row to the file, and hand it to the trackers; of several processes the first does."""
+        if not self.first:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({name: float(f"{x:.6g}") if name in ROUNDED else x for name, x in row.items()}) + "\n")
         for take in self.sinks:

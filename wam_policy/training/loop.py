@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -20,21 +21,23 @@ from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import TrainingError
 from wam_policy.hub import frozen, statistics
 from wam_policy.hub.locate import Download
+from wam_policy.models.build import Model
 from wam_policy.models.text import Prompts, TextEncoder, untrained_encoder
 from wam_policy.models.vae import VAE
 from wam_policy.policy import WAMPolicy
 from wam_policy.training import family, start
 from wam_policy.training.compiled import compile_training
-from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, TrainConfig
+from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, Part, TrainConfig
 from wam_policy.training.curve import Curve
+from wam_policy.training.devices import Devices, is_sharded, joined, whole
 from wam_policy.training.examples import examples, windows_of
 from wam_policy.training.latents import codec_fingerprint, encoded
 from wam_policy.training.mixture import Mixture
 from wam_policy.training.optimize import adamw
 from wam_policy.training.sampler import Order
 from wam_policy.training.start import Start
-from wam_policy.training.state import State, latest, locked, restore, same_run, save
-from wam_policy.training.step import advance
+from wam_policy.training.state import State, frozen_hash, latest, locked, restore, same_run, save
+from wam_policy.training.step import advance, losses_of
 from wam_policy.training.validation import held_out, played, validate
 from wam_policy.training.windows import padded_actions
 
@@ -55,13 +58,15 @@ def train(config: TrainConfig | LightTrainConfig) -> Path:
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    with locked(config.out):
-        return _train(config)
+    with joined(config.device) as devices, locked(config.out) if devices.first else nullcontext():
+        devices.wait()
+        return _train(config, devices)
 
 
-def _train(config: TrainConfig | LightTrainConfig) -> Path:
+def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
+    devices.share(config.batch_size // config.accumulate)
     dataset = Mixture(config.dataset)
-    vae = codec_of(config)
+    vae = codec_of(config, devices.device)
     folders = config.init if isinstance(config, TrainConfig) else (config.init,)
     begin = start.read(*folders) if folders else None
     if begin is not None and isinstance(config, TrainConfig) and config.take == "video":
@@ -77,43 +82,79 @@ def _train(config: TrainConfig | LightTrainConfig) -> Path:
     found = latest(config.out)
     if found is not None:
         same_run(found, facts)
-    write_statistics(config, dataset)
-    whole = examples(config, contract, dataset, vae, prompts)
-    held = held_out(len(dataset.episodes), config.validation)[whole.episode.numpy()]
-    data, validation = whole.where(~held), whole.where(held)
+    with devices.first_alone():
+        everything = examples(config, contract, dataset, vae, prompts)
+    held = held_out(len(dataset.episodes), config.validation)[everything.episode.numpy()]
+    data, validation = everything.where(~held), everything.where(held)
     proprio = contract.model.proprio_dim is not None
     data = data.condensed(proprio=proprio, dtype=getattr(torch, config.compute))
     order = Order(len(data.names), config.batch_size, config.seed, data.weights(config.weights))
-    model = family.new_model(contract, begin, config.train if isinstance(config, TrainConfig) else "all")
-    kept = twin(model, average=config.optimizer.ema > 0)
-    averaged = kept if config.optimizer.ema else model
-    state = State(model, averaged, adamw(model, config.optimizer))
+    state, kept = state_of(config, family.new_model(contract, begin, part_of(config)), devices)
     if found is not None:
         restore(found, state)
         logger.info("going on from %s", found)
-    sizes = [sum(p.numel() for p in model.parameters() if p.requires_grad >= wanted) / 1e6 for wanted in (False, True)]
-    logger.info("%d windows, %.2f M parameters, %.2f M of them trained", len(data.names), *sizes)
-    compile_training(model, backend="inductor" if config.compile else None, checkpointing=config.checkpointing)
     policy = WAMPolicy(contract, kept, vae=vae, prompts=prompts)
-    model.train()
+    logger.info("%d windows, %d process(es), each on %s", len(data.names), devices.count, devices.device)
+    if devices.first:
+        write_statistics(config, dataset)
     with Curve(config, state, order, data.names) as curve, stop_wanted() as stop:
         if found is not None and not curve.holds("success_"):
             play(config, curve, found)
         while state.step < config.steps:
             curve.add(advance(config, state, data, order))
-            last = state.step == config.steps
-            if state.step % config.log_every == 0 or last:
+            last, told = state.step == config.steps, state.step % config.log_every == 0
+            if told or last:
                 curve.row()
-            if state.step % config.save_every == 0 or last or stop.is_set():
+            stopped = devices.any(stop.is_set()) if told or devices.count == 1 else False
+            if state.step % config.save_every == 0 or last or stopped:
                 curve.check()
-                if len(validation.names):
+                gather(state, kept)
+                if devices.first and len(validation.names):
                     curve.write({"step": state.step} | validate(config, policy, validation))
                 saved = save(config.out, state, policy, facts, config.keep)
-                if not stop.is_set():
+                if not stopped:
                     play(config, curve, saved)
-            if stop.is_set() and not last:
+            if stopped and not last:
                 raise TrainingError(f"stopped at step {state.step}; it is saved, start the run again to go on")
-    return policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16)
+    if devices.first:
+        policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16)
+    devices.wait()
+    return config.out / "checkpoint"
+
+
+def part_of(config: TrainConfig | LightTrainConfig) -> Part:
+    """What of a model is trained; a Light-WAM knows itself."""
+    return config.train if isinstance(config, TrainConfig) else "all"
+
+
+def state_of(config: TrainConfig | LightTrainConfig, model: Model, devices: Devices) -> tuple[State, Model]:
+    """What a run trains, spread over its devices; and the model whose weights are kept: a copy for all but training."""
+    frozen, average = frozen_hash(model), config.optimizer.ema > 0
+    sizes = [sum(p.numel() for p in model.parameters() if p.requires_grad >= wanted) / 1e6 for wanted in (False, True)]
+    logger.info("%.2f M parameters, %.2f M of them trained", *sizes)
+    compile_ = functools.partial(
+        compile_training, backend="inductor" if config.compile else None, checkpointing=config.checkpointing
+    )
+    if config.shard and devices.count > 1:
+        kept, averaged = copy.deepcopy(model), copy.deepcopy(model) if average else model
+        if average:
+            losses_of(config, averaged, devices)
+    else:
+        model = model.to(devices.device)
+        kept = twin(model, average=average)
+        averaged = kept if average else model
+    module = losses_of(config, compile_(model), devices)
+    model.train()
+    return State(model, averaged, adamw(model, config.optimizer), module, devices, frozen), kept
+
+
+@torch.no_grad()
+def gather(state: State, kept: Model) -> None:
+    """Bring the kept weights up to date where those that are trained lie on many devices; elsewhere they are the same."""
+    if is_sharded(state.model):
+        for place, x in zip(kept.parameters(), state.averaged.parameters(), strict=True):
+            if x.requires_grad or state.averaged is not state.model:
+                place.copy_(whole(x))
 
 
 def twin(model: ModelT, *, average: bool) -> ModelT:
@@ -165,14 +206,14 @@ def prompts_of(
 
 def play(config: TrainConfig | LightTrainConfig, curve: Curve, checkpoint: Path) -> None:
     """Play the newest checkpoint, if that is wanted, and write a row of its success."""
-    if config.eval_env is not None:
+    if config.eval_env is not None and curve.state.devices.first:
         curve.write({"step": curve.state.step} | played(config, checkpoint))
 
 
-def codec_of(config: DataConfig) -> VAE:
+def codec_of(config: DataConfig, device: torch.device) -> VAE:
     """The codec of a run, in float32."""
     codec = Source(subfolder=config.codec.name)
-    return frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=torch.device("cpu"))
+    return frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=device)
 
 
 def cache(config: CacheConfig) -> Path:
@@ -183,7 +224,9 @@ def cache(config: CacheConfig) -> Path:
     """
     torch.set_num_threads(config.threads)
     dataset = Mixture(config.dataset)
-    encoded(config, family.cameras(config, dataset), codec_of(config), dataset, windows_of(config, dataset))
+    with joined(config.device) as devices:
+        vae = codec_of(config, devices.device)
+        encoded(config, family.cameras(config, dataset), vae, dataset, windows_of(config, dataset))
     return config.cache
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wam_policy.training.config import OptimizerConfig
+from wam_policy.training.devices import whole
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -53,7 +54,7 @@ def update(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int,
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * warm_cosine(step, steps, warmup)
         parameters.extend(group["params"])
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+    norm = whole(nn.utils.clip_grad_norm_(parameters, config.clip))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import hashlib
 import json
 import re
@@ -23,11 +22,12 @@ from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.hub.atomic import sync_tree, write_text
 from wam_policy.models.build import Model
 from wam_policy.policy import WAMPolicy
+from wam_policy.training.devices import Devices, is_sharded, like, local
 
 CHECKPOINTS, OWN, TENSORS, FACTS = "checkpoints", "training", "state.safetensors", "state.json"
 FREE = (  # options that may change when a run goes on: they change nothing that is trained
     *("out", "cache", "save_every", "keep", "log_every", "track"),
-    *("eval_env", "eval_tasks", "eval_episodes"),
+    *("eval_env", "eval_tasks", "eval_episodes", "device"),
 )
 
 
@@ -38,28 +38,41 @@ class State:
     model: Model
     averaged: Model  # the model itself, where nothing is averaged
     optimizer: torch.optim.Optimizer
+    module: nn.Module  # computes the model's losses
+    devices: Devices
+    frozen: str  # from `frozen_hash`
     step: int = 0  # updates done
     sums: dict[str, float] = field(default_factory=dict)  # of the curve's next row
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is trained, by name."""
+        """Everything that is trained, or what of it lies here, by name."""
         named = {f"model.{name}": x for name, x in self.model.named_parameters() if x.requires_grad}
         if self.averaged is not self.model:
             wanted = {name.removeprefix("model.") for name in named}
             named |= {f"averaged.{name}": x for name, x in self.averaged.named_parameters() if name in wanted}
         for i, numbers in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer.{i}.{name}": x for name, x in numbers.items()}
-        return {name: x.detach() for name, x in named.items()}
+        return {name: local(x.detach()) for name, x in named.items()}
 
-    @functools.cached_property
-    def frozen(self) -> str:
-        """SHA-256 of what isn't trained: a run that goes on must find it as it was."""
-        digest = hashlib.sha256()
-        for name, x in self.model.named_parameters():
-            if not x.requires_grad:
-                digest.update(name.encode())
-                digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+    @property
+    def file(self) -> str:
+        """Where this process writes that."""
+        return f"state_{self.devices.rank:05}.safetensors" if is_sharded(self.model) else TENSORS
+
+    @property
+    def spread(self) -> dict[str, Any]:
+        """How what is trained is spread: a run that goes on must spread it alike."""
+        return {"processes": self.devices.count if is_sharded(self.model) else 1, "frozen_sha256": self.frozen}
+
+
+def frozen_hash(model: nn.Module) -> str:
+    """SHA-256 of what isn't trained: a run that goes on must find it as it was."""
+    digest = hashlib.sha256()
+    for name, x in model.named_parameters():
+        if not x.requires_grad:
+            digest.update(name.encode())
+            digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -95,16 +108,23 @@ def save(out: Path, state: State, policy: WAMPolicy, facts: Mapping[str, Any], k
     """
     target = out / CHECKPOINTS / f"step_{state.step:08}"
     partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    first, wait = state.devices.first, state.devices.wait
     try:
-        policy.save_pretrained(partial, dtype=torch.bfloat16)
-        (partial / OWN).mkdir()
-        save_file({name: x.contiguous() for name, x in state.tensors().items()}, partial / OWN / TENSORS)
-        own = {"step": state.step, "sums": state.sums, "frozen_sha256": state.frozen, **facts}
-        write_text(partial / OWN / FACTS, json.dumps(own, indent=2) + "\n")
-        sync_tree(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            policy.save_pretrained(partial, dtype=torch.bfloat16)
+            (partial / OWN).mkdir()
+            own = {"step": state.step, "sums": state.sums, **state.spread, **facts}
+            write_text(partial / OWN / FACTS, json.dumps(own, indent=2) + "\n")
+        wait()
+        if first or is_sharded(state.model):
+            save_file({name: x.contiguous() for name, x in state.tensors().items()}, partial / OWN / state.file)
+        wait()
+        if first:
+            sync_tree(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.replace(target)
+        wait()
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         last = latest(out)
@@ -112,7 +132,7 @@ def save(out: Path, state: State, policy: WAMPolicy, facts: Mapping[str, Any], k
             f"the checkpoint of step {state.step} can't be written ({error}); "
             f"{'there is none yet' if last is None else f'the last one is {last}'}: make room and start the run again"
         ) from error
-    for old in _all(out)[:-keep]:
+    for old in _all(out)[:-keep] if first else ():
         shutil.rmtree(old)
     return target
 
@@ -166,17 +186,18 @@ def restore(folder: Path, state: State) -> None:
         ConfigError: what isn't trained is another.
         CheckpointError: the checkpoint can't be read, or doesn't fit.
     """
-    same_run(folder, {"frozen_sha256": state.frozen})
+    same_run(folder, state.spread)
     own = _read(folder)
     try:
-        tensors = load_file(folder / OWN / TENSORS)
+        tensors = load_file(folder / OWN / state.file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} can't be read ({error}); remove it to go on from the one before") from error
     optimizer: dict[int, dict[str, Tensor]] = {}
+    trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     for name, x in tensors.items():
         if name.startswith("optimizer."):
             _, i, number = name.split(".", 2)
-            optimizer.setdefault(int(i), {})[number] = x
+            optimizer.setdefault(int(i), {})[number] = like(x, trained[int(i)])
     _fill(state.model, tensors, "model.", folder)
     if state.averaged is not state.model:
         _fill(state.averaged, tensors, "averaged.", folder)
@@ -190,9 +211,9 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, folder: 
     for name, x in tensors.items():
         if name.startswith(prefix):
             place = places.get(name.removeprefix(prefix))
-            if place is None or place.shape != x.shape:
+            if place is None or local(place).shape != x.shape:
                 raise CheckpointError(f"{folder}: {name} {list(x.shape)} doesn't fit this run's model")
-            place.copy_(x)
+            local(place).copy_(x)
 
 
 def _differences(was: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from wam_policy.models.build import Model
 from wam_policy.models.fast_wam import FastWAM
@@ -16,6 +16,7 @@ from wam_policy.models.light_objective import LightDraws, light_draw, light_loss
 from wam_policy.models.light_wam import LightWAM
 from wam_policy.models.objective import Batch, Draws, draw, training_losses
 from wam_policy.training.config import LightTrainConfig, TrainConfig
+from wam_policy.training.devices import Devices, local
 from wam_policy.training.examples import Examples
 from wam_policy.training.optimize import average, update
 from wam_policy.training.sampler import Order, generators
@@ -33,7 +34,7 @@ class Parts(NamedTuple):
 
 
 class Losses(nn.Module):
-    """A model's losses as one module, so that its weights can be replaced for a pass."""
+    """A model's losses as one module, so that its weights can be replaced for a pass, or spread over devices."""
 
     def __init__(self, config: TrainConfig | LightTrainConfig, model: Model) -> None:
         super().__init__()
@@ -52,17 +53,48 @@ class Losses(nn.Module):
         return Parts(found.total, found.video, found.action)
 
 
-def losses(config: TrainConfig | LightTrainConfig, model: Model, batch: Batch, sources: Sequence[torch.Generator]) -> Parts:
+class Narrowed(nn.Module):
+    """Losses computed in bfloat16: weights are cast for the pass, they themselves and their gradients stay float32."""
+
+    def __init__(self, losses: Losses) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def forward(self, batch: Batch, draws: Draws | LightDraws) -> Parts:
+        """As `Losses`."""
+        weights = {name: x.to(torch.bfloat16) for name, x in self.losses.named_parameters()}
+        found: Parts = functional_call(self.losses, weights, (batch, draws))
+        return found
+
+
+def losses_of(config: TrainConfig | LightTrainConfig, model: Model, devices: Devices | None = None) -> nn.Module:
+    """What computes a model's losses, on all the devices of a run; None: on this one."""
+    plain = Losses(config, model)
+    compute = getattr(torch, config.compute)
+    if devices is not None and devices.count > 1 and config.shard:
+        return devices.sharded(plain, compute=compute)
+    module = plain if compute == torch.float32 else Narrowed(plain)
+    return module if devices is None else devices.copied(module)
+
+
+def losses(
+    config: TrainConfig | LightTrainConfig, module: nn.Module, batch: Batch, sources: Sequence[torch.Generator]
+) -> Parts:
     """The losses of one batch, with new random numbers: each sample's from a source of its own, on the CPU.
 
-    Computed in bfloat16, the weights are cast for the pass: they themselves and their gradients stay float32.
+    Args:
+        config: of the run.
+        module: from `losses_of`.
+        batch: the samples, on the CPU.
+        sources: one for each.
     """
-    module, draws = Losses(config, model), draws_of(config, model, batch, sources)
-    if config.compute == "float32":
-        return module(batch, draws)
-    batch, draws = tree_map(_narrow, (batch, draws))
-    weights = {name: x.to(torch.bfloat16) for name, x in module.named_parameters()}
-    found: Parts = functional_call(module, weights, (batch, draws))
+    (model,) = (part.model for part in module.modules() if isinstance(part, Losses))
+    given: Any = (batch, draws_of(config, model, batch, sources))
+    if config.compute != "float32":
+        given = tree_map(_narrow, given)
+    device = next(module.parameters()).device
+    batch, draws = tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), given)
+    found: Parts = module(batch, draws)
     return found
 
 
@@ -75,37 +107,39 @@ def draws_of(
     config: TrainConfig | LightTrainConfig, model: Model, batch: Batch, sources: Sequence[torch.Generator]
 ) -> Draws | LightDraws:
     """The random numbers of one batch."""
-    device = batch.latents.device
-    samples = [tree_map(lambda x, i=i: None if x is None else x[i : i + 1].cpu(), batch) for i in range(len(batch.latents))]
+    samples = [tree_map(lambda x, i=i: None if x is None else x[i : i + 1], batch) for i in range(len(batch.latents))]
     pairs = zip(samples, sources, strict=True)
     if isinstance(config, TrainConfig):
-        return _joined([draw(sample, source, config.variant) for sample, source in pairs], device)
+        return _joined([draw(sample, source, config.variant) for sample, source in pairs])
     assert isinstance(model, LightWAM)
-    return _joined([light_draw(sample, model.config.video_pool, source) for sample, source in pairs], device)
+    return _joined([light_draw(sample, model.config.video_pool, source) for sample, source in pairs])
 
 
-def _joined(draws: Sequence[T], device: torch.device) -> T:
+def _joined(draws: Sequence[T]) -> T:
     """The random numbers of samples as those of a batch."""
-    joined: T = tree_map(lambda *x: None if x[0] is None else torch.cat(x).to(device, non_blocking=True), *draws)
+    joined: T = tree_map(lambda *x: None if x[0] is None else torch.cat(x), *draws)
     return joined
 
 
 def advance(config: TrainConfig | LightTrainConfig, state: State, data: Examples, order: Order) -> dict[str, Tensor]:
-    """One update of the weights; its losses and the norm of its gradients, on the device."""
-    index = order.batch(state.step)
-    sources = generators(state.step, config.batch_size, config.seed)
-    size, sums = config.batch_size // config.accumulate, dict[str, Tensor]()
+    """One update of the weights; its losses, over all processes, and the norm of its gradients, on the device."""
+    devices = state.devices
+    share = devices.share(config.batch_size)
+    index, sources = order.batch(state.step)[share], generators(state.step, config.batch_size, config.seed)[share]
+    size, sums = len(index) // config.accumulate, dict[str, Tensor]()
     for i in range(config.accumulate):
         part = slice(i * size, (i + 1) * size)
-        found = losses(config, state.model, data.batch(index[part]), sources[part])
-        (found.total / config.accumulate).backward()
+        with devices.accumulating(state.module, last=i == config.accumulate - 1):
+            found = losses(config, state.module, data.batch(index[part]), sources[part])
+            (found.total / config.accumulate).backward()
         for name in ("video", "action"):
             value = getattr(found, name).detach() / config.accumulate
             sums[name] = sums[name] + value if name in sums else value
+    sums = devices.mean(sums)
     sums["norm"] = update(state.optimizer, config.optimizer, state.step, config.steps)
     if state.averaged is not state.model:
         pairs = zip(state.averaged.parameters(), state.model.parameters(), strict=True)
-        averaged, trained = zip(*((a, b) for a, b in pairs if b.requires_grad), strict=True)
+        averaged, trained = zip(*((local(a), local(b)) for a, b in pairs if b.requires_grad), strict=True)
         average(averaged, trained, config.optimizer.ema, state.step)
     state.step += 1
     return sums

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from torch.utils._pytree import tree_map_only
 
 from wam_policy import acting
 from wam_policy.evaluation import EvalConfig, evaluate
@@ -17,7 +18,7 @@ from wam_policy.policy import WAMPolicy
 from wam_policy.training.config import LightTrainConfig, TrainConfig
 from wam_policy.training.examples import Examples
 from wam_policy.training.sampler import generators
-from wam_policy.training.step import losses
+from wam_policy.training.step import losses, losses_of
 
 SEED = 420_042  # of what is held out, and of the random numbers of a validation
 
@@ -41,14 +42,15 @@ def validate(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Ex
     """
     count = min(len(data.names), config.validation_windows)
     index = torch.linspace(0, len(data.names) - 1, count).round().long()
+    module = losses_of(config, policy.model)
     sums, errors, actions = {"val_video": 0.0, "val_action": 0.0}, 0.0, 0
     for number, part in enumerate(index.split(config.batch_size)):
         batch = data.batch(part)
-        found = losses(config, policy.model, batch, generators(number, len(part), SEED))
+        found = losses(config, module, batch, generators(number, len(part), SEED))
         sums["val_video"] += float(found.video) * len(part) / count
         sums["val_action"] += float(found.action) * len(part) / count
         error = np.abs(policy.finish(predicted(policy, batch)) - policy.finish(batch.action)).mean(2)
-        valid = ~batch.action_is_pad.cpu().numpy()
+        valid = ~batch.action_is_pad.numpy()
         valid[:, policy.spec.action.supervised_steps or valid.shape[1] :] = False
         errors, actions = errors + float((error * valid).sum()), actions + int(valid.sum())
     return sums | {"val_error": errors / max(1, actions)}
@@ -72,6 +74,7 @@ def played(config: TrainConfig | LightTrainConfig, checkpoint: Path) -> dict[str
 def predicted(policy: WAMPolicy, batch: Batch) -> torch.Tensor:
     """Normalised chunks [B, T, A] for encoded observations, from the contract's noise."""
     size, horizon = batch.action.shape[:2]
+    batch = tree_map_only(torch.Tensor, lambda x: x.to(policy.device), batch)
     context = policy.model.context(batch.context, batch.proprio)
 
     def noise(shape: tuple[int, ...]) -> torch.Tensor:
