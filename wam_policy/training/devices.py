@@ -34,6 +34,7 @@ class Devices:
     rank: int = 0
     count: int = 1
     accelerator: Any = None  # accelerate's, where there are several
+    mesh: Any = None  # PyTorch's, likewise
 
     @property
     def first(self) -> bool:
@@ -57,16 +58,14 @@ class Devices:
 
     def sharded(self, module: nn.Module, *, compute: torch.dtype) -> nn.Module:
         """The same, its weights, gradients and what the optimizer keeps cut over the processes, a block at a time."""
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-        mesh = init_device_mesh(self.device.type, (self.count,))
         narrow = None if compute == torch.float32 else compute
         policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in [part for part in module.modules() if isinstance(part, Block)]:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=self.mesh, mp_policy=policy)
             register_fsdp_forward_method(block, "keys")
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=self.mesh, mp_policy=policy)
         return module
 
     def accumulating(self, module: nn.Module, *, last: bool) -> Any:
@@ -153,6 +152,8 @@ def joined(device: str) -> Iterator[Devices]:
     patient = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(cpu=kind.type == "cpu", kwargs_handlers=[unused, patient])
     try:
-        yield Devices(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
+        place, count = accelerator.device, accelerator.num_processes
+        mesh = dist.device_mesh.init_device_mesh(place.type, (count,))
+        yield Devices(place, accelerator.process_index, count, accelerator, mesh)
     finally:
         accelerator.end_training()
