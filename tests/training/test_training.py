@@ -18,11 +18,13 @@ from wam_policy.hub.convert import ConvertConfig, convert
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
 from wam_policy.models.objective import LossConfig
+from wam_policy.training import start
 from wam_policy.training.config import LightSizeConfig, OptimizerConfig, SizeConfig
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import train
 from wam_policy.training.optimize import warm_cosine
 from wam_policy.training.record import RecordConfig, Shoves, record
+from wam_policy.training.state import latest
 
 STILL = OptimizerConfig(learning_rate=0.0, weight_decay=0.0)
 
@@ -82,6 +84,24 @@ def test_a_part_is_trained_and_the_rest_stays_to_the_bit(data, codec, tmp_path, 
     assert not torch.equal(a[moved], b[moved])
     with pytest.raises(ConfigError, match=f"freezes the {lost} expert"):
         train(make_config(data, codec, tmp_path / "third", init=(first,), train=part))
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_lora_moves_every_block_s_layers_by_a_low_rank_and_is_kept_merged(data, codec, tmp_path, compile_):
+    still = OptimizerConfig(learning_rate=3e-2, warmup=1, ema=0.5)
+    first = train(make_config(data, codec, tmp_path / "first", steps=1))
+    changes = {"init": (first,), "train": "lora", "lora_rank": 2, "steps": 3, "optimizer": still, "compile": compile_}
+    second = train(make_config(data, codec, tmp_path / "second", save_every=2, **changes))
+    a, b = (WAMPolicy.from_pretrained(folder).model.state_dict() for folder in (first, second))
+    adapted = {name for name in a if ".blocks." in name and ("attn" in name or "ffn" in name) and a[name].ndim == 2}
+    own = {name for name in a if name.startswith(start.EMBODIMENT)}
+    assert len(adapted) == 2 * 10 and a.keys() == b.keys()
+    for name, x in a.items():
+        assert torch.equal(x, b[name]) == (name not in adapted | own), name
+    moved = b["video.blocks.0.ffn.0.weight"].float() - a["video.blocks.0.ffn.0.weight"].float()
+    assert torch.linalg.svdvals(moved)[2:].max() < 0.05 * torch.linalg.svdvals(moved)[0]  # what is over is bfloat16's rounding
+    state = load_file(latest(tmp_path / "second") / "training/state.safetensors")
+    assert {name.split(".")[-2] for name in state if "lora" in name} == {"default"}
 
 
 def test_a_light_wam_is_trained_on_a_frozen_video_expert(data, codec, tmp_path):

@@ -14,7 +14,7 @@ from wam_policy.models.objective import LossConfig
 from wam_policy.models.variants import VariantName
 from wam_policy.normalize import Mode
 
-Part = Literal["all", "video", "action", "embodiment"]
+Part = Literal["all", "video", "action", "embodiment", "lora"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
@@ -177,8 +177,12 @@ class TrainConfig(RunConfig):
     take: Literal["all", "video"] = "all"
     """What is taken of `init`: everything, or only the video expert, out of which a new action expert is made."""
     train: Part = "all"
-    """What is trained: everything, only the video expert, all but the video expert, or only the layers that the robot's own
-    numbers go through."""
+    """What is trained: everything, only the video expert, all but the video expert, only the layers that the robot's own
+    numbers go through, or these and low-rank additions to every layer of the blocks, which are merged into checkpoints."""
+    lora_rank: int = 16
+    """Of the additions."""
+    lora_alpha: float = 32.0
+    """They are weighed by this over the rank."""
     sizes: SizeConfig = field(default_factory=SizeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
@@ -189,6 +193,8 @@ class TrainConfig(RunConfig):
             raise ConfigError(
                 f"`train` {self.train!r} freezes the {lost} expert, whose loss would be lost: `--loss.lambda-{lost} 0`"
             )
+        if self.lora_rank < 1:
+            raise ConfigError(f"`lora_rank` must be positive, got {self.lora_rank}")
         if self.take != "all" and not self.init:
             raise ConfigError(f"`take` {self.take!r} of nothing: say what to begin from, `--init`")
 

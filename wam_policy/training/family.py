@@ -114,6 +114,7 @@ PARTS = {  # of a Fast-WAM that can be trained alone: the beginnings of their na
     "video": ("video.", "proprio_encoder."),
     "action": ("action.", "proprio_encoder."),
     "embodiment": EMBODIMENT,
+    "lora": EMBODIMENT,  # and adapters
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import logging
 import signal
@@ -25,11 +24,11 @@ from wam_policy.models.build import Model
 from wam_policy.models.text import Prompts, TextEncoder, untrained_encoder
 from wam_policy.models.vae import VAE
 from wam_policy.policy import WAMPolicy
-from wam_policy.training import family, start
+from wam_policy.training import adapters, family, start
 from wam_policy.training.compiled import compile_training
 from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, Part, TrainConfig
 from wam_policy.training.curve import Curve
-from wam_policy.training.devices import Devices, is_sharded, joined, whole
+from wam_policy.training.devices import Devices, joined
 from wam_policy.training.examples import examples, windows_of
 from wam_policy.training.latents import codec_fingerprint, encoded
 from wam_policy.training.mixture import Mixture
@@ -89,11 +88,11 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     proprio = contract.model.proprio_dim is not None
     data = data.condensed(proprio=proprio, dtype=getattr(torch, config.compute))
     order = Order(len(data.names), config.batch_size, config.seed, data.weights(config.weights))
-    state, kept = state_of(config, family.new_model(contract, begin, part_of(config)), devices)
+    state = state_of(config, family.new_model(contract, begin, part_of(config)), devices)
     if found is not None:
         restore(found, state)
         logger.info("going on from %s", found)
-    policy = WAMPolicy(contract, kept, vae=vae, prompts=prompts)
+    policy = WAMPolicy(contract, state.kept, vae=vae, prompts=prompts)
     logger.info("%d windows, %d process(es), each on %s", len(data.names), devices.count, devices.device)
     if devices.first:
         write_statistics(config, dataset)
@@ -108,7 +107,7 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
             stopped = devices.any(stop.is_set()) if told or devices.count == 1 else False
             if state.step % config.save_every == 0 or last or stopped:
                 curve.check()
-                gather(state, kept)
+                gather(state)
                 if devices.first and len(validation.names):
                     curve.write({"step": state.step} | validate(config, policy, validation))
                 saved = save(config.out, state, policy, facts, config.keep)
@@ -127,34 +126,32 @@ def part_of(config: TrainConfig | LightTrainConfig) -> Part:
     return config.train if isinstance(config, TrainConfig) else "all"
 
 
-def state_of(config: TrainConfig | LightTrainConfig, model: Model, devices: Devices) -> tuple[State, Model]:
-    """What a run trains, spread over its devices; and the model whose weights are kept: a copy for all but training."""
+def state_of(config: TrainConfig | LightTrainConfig, model: Model, devices: Devices) -> State:
+    """What a run trains, spread over its devices."""
     frozen, average = frozen_hash(model), config.optimizer.ema > 0
+    cut, lora = config.shard and devices.count > 1, part_of(config) == "lora"
+    kept = copy.deepcopy(model) if cut or lora else None
+    if isinstance(config, TrainConfig) and lora:
+        adapters.attach(model, rank=config.lora_rank, alpha=config.lora_alpha)
     sizes = [sum(p.numel() for p in model.parameters() if p.requires_grad >= wanted) / 1e6 for wanted in (False, True)]
     logger.info("%.2f M parameters, %.2f M of them trained", *sizes)
-    compile_ = functools.partial(
-        compile_training, backend="inductor" if config.compile else None, checkpointing=config.checkpointing
-    )
-    if config.shard and devices.count > 1:
-        kept, averaged = copy.deepcopy(model), copy.deepcopy(model) if average else model
-        if average:
-            losses_of(config, averaged, devices)
-    else:
-        model = model.to(devices.device)
-        kept = twin(model, average=average)
-        averaged = kept if average else model
-    module = losses_of(config, compile_(model), devices)
+    model = model if cut else model.to(devices.device)
+    averaged = twin(model, average=True) if average else model
+    if cut and average:
+        losses_of(config, averaged, devices)
+    if kept is None:
+        kept = averaged if average else twin(model, average=False)
+    compile_training(model, backend="inductor" if config.compile else None, checkpointing=config.checkpointing)
+    module = losses_of(config, model, devices)
     model.train()
-    return State(model, averaged, adamw(model, config.optimizer), module, devices, frozen), kept
+    return State(model, averaged, adamw(model, config.optimizer), module, devices, frozen, kept)
 
 
-@torch.no_grad()
-def gather(state: State, kept: Model) -> None:
-    """Bring the kept weights up to date where those that are trained lie on many devices; elsewhere they are the same."""
-    if is_sharded(state.model):
-        for place, x in zip(kept.parameters(), state.averaged.parameters(), strict=True):
-            if x.requires_grad or state.averaged is not state.model:
-                place.copy_(whole(x))
+def gather(state: State) -> None:
+    """Bring the kept weights up to date, where what is trained has adapters or lies on many devices; elsewhere they are."""
+    trained, kept = next(state.averaged.parameters()), next(state.kept.parameters())
+    if trained is not kept:
+        adapters.copy_merged(state.averaged, state.kept)
 
 
 def twin(model: ModelT, *, average: bool) -> ModelT:

@@ -41,6 +41,7 @@ class State:
     module: nn.Module  # computes the model's losses
     devices: Devices
     frozen: str  # from `frozen_hash`
+    kept: Model  # plain and whole, with the weights that are kept: the averaged ones, where there are such
     step: int = 0  # updates done
     sums: dict[str, float] = field(default_factory=dict)  # of the curve's next row
 
