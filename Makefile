@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MUJOCO_GL ?= osmesa
 
-.PHONY: demo test slow style check reference checkpoint light-checkpoint twin evaluate question clean
+.PHONY: demo test slow style check reference checkpoint light-checkpoint twin evaluate question fifth clean
 
 MODEL ?= fast
 demo: $(VENV)/.ready  ## an embedded policy (MODEL=fast or light) solves Meta-World tasks: table and videos in runs/demo/
@@ -93,6 +93,9 @@ evaluate: $(VENV)/.ready  ## the README's table: both embedded policies, 50 epis
 
 question: $(RUN)/shoved/meta/info.json  ## the papers' question: five ways of training, eleven runs (hours; goes on where it was)
 	$(BIN)/python benchmarks/papers_question.py --dataset $(RUN)/shoved
+
+fifth: $(VENV)/.ready  ## the embedded Fast-WAM learns a fifth task from 20 demonstrations (half an hour; goes on where it was)
+	$(BIN)/python benchmarks/fifth_task.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

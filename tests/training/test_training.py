@@ -104,6 +104,20 @@ def test_lora_moves_every_block_s_layers_by_a_low_rank_and_is_kept_merged(data, 
     assert {name.split(".")[-2] for name in state if "lora" in name} == {"default"}
 
 
+def test_the_scaling_of_the_policy_begun_from_is_kept_for_the_same_robot_only(data, codec, tmp_path):
+    first = train(make_config(data, codec, tmp_path / "first", steps=1, state_scaling="quantile"))
+    with pytest.raises(ConfigError, match="There is no policy to begin from"):
+        train(make_config(data, codec, tmp_path / "none", steps=1, keep_scaling=True))
+    second = train(make_config(data, codec, tmp_path / "second", steps=1, keep_scaling=True, init=(first,)))
+    a, b = (WAMPolicy.from_pretrained(folder).spec for folder in (first, second))
+    assert a.state == b.state and a.action.normalization == b.action.normalization and b.state.normalization.mode == "quantile"
+    config = json.loads((first / "config.json").read_text())
+    config["state"]["names"][0] = "elsewhere"
+    (first / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"has the numbers .*elsewhere"):
+        train(make_config(data, codec, tmp_path / "third", steps=1, keep_scaling=True, init=(first,)))
+
+
 def test_a_light_wam_is_trained_on_a_frozen_video_expert(data, codec, tmp_path):
     base = train(make_config(data, codec, tmp_path / "base", steps=2))
     loss = LightLossConfig(prefix_steps=2)

@@ -82,6 +82,8 @@ class RunConfig(DataConfig):
     """How the state is normalised."""
     action_scaling: Mode = "min_max"
     """How the actions are."""
+    keep_scaling: bool = False
+    """Normalise as the policy that a run begins from does, not by this data's statistics: for the same robot, another task."""
     weights: tuple[float, ...] = ()
     """How often windows of each dataset are drawn, in any unit; the default is as often as there are."""
     replan: int = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from wam_policy import normalize
 from wam_policy.config import (
     ActionConfig,
     CameraConfig,
@@ -17,7 +16,7 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
-from wam_policy.errors import DatasetError
+from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.models.build import Model, build
 from wam_policy.models.config import TRUNK, FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam import FastWAM
@@ -25,6 +24,7 @@ from wam_policy.models.layers import PRECISIONS
 from wam_policy.models.light_wam import trained
 from wam_policy.models.objective import SHIFT
 from wam_policy.models.vae import VAE
+from wam_policy.normalize import Normalization, statistics
 from wam_policy.training.config import DataConfig, LightTrainConfig, TrainConfig
 from wam_policy.training.mixture import Mixture
 from wam_policy.training.start import EMBODIMENT, Start, fill
@@ -77,6 +77,7 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
     assert config.template is not None and config.token_length is not None
     text = None if start is None or start.text is None or start.text.repo is None else start.text
     layout, state = dataset.action_layout(), dataset.vector("observation.state")
+    of_state, of_action = scaling(config, dataset, start)
     family: Family = "light_wam"
     variant, action_shift, supervised_steps = None, None, None
     if isinstance(config, TrainConfig):
@@ -89,15 +90,10 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
         model=model_sizes(config, start, action_dim=layout.dim, proprio_dim=state.shape[1], channels=vae.mean.numel()),
         cameras=cameras(config, dataset),
         video=VideoConfig(frames=config.frames, stride=config.stride),
-        state=StateConfig(
-            names=dataset.names["observation.state"],
-            normalization=normalize.Normalization(mode=config.state_scaling, statistics=normalize.statistics(state)),
-        ),
+        state=StateConfig(names=dataset.names["observation.state"], normalization=of_state),
         action=ActionConfig(
             layout=layout,
-            normalization=normalize.Normalization(
-                mode=config.action_scaling, statistics=normalize.statistics(dataset.vector("action"))
-            ),
+            normalization=of_action,
             horizon=(config.frames - 1) * config.stride,
             replan=config.replan,
             supervised_steps=supervised_steps,
@@ -107,6 +103,27 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
         vae=Source(subfolder="vae"),
         text=text,
     )
+
+
+def scaling(config: AnyTrainConfig, dataset: Mixture, start: Start | None) -> tuple[Normalization, Normalization]:
+    """How the state and the actions are normalised.
+
+    Raises:
+        ConfigError: as another policy does that has none, or is another robot's.
+    """
+    keys = ("observation.state", "action")
+    if not config.keep_scaling:
+        modes = (config.state_scaling, config.action_scaling)
+        pairs = zip(modes, keys, strict=True)
+        state, action = (Normalization(mode=mode, statistics=statistics(dataset.vector(key))) for mode, key in pairs)
+        return state, action
+    if start is None or start.scaling is None:
+        raise ConfigError("`keep_scaling` of what? There is no policy to begin from: name one with --init, or leave it out")
+    names = tuple(tuple(dataset.names[key]) for key in keys)
+    theirs = tuple(map(tuple, start.scaling.names))
+    if names != theirs:
+        raise ConfigError(f"`keep_scaling`: {start.folder} has the numbers {theirs}, the data {names}; leave it out")
+    return start.scaling.state, start.scaling.action
 
 
 PARTS = {  # of a Fast-WAM that can be trained alone: the beginnings of their names

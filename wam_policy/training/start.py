@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from wam_policy.hub import checkpoint, weights
 from wam_policy.hub.locate import Download
 from wam_policy.models.initialise import action_from_video
 from wam_policy.models.light_wam import LightWAM, trained
+from wam_policy.normalize import Normalization
 
 logger = logging.getLogger(__name__)
 EMBODIMENT = (  # what another robot needs anew
@@ -26,6 +27,14 @@ EMBODIMENT = (  # what another robot needs anew
     "expert.output.2.",
     "proprio_encoder.",
 )
+
+
+class Scaling(NamedTuple):
+    """How a policy's numbers are normalised."""
+
+    names: tuple[Sequence[str], Sequence[str]]  # of the state and of the actions
+    state: Normalization
+    action: Normalization
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Start:
     tensors: dict[str, Tensor]
     action_shift: float | None = None  # that the weights were trained with, where they are a Fast-WAM's
     prompt: PromptConfig | None = None  # likewise
+    scaling: Scaling | None = None
     prompts: Mapping[str, Tensor] = field(default_factory=dict)  # embeddings that they were trained with
     text: Source | None = None  # the text encoder that made those
 
@@ -75,6 +85,9 @@ def _read(folder: Path) -> Start:
         config = checkpoint.read_config(folder)
         sizes = asdict(config.model)
         known = {"action_shift": config.sampling.action_shift, "prompt": config.prompt, "text": config.text}
+        if config.state is not None:
+            names = (config.state.names, config.action.layout.names)
+            known["scaling"] = Scaling(names, config.state.normalization, config.action.normalization)
         if (folder / f"{checkpoint.PROMPTS}.safetensors").is_file():
             known["prompts"] = weights.read(folder, checkpoint.PROMPTS)
     tensors = checkpoint.tensors(folder, Download())
