@@ -1,4 +1,4 @@
-"""The embedded Fast-WAM learns a fifth Meta-World task from 20 demonstrations: before, every weight trained, and LoRA beside it.
+"""The embedded Fast-WAM learns a fifth Meta-World task from 20 demonstrations: before, every weight trained, LoRA beside it.
 
     make fifth
 

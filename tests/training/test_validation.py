@@ -2,17 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from training_data import make_config
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import MissingExtraError
-from wam_policy.training import loop
+from wam_policy.models.objective import LossConfig
+from wam_policy.training import loop, seeing
 from wam_policy.training.config import OptimizerConfig
 from wam_policy.training.loop import train
 from wam_policy.training.validation import held_out
@@ -47,6 +50,32 @@ def test_held_out_windows_are_not_trained_on_and_their_error_is_the_policy_s(dat
     found = [row for row in rows if "val_error" in row]
     assert [row["step"] for row in found] == [2, 4] and all(np.isfinite(list(row.values())).all() for row in found)
     assert 0 < found[-1]["val_error"] < 2 and WAMPolicy.from_pretrained(folder)
+    assert 0 < found[-1]["val_psnr"] < 60
+
+
+def test_a_finished_run_shows_its_curves_its_futures_and_says_in_its_card_what_it_was(data, codec, tmp_path):
+    config = make_config(data, codec, tmp_path / "run", steps=4, log_every=2, save_every=2, validation=0.3)
+    folder = train(config)
+    with Image.open(config.out / "curves.png") as curves, Image.open(config.out / "futures.png") as futures:
+        assert curves.width > curves.height > 100
+        height, width = (n * 16 for n in (2 * 4, 5 * 2))  # real and imagined of four windows; five frames of two cameras
+        assert futures.width / futures.height == width / height
+    card = (folder / "README.md").read_text()
+    for words in ("| Updates | 4 of 4 windows, AdamW at 0.001", "30% of the episodes held out", "PSNR", "averaged with 0.998"):
+        assert words in card, words
+    silent = replace(config, out=tmp_path / "silent", loss=LossConfig(lambda_video=0.0), validation=0.0)
+    train(silent)
+    assert not (silent.out / "futures.png").exists() and (silent.out / "curves.png").exists()
+
+
+def test_psnr_is_of_the_frames_that_were_imagined_and_rows_are_real_over_imagined(tmp_path):
+    real = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 6, 3), np.uint8)
+    imagined = real.copy()
+    imagined[:, 0] = 0  # the observed frame isn't imagined
+    assert seeing.video_psnr(real, imagined) == 100
+    seeing.contact_sheet(real, imagined, tmp_path / "sheet.png", narrowest=4)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert np.array_equal(np.asarray(sheet)[4:8, 6:12], real[0, 1]) and sheet.size == (3 * 6, 4 * 4)
 
 
 def test_checkpoints_are_played_in_an_env_while_a_run_trains(data, codec, tmp_path):

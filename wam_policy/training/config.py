@@ -118,6 +118,8 @@ class RunConfig(DataConfig):
     """Part of the episodes that are held out; what the policy is worth on them is measured at every checkpoint."""
     validation_windows: int = 64
     """Windows of them that are used."""
+    validation_videos: int = 4
+    """How many of these have their future imagined, for the PSNR and the contact sheet; 0: none."""
     eval_env: str | None = None
     """Play every checkpoint in this env (a Gymnasium id) too; results in `eval/`."""
     eval_tasks: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from wam_policy.models.build import Model
 from wam_policy.models.text import Prompts, TextEncoder, untrained_encoder
 from wam_policy.models.vae import VAE
 from wam_policy.policy import WAMPolicy
-from wam_policy.training import adapters, family, start
+from wam_policy.training import adapters, family, seeing, start
 from wam_policy.training.compiled import compile_training
 from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, Part, TrainConfig
 from wam_policy.training.curve import Curve
@@ -37,7 +37,7 @@ from wam_policy.training.sampler import Order
 from wam_policy.training.start import Start
 from wam_policy.training.state import State, frozen_hash, latest, locked, restore, same_run, save
 from wam_policy.training.step import advance, losses_of
-from wam_policy.training.validation import held_out, played, validate
+from wam_policy.training.validation import held_out, imagined, played, validate
 from wam_policy.training.windows import padded_actions
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def train(config: TrainConfig | LightTrainConfig) -> Path:
     """Train, or go on with a run that was stopped, and return the folder of the policy.
 
-    `curve.jsonl` holds the losses, averaged between its rows. SIGTERM saves and stops.
+    `curve.jsonl` holds the losses, averaged between its rows; at the end `curves.png` draws it, and `futures.png` shows
+    imagined futures below real ones. SIGTERM saves and stops.
 
     Raises:
         TrainingError: a loss that isn't finite, or SIGTERM; the message says what to do.
@@ -116,7 +117,12 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
             if stopped and not last:
                 raise TrainingError(f"stopped at step {state.step}; it is saved, start the run again to go on")
     if devices.first:
-        policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16)
+        rows = seeing.rows_of(curve.path)
+        seeing.curves(rows, config.out / "curves.png")
+        futures = imagined(config, policy, validation if len(validation.names) else everything)
+        if futures is not None:
+            seeing.contact_sheet(*futures, config.out / "futures.png")
+        policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16, notes=seeing.notes(config, facts, rows))
     devices.wait()
     return config.out / "checkpoint"
 

@@ -27,7 +27,7 @@ from wam_policy.training.devices import Devices, is_sharded, like, local
 CHECKPOINTS, OWN, TENSORS, FACTS = "checkpoints", "training", "state.safetensors", "state.json"
 FREE = (  # options that may change when a run goes on: they change nothing that is trained
     *("out", "cache", "save_every", "keep", "log_every", "track"),
-    *("eval_env", "eval_tasks", "eval_episodes", "device"),
+    *("eval_env", "eval_tasks", "eval_episodes", "device", "validation_windows", "validation_videos"),
 )
 
 

@@ -13,11 +13,13 @@ from torch.utils._pytree import tree_map_only
 
 from wam_policy import acting
 from wam_policy.evaluation import EvalConfig, evaluate
+from wam_policy.models.light_wam import LightWAM, pool
 from wam_policy.models.objective import Batch
 from wam_policy.policy import WAMPolicy
 from wam_policy.training.config import LightTrainConfig, TrainConfig
 from wam_policy.training.examples import Examples
 from wam_policy.training.sampler import generators
+from wam_policy.training.seeing import pictures, video_psnr
 from wam_policy.training.step import losses, losses_of
 
 SEED = 420_042  # of what is held out, and of the random numbers of a validation
@@ -49,11 +51,30 @@ def validate(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Ex
         found = losses(config, module, batch, generators(number, len(part), SEED))
         sums["val_video"] += float(found.video) * len(part) / count
         sums["val_action"] += float(found.action) * len(part) / count
-        error = np.abs(policy.finish(predicted(policy, batch)) - policy.finish(batch.action)).mean(2)
+        error = np.abs(policy.finish(predicted(policy, batch)[0]) - policy.finish(batch.action)).mean(2)
         valid = ~batch.action_is_pad.numpy()
         valid[:, policy.spec.action.supervised_steps or valid.shape[1] :] = False
         errors, actions = errors + float((error * valid).sum()), actions + int(valid.sum())
-    return sums | {"val_error": errors / max(1, actions)}
+    measured: dict[str, float] = sums | {"val_error": errors / max(1, actions)}
+    futures = imagined(config, policy, data)
+    return measured if futures is None else measured | {"val_psnr": video_psnr(*futures)}
+
+
+def imagined(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Examples) -> tuple[np.ndarray, np.ndarray] | None:
+    """Real and imagined clips of some examples, as the codec shows them: uint8 [B, F, H, W, 3] each.
+
+    None where no video is learned, or none is wanted. A Light-WAM's are pooled.
+    """
+    count = min(len(data.names), config.validation_videos)
+    if config.loss.lambda_video == 0 or not count:
+        return None
+    batch = data.batch(torch.linspace(0, len(data.names) - 1, count).round().long())
+    _, latents = predicted(policy, batch, imagine=True)
+    assert latents is not None
+    real = batch.latents.to(latents)
+    if isinstance(policy.model, LightWAM):
+        real = pool(real, policy.model.config.video_pool)
+    return pictures(policy.vae, real), pictures(policy.vae, latents)
 
 
 def played(config: TrainConfig | LightTrainConfig, checkpoint: Path) -> dict[str, float]:
@@ -71,8 +92,8 @@ def played(config: TrainConfig | LightTrainConfig, checkpoint: Path) -> dict[str
     return {f"success_{task}": row["success"] for task, row in found["tasks"].items()}
 
 
-def predicted(policy: WAMPolicy, batch: Batch) -> torch.Tensor:
-    """Normalised chunks [B, T, A] for encoded observations, from the contract's noise."""
+def predicted(policy: WAMPolicy, batch: Batch, *, imagine: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Normalised chunks [B, T, A] for encoded observations, from the contract's noise; and latents of the future, if wanted."""
     size, horizon = batch.action.shape[:2]
     batch = tree_map_only(torch.Tensor, lambda x: x.to(policy.device), batch)
     context = policy.model.context(batch.context, batch.proprio)
@@ -80,5 +101,5 @@ def predicted(policy: WAMPolicy, batch: Batch) -> torch.Tensor:
     def noise(shape: tuple[int, ...]) -> torch.Tensor:
         return acting.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
 
-    wish = acting.Wish(horizon, noise, noise)
-    return acting.act(policy.spec, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish)[0]
+    wish = acting.Wish(horizon, noise, noise, imagine=imagine)
+    return acting.act(policy.spec, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish)
