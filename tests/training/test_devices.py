@@ -4,33 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from training_data import make_config
+from training_data import make_config, options
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import ConfigError
 from wam_policy.training.config import OptimizerConfig
 from wam_policy.training.loop import train
 from wam_policy.training.state import latest
-
-
-def options(config, prefix=""):
-    """A config as words of the command line."""
-    words = []
-    for field in fields(config):
-        value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
-        if is_dataclass(value):
-            words += options(value, f"{name}.")
-        elif isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
-        elif isinstance(value, tuple):
-            words += [f"--{name}", *map(str, value)] if value else []
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    return words
 
 
 def run(config, processes):

@@ -1,5 +1,6 @@
 """A recorded toy dataset, a codec for it, and small runs on them."""
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from tiny import TINY_VAE
@@ -56,3 +57,19 @@ def make_config(data, codec, out, **changes):
 
 def make_light(data, codec, init, out, **changes):
     return LightTrainConfig(**(_run(data, codec, out) | {"init": init, "sizes": LIGHT_SIZES, "steps": 6} | changes))
+
+
+def options(config, prefix=""):
+    """A config as words of the command line."""
+    words = []
+    for field in fields(config):
+        value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
+        if is_dataclass(value):
+            words += options(value, f"{name}.")
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
+        elif isinstance(value, tuple):
+            words += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
