@@ -33,7 +33,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@PYTHON=$(PYTHON) sh scripts/system-packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[metaworld,train,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[metaworld,train,minari,dev]'
 	touch $@
 
 # -- the embedded checkpoint, from nothing (under 90 minutes on 2 cores) --------------------------------------------

@@ -26,6 +26,11 @@ COMMANDS = {  # name -> (options, function, what it does)
     "convert": ("wam_policy.hub.convert:ConvertConfig", "wam_policy.hub.convert:convert", "convert a foreign checkpoint"),
     "info": ("wam_policy.hub.info:InfoConfig", "wam_policy.hub.info:info", "tell what a checkpoint is and needs"),
     "record": ("wam_policy.training.record:RecordConfig", "wam_policy.training.record:record", "record demonstrations"),
+    "import-minari": (
+        "wam_policy.training.minari_import:MinariConfig",
+        "wam_policy.training.minari_import:import_minari",
+        "make a LeRobot dataset of a Minari one",
+    ),
     "train-codec": (
         "wam_policy.training.codec:CodecConfig",
         "wam_policy.training.codec:train_codec",
@@ -49,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         wanted_help = not arguments or arguments[0] in ("-h", "--help")
         if not wanted_help:
             print(f"wam: no command {arguments[0]!r}", file=sys.stderr)
-        lines = [f"  {name:12} {text}" for name, (_, _, text) in COMMANDS.items()]
+        lines = [f"  {name:14} {text}" for name, (_, _, text) in COMMANDS.items()]
         print("usage: wam COMMAND [OPTIONS]   (wam COMMAND --help lists the options)\n", *lines, sep="\n")
         return 0 if wanted_help else 2
     import tyro

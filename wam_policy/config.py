@@ -332,7 +332,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if arguments[-1] is not Ellipsis and len(arguments) != len(value):
             raise ConfigError(f"config entry {where!r}: expected {len(arguments)} values, got {value!r}")
         return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, Mapping):
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is Literal:
         if value not in arguments:

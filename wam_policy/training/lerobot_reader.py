@@ -200,21 +200,8 @@ class LeRobotDataset:
 
     def frames(self, key: str) -> np.ndarray:
         """All pictures of one camera, uint8 [frames, H, W, 3], decoded into memory."""
-        height, width = self.picture_size(key)
-        frames = np.empty((self.length, height, width, 3), np.uint8)
-        files: dict[Path, np.ndarray] = {}
-        for episode in self.episodes:
-            path, seconds = episode.videos[key]
-            if path not in files:
-                files = {path: _decode(path)}  # episodes of one file follow each other: keep one file in memory
-            first, count = round(seconds * self.fps), episode.stop - episode.start
-            part = files[path][first : first + count]
-            if len(part) != count:
-                raise DatasetError(
-                    f"{path}: episode {episode.index} needs frames up to {first + count}, found {len(files[path])}"
-                )
-            frames[episode.start : episode.stop] = part
-        return frames
+        self.picture_size(key)
+        return np.concatenate([self.pictures(key, one, np.arange(one.start, one.stop)) for one in self.episodes])
 
 
 def _names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
@@ -232,13 +219,3 @@ def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{file} can't be read: {error}") from error
-
-
-def _decode(path: Path) -> np.ndarray:
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    except (OSError, av.error.FFmpegError) as error:
-        raise DatasetError(f"can't decode {path}: {error}") from error

@@ -29,18 +29,18 @@ def read_frames(path: Path, numbers: Sequence[int], fps: float) -> np.ndarray:
     """
     import av
 
-    wanted, found = sorted(set(numbers)), dict[int, np.ndarray]()
+    wanted, last, found = set(numbers), max(numbers), dict[int, np.ndarray]()
     try:
-        for number, frame in _from(path, wanted[0], fps):
+        for number, frame in _from(path, min(wanted), fps):
             if number in wanted:
                 found[number] = frame.to_ndarray(format="rgb24")
-            if number >= wanted[-1]:
+            if number >= last:
                 break
     except (OSError, av.error.FFmpegError) as error:
         _opened.cache_clear()
         raise DatasetError(f"can't decode {path}: {error}") from error
-    if missing := [number for number in wanted if number not in found]:
-        raise DatasetError(f"{path} ends before frame {missing[0]}: it is truncated")
+    if missing := wanted - found.keys():
+        raise DatasetError(f"{path} ends before frame {min(missing)}: it is truncated")
     return np.stack([found[number] for number in numbers])
 
 
