@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from wam_policy.config import Family
 from wam_policy.errors import ConfigError
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.objective import LossConfig
@@ -45,9 +46,12 @@ class DataConfig:
     """Windows of a LeRobot dataset, and the codec that encodes them."""
 
     dataset: tuple[str, ...]
-    """LeRobot v2.1 or v3.0 folders or Hub ids, with `meta/wam_contract.json`: what `wam record` writes."""
+    """LeRobot v2.1 or v3.0 folders or Hub ids, with `meta/wam_contract.json`, as `wam record` writes it, or of a `preset`."""
     codec: Path
     """Folder of the video codec, in diffusers' layout."""
+    preset: str | None = None
+    """What the papers trained on, "libero" or "robotwin" ("real_robot" for a Light-WAM): cameras and canvas, frames, names,
+    scaling, prompts, actions played. What a preset says can't be said otherwise."""
     cache: Path | None = None
     """Folder of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
     cameras: tuple[str, ...] = ("front", "wrist")
@@ -70,6 +74,8 @@ class CacheConfig(DataConfig):
 
     cache: Path
     """Folder of the encoded windows."""
+    family: Family = "fast_wam"
+    """Whose pictures a `preset` means: the families resize them differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,9 @@ class RunConfig(DataConfig):
 
     out: Path
     """Folder of the run: `checkpoint/`, `checkpoints/`, `curve.jsonl`; started again, a run goes on where it was."""
+    text: Path | None = None
+    """Folder of the text encoder (`text_encoder/`, `tokenizer/`) that embeds prompts which the weights a run begins from don't
+    know; the default is theirs, else a small one with random weights."""
     state_scaling: Mode = "min_max"
     """How the state is normalised."""
     action_scaling: Mode = "min_max"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
+from wam_policy import presets
 from wam_policy.config import (
     ActionConfig,
     CameraConfig,
@@ -16,6 +18,7 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
+from wam_policy.contract import ActionLayout
 from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.models.build import Model, build
 from wam_policy.models.config import TRUNK, FastWAMConfig, LightWAMConfig
@@ -25,11 +28,84 @@ from wam_policy.models.light_wam import trained
 from wam_policy.models.objective import SHIFT
 from wam_policy.models.vae import VAE
 from wam_policy.normalize import Normalization, statistics
-from wam_policy.training.config import DataConfig, LightTrainConfig, TrainConfig
+from wam_policy.presets import Preset
+from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, TrainConfig
 from wam_policy.training.mixture import Mixture
 from wam_policy.training.start import EMBODIMENT, Start, fill
 
 AnyTrainConfig = TrainConfig | LightTrainConfig
+DataT = TypeVar("DataT", bound=DataConfig)
+
+
+def preset_of(config: DataConfig) -> Preset | None:
+    """What the papers say of the data.
+
+    Raises:
+        ConfigError: the family has no such preset.
+    """
+    if config.preset is None:
+        return None
+    given = config.family if isinstance(config, CacheConfig) else "fast_wam"
+    return presets.preset_of("light_wam" if isinstance(config, LightTrainConfig) else given, config.preset)
+
+
+def with_preset(config: DataT) -> DataT:
+    """The config with what its preset says.
+
+    Raises:
+        ConfigError: the config says something of it too.
+    """
+    preset = preset_of(config)
+    if preset is None:
+        return config
+    said: dict[str, Any] = {
+        "cameras": preset.cameras.names,
+        "frames": preset.video.frames,
+        "stride": preset.video.stride,
+        "state_scaling": preset.normalization,
+        "action_scaling": preset.normalization,
+        "replan": preset.replan,
+        "template": preset.prompt.template,
+        "token_length": preset.prompt.token_length,
+        "sampling_steps": preset.sampling.steps,
+    }
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    said = {name: value for name, value in said.items() if name in fields}
+    twice = [name for name, value in said.items() if getattr(config, name) not in (fields[name], value)]
+    if twice:
+        raise ConfigError(f"the preset {config.preset!r} says {', '.join(f'`{name}`' for name in twice)}: leave that out")
+    return replace(config, **said)
+
+
+def layout(config: DataConfig, dataset: Mixture) -> ActionLayout:
+    """What the actions mean: as the preset says, else the dataset.
+
+    Raises:
+        DatasetError: nobody says, or it is another number of them.
+    """
+    preset = preset_of(config)
+    found = dataset.action_layout() if preset is None else preset.layout
+    there = len(dataset.names.get("action", ()))
+    if there != found.dim:
+        raise DatasetError(
+            f"{dataset.folder}: its actions have {there} numbers, but {found.dim} names: {', '.join(found.names)}; "
+            f"{'another dataset, or another preset' if preset else 'mend meta/wam_contract.json'}"
+        )
+    return found
+
+
+def state_names(config: DataConfig, dataset: Mixture) -> tuple[str, ...]:
+    """What the numbers of the state are called: as the preset says, else the dataset.
+
+    Raises:
+        DatasetError: there is no state, or it is another number of them.
+    """
+    preset, theirs = preset_of(config), dataset.names.get("observation.state", ())
+    found = theirs if preset is None else preset.state_names
+    if not theirs or len(found) != len(theirs):
+        wanted = len(found) or "some"
+        raise DatasetError(f"{dataset.folder}: `observation.state` should have {wanted} numbers, it has {len(theirs)}")
+    return tuple(found)
 
 
 def model_sizes(
@@ -48,7 +124,8 @@ def model_sizes(
 
 
 def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
-    """The config with what it leaves to the weights a run begins from: the prompts' form, the actions' shift."""
+    """The config with what it leaves to a preset, or to the weights a run begins from: prompts' form, the actions' shift."""
+    config = with_preset(config)
     usual = PromptConfig(template="{task}", token_length=8) if start is None or start.prompt is None else start.prompt
     template = usual.template if config.template is None else config.template
     length = usual.token_length if config.token_length is None else config.token_length
@@ -63,9 +140,12 @@ def cameras(config: DataConfig, dataset: Mixture) -> CameraConfig:
     """The cameras of the policy a run makes: as large as they were recorded, side by side.
 
     Raises:
-        DatasetError: the dataset lacks one, or they differ in size.
+        DatasetError: the dataset lacks one, or they differ in size and no preset says how they are put together.
     """
+    preset = preset_of(config)
     sizes = {name: dataset.picture_size(f"observation.images.{name}") for name in config.cameras}
+    if preset is not None:
+        return preset.cameras
     if len(set(sizes.values())) != 1:
         raise DatasetError(f"{dataset.folder}: cameras of different sizes don't stand side by side: {sizes}")
     height, width = sizes[config.cameras[0]]
@@ -76,7 +156,7 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
     """The contract of the policy a run makes, from a settled config."""
     assert config.template is not None and config.token_length is not None
     text = None if start is None or start.text is None or start.text.repo is None else start.text
-    layout, state = dataset.action_layout(), dataset.vector("observation.state")
+    actions, names, preset = layout(config, dataset), state_names(config, dataset), preset_of(config)
     of_state, of_action = scaling(config, dataset, start)
     family: Family = "light_wam"
     variant, action_shift, supervised_steps = None, None, None
@@ -87,13 +167,14 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
     return PolicyConfig(
         family=family,
         variant=variant,
-        model=model_sizes(config, start, action_dim=layout.dim, proprio_dim=state.shape[1], channels=vae.mean.numel()),
+        model=model_sizes(config, start, action_dim=actions.dim, proprio_dim=len(names), channels=vae.mean.numel()),
         cameras=cameras(config, dataset),
         video=VideoConfig(frames=config.frames, stride=config.stride),
-        state=StateConfig(names=dataset.names["observation.state"], normalization=of_state),
+        state=StateConfig(names=names, normalization=of_state),
         action=ActionConfig(
-            layout=layout,
+            layout=actions,
             normalization=of_action,
+            snap=None if preset is None else preset.snap,
             horizon=(config.frames - 1) * config.stride,
             replan=config.replan,
             supervised_steps=supervised_steps,
@@ -119,7 +200,7 @@ def scaling(config: AnyTrainConfig, dataset: Mixture, start: Start | None) -> tu
         return state, action
     if start is None or start.scaling is None:
         raise ConfigError("`keep_scaling` of what? There is no policy to begin from: name one with --init, or leave it out")
-    names = tuple(tuple(dataset.names[key]) for key in keys)
+    names = (state_names(config, dataset), layout(config, dataset).names)
     theirs = tuple(map(tuple, start.scaling.names))
     if names != theirs:
         raise ConfigError(f"`keep_scaling`: {start.folder} has the numbers {theirs}, the data {names}; leave it out")

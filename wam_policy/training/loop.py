@@ -177,7 +177,7 @@ def twin(model: ModelT, *, average: bool) -> ModelT:
 def write_statistics(config: TrainConfig | LightTrainConfig, dataset: Mixture) -> None:
     """Write the statistics of a dataset beside a run, as the reference has them."""
     action, state = dataset.vector("action"), dataset.vector("observation.state")
-    chunks = padded_actions(action, windows_of(config, dataset), dataset.action_layout())
+    chunks = padded_actions(action, windows_of(config, dataset), family.layout(config, dataset))
     place, source = config.out / "dataset_stats.json", dataset.fingerprint()
     statistics.write(place, state, action, chunks, episodes=len(dataset.episodes), dataset=source)
 
@@ -188,11 +188,16 @@ def prompts_of(
     """The prompts of a dataset: as the weights a run begins from know them, else as their text encoder embeds them.
 
     Where there is none, a small encoder with random weights makes embeddings that tell the sentences apart.
+
+    Raises:
+        CheckpointError: no text encoder where one was said to be.
     """
     wanted = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
     known = {} if begin is None else {prompt: begin.prompts[prompt].float() for prompt in wanted if prompt in begin.prompts}
     length, width, source = contract.prompt.token_length, contract.model.text_dim, None if begin is None else begin.text
     place = config.out if begin is None else Path(begin.folder)
+    if config.text is not None:
+        source, place = Source(subfolder=config.text.name), config.text.parent
 
     def encoder() -> TextEncoder:
         if source is not None:
@@ -226,6 +231,7 @@ def cache(config: CacheConfig) -> Path:
         DatasetError: the dataset is broken, or the cache holds other latents.
     """
     torch.set_num_threads(config.threads)
+    config = family.with_preset(config)
     dataset = Mixture(config.dataset)
     with joined(config.device) as devices:
         vae = codec_of(config, devices.device)

@@ -1,0 +1,76 @@
+"""The papers' own datasets are trained on by naming the preset: they don't say what their numbers mean."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from training_data import make_config, make_light
+
+from wam_policy import WAMPolicy
+from wam_policy.errors import ConfigError, DatasetError
+from wam_policy.presets import LIGHT_PRESETS, PRESETS
+from wam_policy.training.config import CacheConfig
+from wam_policy.training.lerobot_writer import LeRobotWriter
+from wam_policy.training.loop import cache, train
+
+
+def recorded(folder, preset, size):
+    """Two short episodes as the papers' datasets are laid out, without a contract."""
+    with LeRobotWriter(
+        folder,
+        fps=10,
+        robot_type="robot",
+        cameras={f"observation.images.{name}": size for name in preset.cameras.names},
+        vectors={"observation.state": preset.state_names, "action": preset.layout.names},
+        action=preset.layout,
+    ) as writer:
+        rng = np.random.default_rng(0)
+        for length in (5, 4):
+            pictures = {key: rng.integers(0, 256, (length, *size, 3), np.uint8) for key in writer.cameras}
+            vectors = {key: rng.uniform(-1, 1, (length, len(names))) for key, names in writer.vectors.items()}
+            writer.add_episode("put it there", pictures, vectors)
+    (folder / "meta/wam_contract.json").unlink()
+    info = json.loads((folder / "meta/info.json").read_text())
+    for key in ("observation.state", "action"):
+        info["features"][key]["names"] = None
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    return folder
+
+
+def small(data, codec, out, name):
+    config = make_config(data, codec, out, preset=name, steps=1, batch_size=2)
+    return replace(config, stride=PRESETS[name].video.stride, replan=PRESETS[name].replan, every=4)
+
+
+@pytest.mark.parametrize(("name", "size"), [("libero", (32, 32)), ("robotwin", (24, 32))])
+def test_a_preset_says_what_the_data_does_not(codec, tmp_path, name, size):
+    preset = PRESETS[name]
+    data = recorded(tmp_path / "data", preset, size)
+    with pytest.raises(DatasetError, match="doesn't say what its actions mean"):
+        train(make_config(data, codec, tmp_path / "plain", cameras=preset.cameras.names))
+    spec = WAMPolicy.from_pretrained(train(small(data, codec, tmp_path / "run", name))).spec
+    assert spec.cameras == preset.cameras and spec.video == preset.video and spec.prompt == preset.prompt
+    assert spec.state.names == preset.state_names and spec.action.layout == preset.layout
+    assert spec.state.normalization.mode == spec.action.normalization.mode == preset.normalization
+    assert (spec.action.horizon, spec.action.replan) == (preset.horizon, preset.replan)
+
+
+def test_what_a_preset_says_can_t_be_said_otherwise_and_must_fit_the_data(data, codec, tmp_path):
+    with pytest.raises(ConfigError, match="the preset 'libero' says `template`: leave that out"):
+        train(replace(small(data, codec, tmp_path / "a", "libero"), template="do {task}"))
+    with pytest.raises(ConfigError, match="no preset 'bridge'"):
+        train(make_config(data, codec, tmp_path / "b", preset="bridge"))
+    with pytest.raises(DatasetError, match="its actions have 3 numbers, but 7 names"):
+        train(small(data, codec, tmp_path / "c", "libero"))
+
+
+def test_a_light_wam_s_pictures_are_cached_as_it_sees_them(codec, tmp_path):
+    preset = LIGHT_PRESETS["libero"]
+    data = recorded(tmp_path / "data", preset, (32, 32))
+    base = train(small(data, codec, tmp_path / "base", "libero"))
+    options = {"preset": "libero", "every": 4, "cache": tmp_path / "latents"}
+    cache(CacheConfig(dataset=(str(data),), codec=codec, family="light_wam", **options))
+    config = make_light(data, codec, base, tmp_path / "run", steps=1, batch_size=2, **options)
+    spec = WAMPolicy.from_pretrained(train(replace(config, stride=4, replan=preset.replan))).spec
+    assert spec.cameras == preset.cameras
