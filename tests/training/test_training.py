@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import LAYOUT
+from tiny import LAYOUT, make_policy
 from training_data import RECIPE, make_config, make_light
 
 from wam_policy import WAMPolicy
@@ -18,6 +21,7 @@ from wam_policy.hub.convert import ConvertConfig, convert
 from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
 from wam_policy.models.objective import LossConfig
+from wam_policy.training import record as recording
 from wam_policy.training import start
 from wam_policy.training.config import LightSizeConfig, OptimizerConfig, SizeConfig
 from wam_policy.training.lerobot_reader import LeRobotDataset
@@ -41,6 +45,19 @@ def test_an_env_without_an_expert_can_t_be_recorded(tmp_path):
     with pytest.raises(EnvError, match="has no `expert_action`"):
         record(RecordConfig(out=tmp_path / "data", env="tiny:ToyPlain-v0", tasks={"x": 1}, workers=1))
     assert not (tmp_path / "data").exists()
+
+
+def test_a_policy_can_act_in_the_expert_s_place(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(tiny.__file__).parent))
+    config = RecordConfig(out=Path("unused"), env="tiny:Toy-v0", tasks={"touch": 1}, hold=0)
+    expert = recording.demonstrate(config, "touch", 0, 0.0)
+    seen, actions = [], [np.array([x, y, -grip]) for grip, x, y in expert.action]  # as the policy says it
+    acts = SimpleNamespace(wrap=make_policy().wrap, predict=lambda it: (seen.append(it), (actions.pop(0), None))[1])
+    monkeypatch.setattr(recording, "_worker_policy", lambda checkpoint: acts)
+    made = recording.demonstrate(replace(config, policy="./any"), "touch", 0, 0.0)
+    assert all(set(one) >= {"images.front", "state"} for one in seen) and len(seen) == len(made.action)
+    assert made.instruction == expert.instruction and np.allclose(made.state, expert.state)
+    assert np.array_equal(made.images["front"], expert.images["front"]) and np.allclose(made.action, expert.action)
 
 
 def test_a_codec_s_config_holds_the_statistics_of_its_latents(codec):

@@ -1,4 +1,4 @@
-"""Records demonstrations of an env's scripted expert as a LeRobot v3.0 dataset.
+"""Records demonstrations of an env's scripted expert, or of a policy, as a LeRobot v3.0 dataset.
 
 The expert's command is the label; what is executed is the command plus noise, or now and then a shove: some steps of one
 random displacement. So the data shows how to come back, and where the arm is does not give away where the goal is.
@@ -6,8 +6,9 @@ random displacement. So the data shows how to come back, and where the arm is do
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,16 @@ MAX_ATTEMPTS = 4  # seeds tried for one wanted demonstration before the expert i
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """Demonstrations of scripted experts, written as a LeRobot v3.0 dataset."""
+    """Demonstrations of scripted experts, or of a policy, written as a LeRobot v3.0 dataset."""
 
     out: Path
     """Folder of the new dataset."""
     tasks: dict[str, int]
     """Demonstrations wanted for each value of the env's `task` argument: name, number, name, number, …"""
     env: str = "wam_policy/MetaWorld-v0"
-    """Gymnasium env id; the env must have `expert_action()` and a `contract`."""
+    """Gymnasium env id; the env must have a `contract` and, without `policy`, `expert_action()`."""
+    policy: str | None = None
+    """Checkpoint that acts in the expert's place: folder, Hub id, or "embedded:<name>"."""
     noise: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Standard deviations of the noise on the executed action, used by turns."""
     shoves: float = 0.0
@@ -95,38 +98,75 @@ class Shoves:
         return shoved
 
 
-def demonstrate(env_id: str, task: str, seed: int, noise: float, hold: int, shove_rate: float = 0.0) -> Demonstration | None:
-    """Run the expert for one episode; None if it fails."""
-    env = _worker_env(env_id, task)
+class Disturbed(gym.Wrapper[Any, Any, Any, Any]):
+    """Executes something else than it is told, and keeps what it saw and what it was told."""
+
+    def __init__(self, env: gym.Env[Any, Any], disturb: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(env)
+        self.disturb, self.now = disturb, None
+        self.seen, self.told = list[Any](), list[np.ndarray]()
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        self.now, info = self.env.reset(**options)
+        return self.now, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Keep the action, execute its disturbance."""
+        self.seen.append(self.now)
+        self.told.append(action)
+        self.now, *rest = self.env.step(self.disturb(action))
+        return self.now, *rest  # type: ignore[return-value]  # four values
+
+
+def demonstrate(config: RecordConfig, task: str, seed: int, noise: float) -> Demonstration | None:
+    """Run the expert, or a policy, for one episode; None if it fails."""
+    bare = _worker_env(config.env, task)
     rng = np.random.default_rng([seed, 7])
-    contract, expert = env.get_wrapper_attr("contract"), env.get_wrapper_attr("expert_action")
-    shoves = Shoves(shove_rate, contract.action, rng)
-    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]  # a Box: the contract names its numbers
-    observation, _ = env.reset(seed=seed)
-    images: dict[str, list[np.ndarray]] = {name: [] for name in contract.cameras}
-    states, actions, left = [], [], None
-    while left is None or left > 0:
-        action = expert()
-        for name, path in contract.cameras.items():
-            images[name].append(at(observation, path))
-        states.append(at(observation, contract.state))
-        actions.append(action)
+    contract = bare.get_wrapper_attr("contract")
+    shoves = Shoves(config.shoves, contract.action, rng)
+    low, high = bare.action_space.low, bare.action_space.high  # type: ignore[attr-defined]  # a Box: the contract names its numbers
+
+    def disturb(action: np.ndarray) -> np.ndarray:
         executed = shoves(action) + noise * rng.standard_normal(action.shape)
-        observation, _, _, truncated, info = env.step(np.clip(executed, low, high).astype(np.float32))
+        return np.clip(executed, low, high).astype(np.float32)
+
+    env: gym.Env[Any, Any] = Disturbed(bare, disturb)
+    top, act = env, lambda _: bare.get_wrapper_attr("expert_action")()
+    if config.policy is not None:
+        policy = _worker_policy(config.policy)
+        top, act = policy.wrap(env), lambda observation: policy.predict(observation)[0]
+    observation, _ = top.reset(seed=seed)
+    left = None
+    while left is None or left > 0:
+        observation, _, _, truncated, info = top.step(act(observation))
         if left is None and info["is_success"]:
-            left = hold
+            left = config.hold
         elif left is not None:
             left -= 1
         if truncated and left is None:
             return None
         if truncated:
             break
+    seen, told = env.seen, env.told  # type: ignore[attr-defined]  # of a `Disturbed`
     return Demonstration(
-        env.get_wrapper_attr("instruction"),
-        {name: np.stack(frames) for name, frames in images.items()},
-        np.stack(states).astype(np.float32),
-        np.stack(actions).astype(np.float32),
+        bare.get_wrapper_attr("instruction"),
+        {name: np.stack([at(one, path) for one in seen]) for name, path in contract.cameras.items()},
+        np.stack([at(one, contract.state) for one in seen]).astype(np.float32),
+        np.stack(told).astype(np.float32),
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_policy(checkpoint: str) -> Any:
+    """The policy of this worker process."""
+    import torch
+
+    from wam_policy.checkpoints import place
+    from wam_policy.policy import WAMPolicy
+
+    torch.set_num_threads(1)
+    return WAMPolicy.from_pretrained(place(checkpoint))
 
 
 def _wanted(config: RecordConfig) -> list[tuple[str, int, float]]:
@@ -141,10 +181,11 @@ def _wanted(config: RecordConfig) -> list[tuple[str, int, float]]:
 def _attempt(config: RecordConfig, item: tuple[str, int, float]) -> Demonstration:
     task, seed, noise = item
     for attempt in range(MAX_ATTEMPTS):
-        demonstration = demonstrate(config.env, task, seed + attempt * 100_000, noise, config.hold, config.shoves)
+        demonstration = demonstrate(config, task, seed + attempt * 100_000, noise)
         if demonstration is not None:
             return demonstration
-    raise EnvError(f"{task}: the expert failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}")
+    who = "expert" if config.policy is None else "policy"
+    raise EnvError(f"{task}: the {who} failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}")
 
 
 def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
@@ -156,9 +197,11 @@ def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
 def record(config: RecordConfig) -> Path:
     """Record what the config asks for and return the dataset's folder."""
     probe = make_env(config.env, next(iter(config.tasks)))
-    for name in ("expert_action", "contract", "instruction"):
+    for name in ("contract", "instruction", *(() if config.policy else ("expert_action",))):
         if not probe.has_wrapper_attr(name):
-            raise EnvError(f"{config.env} has no `{name}`: only envs with a scripted expert and a contract can be recorded")
+            raise EnvError(
+                f"{config.env} has no `{name}`: only envs with a contract and a scripted expert, or a --policy, can be recorded"
+            )
     contract, fps = probe.get_wrapper_attr("contract"), int(probe.metadata["render_fps"])
     observation, _ = probe.reset(seed=0)
     sizes = {name: np.asarray(at(observation, path)).shape[:2] for name, path in contract.cameras.items()}
