@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from stand_in import serving
 
 from wam_policy import WAMPolicy
+from wam_policy.checkpoints import embedded
 from wam_policy.training.record import RecordConfig, record
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
@@ -26,7 +29,7 @@ def run(path, *arguments):
     [
         pytest.param(p, id=p.name, marks=() if p.name in QUICK else pytest.mark.slow)
         for p in EXAMPLES
-        if p.name != "fine_tune.py"
+        if not p.name.startswith("fine_tune")
     ],
 )
 def test_the_example_runs(path):
@@ -34,8 +37,16 @@ def test_the_example_runs(path):
 
 
 @pytest.mark.slow
-def test_the_fine_tuning_example_makes_a_policy(tmp_path):
+def test_the_fine_tuning_examples_make_policies(tmp_path, monkeypatch):
     data = record(RecordConfig(out=tmp_path / "data", tasks={"drawer-open-v3": 1}, workers=1))
-    (example,) = (p for p in EXAMPLES if p.name == "fine_tune.py")
-    run(example, data, tmp_path / "policy", 2)
+    plain, from_hub = (p for p in EXAMPLES if p.name.startswith("fine_tune"))
+    run(plain, data, tmp_path / "policy", 2)
     assert WAMPolicy.from_pretrained(tmp_path / "policy").spec.family == "fast_wam"
+    with serving(monkeypatch, tmp_path / "cache") as hub:
+        folder = embedded("metaworld-fast-wam")
+        hub.repos["lab/policy"] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        run(from_hub, "lab/policy", data, tmp_path / "tuned", 2)
+    before, after = (WAMPolicy.from_pretrained(place).model for place in (folder, tmp_path / "tuned"))
+    assert torch.equal(before.video.head.head.weight, after.video.head.head.weight.to(before.video.head.head.weight))

@@ -102,9 +102,9 @@ def test_a_camera_that_is_missing_is_named():
 
 
 def test_the_other_family_s_loss_is_refused():
-    with pytest.raises(DatasetError, match="is a `LossConfig`"):
+    with pytest.raises(ConfigError, match="is a `LossConfig`"):
         make_policy().training_step(make_batch(make_policy()), loss=LightLossConfig())
-    with pytest.raises(DatasetError, match="is a `LightLossConfig`"):
+    with pytest.raises(ConfigError, match="is a `LightLossConfig`"):
         make_light_policy().training_step(make_batch(make_light_policy()), loss=LossConfig())
 
 

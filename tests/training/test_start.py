@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import make_config, make_policy
+from tiny import make_config, make_light_policy, make_policy
 
 from wam_policy.errors import CheckpointError, WeightsError
 from wam_policy.hub import formats
@@ -68,6 +68,12 @@ def test_of_a_policy_the_video_expert_alone_makes_a_new_action_expert(policy_fol
     assert sorted(start.fill(model, begin)) == sorted([*NEW, "proprio_encoder.weight", "proprio_encoder.bias"])
     made = action_from_video(make_policy().model.video.state_dict(), fresh().action.state_dict())
     assert all(torch.equal(model.action.state_dict()[name], x) for name, x in made.items()) and begin.prompts
+
+
+def test_a_light_wam_s_weights_don_t_begin_a_fast_wam(tmp_path):
+    folder = make_light_policy().save_pretrained(tmp_path / "light")
+    with pytest.raises(CheckpointError, match="is a Light-WAM's checkpoint: begin `wam train-light`"):
+        start.fill(fresh(), start.read(folder))
 
 
 def test_everything_else_must_fit(policy_folder):

@@ -101,14 +101,14 @@ def step(
         assert policy.spec.variant is not None
         wanted = loss or LossConfig(video_shift=sampling.video_shift, action_shift=sampling.action_shift)
         if not isinstance(wanted, LossConfig):
-            raise DatasetError("a Fast-WAM's loss is a `LossConfig`")
+            raise ConfigError("a Fast-WAM's loss is a `LossConfig`")
         draws = draw(encoded, generator, policy.spec.variant)
         losses: Any = training_losses(model, encoded, draws, wanted, policy.spec.variant)
     else:
         prefix = policy.spec.action.supervised_steps
         light = loss or LightLossConfig(video_shift=sampling.video_shift, prefix_steps=prefix)
         if not isinstance(light, LightLossConfig):
-            raise DatasetError("a Light-WAM's loss is a `LightLossConfig`")
+            raise ConfigError("a Light-WAM's loss is a `LightLossConfig`")
         losses = light_losses(model, encoded, light_draw(encoded, model.config.video_pool, generator), light)
     return losses.total, {name: getattr(losses, name).detach() for name in ("video", "action")}
 

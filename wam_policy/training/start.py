@@ -107,6 +107,7 @@ def fill(model: nn.Module, start: Start) -> list[str]:
 
     Raises:
         WeightsError: it doesn't.
+        CheckpointError: they are a Light-WAM's, the model is a Fast-WAM.
     """
     own, given = model.state_dict(), dict(start.tensors)
     fresh: set[str] = set()
@@ -114,6 +115,10 @@ def fill(model: nn.Module, start: Start) -> list[str]:
         if not any(name.startswith("expert.") for name in given):  # not a Light-WAM: its video expert, and its proprio encoder
             given = {name: x for name, x in given.items() if name in own}
             fresh = {name for name in own if trained(name) and name not in given}
+    elif any(name.startswith("expert.") for name in given):
+        raise CheckpointError(
+            f"{start.folder} is a Light-WAM's checkpoint: begin `wam train-light` from it, or name a Fast-WAM's"
+        )
     elif not any(name.startswith("action.blocks.") for name in given):
         video, action = (
             {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,36 @@
+"""Fine-tune a Fast-WAM from the Hub to your demonstrations: its video expert stays, its action expert learns, compiled."""
+
+import sys
+
+import torch
+from torch.utils.data import DataLoader
+
+from wam_policy import WAMPolicy
+from wam_policy.models.objective import LossConfig
+from wam_policy.training.compiled import compile_training
+from wam_policy.training.lerobot_reader import LeRobotDataset
+from wam_policy.training.window_dataset import WindowDataset
+
+repo, folder, out, steps = *sys.argv[1:4], int(sys.argv[4])
+device = "cuda" if torch.cuda.is_available() else "cpu"
+policy = WAMPolicy.from_pretrained(repo, device=device, dtype=torch.float32)
+policy.model.video.requires_grad_(False)
+compile_training(policy.model)
+sampling = policy.spec.sampling
+loss_config = LossConfig(lambda_video=0.0, video_shift=sampling.video_shift, action_shift=sampling.action_shift)
+loader = DataLoader(WindowDataset(LeRobotDataset(folder), policy.spec), batch_size=8, shuffle=True, drop_last=True)
+optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+
+done = 0
+while done < steps:
+    for batch in loader:
+        loss, metrics = policy.training_step(batch, loss=loss_config)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.trainable_parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        done += 1
+        print(f"step {done}: action {metrics['action']:.3f}")
+        if done == steps:
+            break
+policy.save_pretrained(out)  # policy.push_to_hub("organisation/name") publishes it
