@@ -34,6 +34,7 @@ from wam_policy.observation import IMAGE, INSTRUCTION, STATE
 from wam_policy.results import commit, versions, wilson_interval
 
 OTHERS = ("door-open-v3", "plate-slide-v3", "faucet-open-v3", "coffee-button-v3", "handle-press-v3", "dial-turn-v3")
+BATCH = 32
 RECIPE = ("--optimizer.learning-rate=1e-3", "--optimizer.warmup=50", "--optimizer.ema=0.99", "--replan=4", "--threads=1")
 
 
@@ -133,7 +134,7 @@ def rate(config: QuestionConfig, name: str) -> float:
         wam(out / "log", *training(config, name, out, "--steps=60", "--log-every=10", "--seed=0"))
     rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
     times = [row["seconds"] for row in rows]
-    return 320 / statistics.median(np.diff(times[1:]).tolist())
+    return 10 * BATCH / statistics.median(np.diff(times[1:]).tolist())
 
 
 def latency(checkpoint: Path, calls: int = 40) -> float:
@@ -160,10 +161,10 @@ def row(config: QuestionConfig, name: str) -> dict[str, Any]:
     """What came of one condition: its seeds together and apart, and its speeds."""
     seeds = range(CONDITIONS[name].seeds)
     found = [json.loads((config.out / f"{name}-{seed}" / "eval" / "summary.json").read_text()) for seed in seeds]
-    curves = [(config.out / f"{name}-{seed}" / "curve.jsonl").read_text().splitlines() for seed in seeds]
     rates = {task: [one["tasks"][task]["success"] for one in found] for task in METAWORLD_TASKS}
     wins = round(config.episodes * sum(map(sum, rates.values())))
     episodes = config.episodes * len(METAWORLD_TASKS) * len(seeds)
+    samples = rate(config, name)
     return {
         "title": CONDITIONS[name].title,
         "success": wins / episodes,
@@ -171,8 +172,8 @@ def row(config: QuestionConfig, name: str) -> dict[str, Any]:
         "episodes": episodes,
         "seeds": [one["mean_success"] for one in found],
         "tasks": {task: statistics.mean(rate) for task, rate in rates.items()},
-        "training_minutes": max(json.loads(curve[-1])["seconds"] for curve in curves) / 60,
-        "samples_per_s": rate(config, name),
+        "samples_per_s": samples,
+        "training_minutes": config.steps * BATCH / samples / 60,
         "latency_ms": latency(config.out / f"{name}-0" / "checkpoint"),
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_a_mixture_is_its_parts_one_after_the_other(two):
     frames = one.frames(CAMERA)
     for episode, own in zip(both.episodes, one.episodes * 2, strict=True):
         rows = [episode.start, episode.stop - 1]
-        assert np.array_equal(both.pictures(CAMERA, episode, rows), frames[[own.start, own.stop - 1]])
+        assert np.array_equal(both.pictures("front", episode, rows), frames[[own.start, own.stop - 1]])
     assert both.fingerprint() not in (one.fingerprint(), Mixture(two[:1]).fingerprint())
 
 
@@ -59,6 +60,18 @@ def test_recordings_that_don_t_go_together_are_refused(two, tmp_path):
     (other / "meta/info.json").write_text(json.dumps(info))
     with pytest.raises(DatasetError, match="elsewhere"):
         Mixture((two[0], other))
+
+
+def test_a_camera_is_found_by_its_name_an_alias_or_where_it_is_said_to_be(two):
+    mixture = Mixture(two[:1], {"top": CAMERA})
+    assert mixture.picture_size("top") == mixture.picture_size("front")
+    libero = SimpleNamespace(folder="libero", cameras=["observation.images.agentview", "observation.images.image2"])
+    assert [mixture.feature(name, libero) for name in ("image", "wrist_image", "top")] == [*libero.cameras, CAMERA]
+    with pytest.raises(DatasetError, match=r"no camera 'side'; it has .*--camera-map side observation"):
+        mixture.feature("side", libero)
+    libero.cameras.append("observation.images.agentview_rgb")
+    with pytest.raises(DatasetError, match=r"are names of one camera.*--camera-map image"):
+        mixture.feature("image", libero)
 
 
 def test_datasets_are_drawn_as_often_as_their_weights_say(two, tmp_path, monkeypatch):

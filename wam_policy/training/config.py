@@ -56,6 +56,9 @@ class DataConfig:
     """Folder of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
     cameras: tuple[str, ...] = ("front", "wrist")
     """Cameras, in canvas order."""
+    camera_map: dict[str, str] = field(default_factory=dict)
+    """Where a camera is in the data: name, feature, name, feature, …; the default is `observation.images.<name>`, or that of an
+    alias (`wam_policy.cameras`)."""
     frames: int = 5
     """Pixel frames per window, the observation included."""
     stride: int = 4

@@ -143,7 +143,7 @@ def cameras(config: DataConfig, dataset: Mixture) -> CameraConfig:
         DatasetError: the dataset lacks one, or they differ in size and no preset says how they are put together.
     """
     preset = preset_of(config)
-    sizes = {name: dataset.picture_size(f"observation.images.{name}") for name in config.cameras}
+    sizes = {name: dataset.picture_size(name) for name in config.cameras}
     if preset is not None:
         return preset.cameras
     if len(set(sizes.values())) != 1:

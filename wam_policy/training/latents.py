@@ -67,7 +67,8 @@ def codec_fingerprint(codec: Path) -> str:
 def fingerprint(config: DataConfig, cameras: CameraConfig, dataset: Mixture, windows: Windows) -> str:
     """SHA-256 of what latents depend on: the recording, the codec, the canvas, the frames of each window."""
     digest = hashlib.sha256((dataset.fingerprint() + codec_fingerprint(config.codec)).encode())
-    digest.update(repr((cameras, windows.frame_rows.shape)).encode())
+    places = sorted(dataset.camera_map.items())
+    digest.update(repr((cameras, windows.frame_rows.shape, *([places] if places else []))).encode())
     digest.update(windows.frame_rows.tobytes())
     return digest.hexdigest()
 
@@ -140,7 +141,7 @@ def _encode(
         number = int(windows.episode[start])
         stop = int(np.searchsorted(windows.episode, number, side="right"))
         rows, places = np.unique(windows.frame_rows[start:stop], return_inverse=True)
-        seen = {name: dataset.pictures(f"observation.images.{name}", dataset.episodes[number], rows) for name in cameras.names}
+        seen = {name: dataset.pictures(name, dataset.episodes[number], rows) for name in cameras.names}
         canvas = torch.from_numpy(images.canvas(seen, cameras))
         clips = torch.from_numpy(places.reshape(stop - start, -1))
         parts = []

@@ -65,7 +65,7 @@ def train(config: TrainConfig | LightTrainConfig) -> Path:
 
 def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     devices.share(config.batch_size // config.accumulate)
-    dataset = Mixture(config.dataset)
+    dataset = Mixture(config.dataset, config.camera_map)
     vae = codec_of(config, devices.device)
     folders = config.init if isinstance(config, TrainConfig) else (config.init,)
     begin = start.read(*folders) if folders else None
@@ -232,7 +232,7 @@ def cache(config: CacheConfig) -> Path:
     """
     torch.set_num_threads(config.threads)
     config = family.with_preset(config)
-    dataset = Mixture(config.dataset)
+    dataset = Mixture(config.dataset, config.camera_map)
     with joined(config.device) as devices:
         vae = codec_of(config, devices.device)
         encoded(config, family.cameras(config, dataset), vae, dataset, windows_of(config, dataset))

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from wam_policy.cameras import find
 from wam_policy.contract import ActionLayout
-from wam_policy.errors import DatasetError
+from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.hub.locate import RECORDING, Download, locate
 from wam_policy.training.lerobot_reader import Episode, LeRobotDataset
 
 T = TypeVar("T")
+IMAGES = "observation.images."
 
 
 class Mixture:
     """Recordings one after the other; rows and episodes are counted through."""
 
-    def __init__(self, places: Sequence[str | Path]) -> None:
+    def __init__(self, places: Sequence[str | Path], camera_map: Mapping[str, str] | None = None) -> None:
         """Read everything but the frames.
 
         Args:
             places: folders or Hub ids; what isn't here is downloaded.
+            camera_map: camera name -> feature; of others the feature is the one of that name, or of an alias.
 
         Raises:
             DatasetError: one is broken, or they differ in their vectors' names.
@@ -33,7 +36,7 @@ class Mixture:
         """
         self.parts = [LeRobotDataset(locate(place, Download(), RECORDING, "dataset")) for place in places]
         first = self.parts[0]
-        self.folder, self.names, self.cameras = first.folder, first.names, first.cameras
+        self.folder, self.names, self.camera_map = first.folder, first.names, dict(camera_map or {})
         for part in self.parts[1:]:
             if part.names != first.names:
                 raise DatasetError(f"{part.folder} has the vectors {part.names}, {first.folder} has {first.names}")
@@ -70,13 +73,34 @@ class Mixture:
         """
         return self._agreed("actions", [part.action_layout() for part in self.parts])
 
-    def picture_size(self, key: str) -> tuple[int, int]:
+    def feature(self, camera: str, part: LeRobotDataset) -> str:
+        """The feature of a recording that holds a camera's pictures.
+
+        Raises:
+            DatasetError: there is none, or several might be it.
+        """
+        if camera in self.camera_map:
+            return self.camera_map[camera]
+        names = {key.removeprefix(IMAGES): key for key in part.cameras}
+        try:
+            found = find(camera, names)
+        except ConfigError as error:
+            raise DatasetError(f"{part.folder}: {error}; say it with --camera-map {camera} {IMAGES}…") from error
+        if found is None:
+            example = part.cameras[0] if part.cameras else IMAGES + camera
+            raise DatasetError(
+                f"{part.folder} has no camera {camera!r}; it has {part.cameras}: name these with --cameras, or say "
+                f"where it is, --camera-map {camera} {example}"
+            )
+        return names[found]
+
+    def picture_size(self, camera: str) -> tuple[int, int]:
         """Height and width of one camera's pictures.
 
         Raises:
             DatasetError: one has no such camera, or they differ.
         """
-        return self._agreed(key, [part.picture_size(key) for part in self.parts])
+        return self._agreed(camera, [part.picture_size(self.feature(camera, part)) for part in self.parts])
 
     def _agreed(self, what: str, found: Sequence[T]) -> T:
         for part, value in zip(self.parts, found, strict=True):
@@ -84,6 +108,7 @@ class Mixture:
                 raise DatasetError(f"{part.folder}: {what} {value}, but {found[0]} in {self.folder}")
         return found[0]
 
-    def pictures(self, key: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    def pictures(self, camera: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """One camera's pictures in some rows of an episode, rising, uint8 [len(rows), H, W, 3]."""
-        return self.parts[int(self.part_of(np.array(episode.start)))].pictures(key, episode, rows)
+        part = self.parts[int(self.part_of(np.array(episode.start)))]
+        return part.pictures(self.feature(camera, part), episode, rows)
