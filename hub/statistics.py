@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_policy.errors import CheckpointError
+from wam_policy.errors import CheckpointError, DatasetError
 from wam_policy.hub.atomic import write_text
 from wam_policy.normalize import Mode, Normalization, needs, statistics
 
@@ -46,6 +46,26 @@ def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = 
             f"{path} doesn't hold the statistics of the {vector} ({mode}, {dim} numbers): {error!r}"
         ) from error
     return normalization
+
+
+def check_of(path: Path, *, dataset: str, rows: int) -> None:
+    """Refuse a file of other data: by what it says it was computed from, else by the number of rows.
+
+    Args:
+        path: the file.
+        dataset: SHA-256 of the data.
+        rows: how many it has.
+
+    Raises:
+        DatasetError: it is of other data.
+    """
+    told = json.loads(path.read_text(encoding="utf-8"))
+    theirs, count = told.get("dataset_sha256"), told.get("num_transition")
+    if theirs not in (None, dataset) or (theirs is None and count not in (None, rows)):
+        raise DatasetError(
+            f"{path} holds the statistics of other data ({count} rows, sha256 {theirs}; this data: {rows}, {dataset}): "
+            f"leave --stats out, then they are computed"
+        )
 
 
 def write(path: Path, state: np.ndarray | None, action: np.ndarray, chunks: np.ndarray, *, episodes: int, dataset: str) -> None:

@@ -121,6 +121,22 @@ def test_lora_moves_every_block_s_layers_by_a_low_rank_and_is_kept_merged(data, 
     assert {name.split(".")[-2] for name in state if "lora" in name} == {"default"}
 
 
+def test_statistics_may_be_given_and_are_refused_if_they_are_of_other_data(data, codec, tmp_path):
+    first = train(make_config(data, codec, tmp_path / "first", steps=1))
+    stats = tmp_path / "first/dataset_stats.json"
+    second = train(make_config(data, codec, tmp_path / "second", steps=1, stats=stats, action_scaling="z_score"))
+    a, b = (WAMPolicy.from_pretrained(folder).spec for folder in (first, second))
+    theirs, mine = (spec.state.normalization.statistics for spec in (a, b))
+    assert mine == {name: theirs[name] for name in ("min", "max")} and b.action.normalization.mode == "z_score"
+    told = json.loads(stats.read_text())
+    for other in ({"dataset_sha256": "0" * 64}, {"dataset_sha256": None, "num_transition": 7}):
+        stats.write_text(json.dumps(told | other))
+        with pytest.raises(DatasetError, match="holds the statistics of other data"):
+            train(make_config(data, codec, tmp_path / "third", steps=1, stats=stats))
+    stats.write_text(json.dumps(told | {"dataset_sha256": None}))  # as the reference writes it
+    assert train(make_config(data, codec, tmp_path / "fourth", steps=1, stats=stats))
+
+
 def test_the_scaling_of_the_policy_begun_from_is_kept_for_the_same_robot_only(data, codec, tmp_path):
     first = train(make_config(data, codec, tmp_path / "first", steps=1, state_scaling="quantile"))
     with pytest.raises(ConfigError, match="There is no policy to begin from"):

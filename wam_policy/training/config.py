@@ -94,6 +94,8 @@ class RunConfig(DataConfig):
     """How the state is normalised."""
     action_scaling: Mode = "min_max"
     """How the actions are."""
+    stats: Path | None = None
+    """Statistics of this data to normalise by, a `dataset_stats.json`; the default is to compute them."""
     keep_scaling: bool = False
     """Normalise as the policy that a run begins from does, not by this data's statistics: for the same robot, another task."""
     weights: tuple[float, ...] = ()
@@ -159,6 +161,8 @@ class RunConfig(DataConfig):
             raise ConfigError(f"{', '.join(f'`{name}`' for name in small)} must be positive")
         if self.weights and (len(self.weights) != len(self.dataset) or min(self.weights) <= 0):
             raise ConfigError(f"`weights` must be positive, one for each of {len(self.dataset)} datasets, got {self.weights}")
+        if self.keep_scaling and self.stats is not None:
+            raise ConfigError("`keep_scaling` and `stats` both say how to normalise: leave one of them out")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"`validation` must lie in [0, 1), got {self.validation}")
         if self.batch_size % self.accumulate:

@@ -20,6 +20,7 @@ from wam_policy.config import (
 )
 from wam_policy.contract import ActionLayout
 from wam_policy.errors import ConfigError, DatasetError
+from wam_policy.hub import statistics as given
 from wam_policy.models.build import Model, build
 from wam_policy.models.config import TRUNK, FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam import FastWAM
@@ -191,10 +192,16 @@ def scaling(config: AnyTrainConfig, dataset: Mixture, start: Start | None) -> tu
 
     Raises:
         ConfigError: as another policy does that has none, or is another robot's.
+        CheckpointError: by a file that can't be read or doesn't fit.
+        DatasetError: by a file of other data.
     """
-    keys = ("observation.state", "action")
+    keys, modes = ("observation.state", "action"), (config.state_scaling, config.action_scaling)
+    if config.stats is not None:
+        parts = (("state", len(state_names(config, dataset))), ("action", layout(config, dataset).dim))
+        state, action = (given.read(config.stats, name, mode, dim) for (name, dim), mode in zip(parts, modes, strict=True))
+        given.check_of(config.stats, dataset=dataset.fingerprint(), rows=dataset.length)
+        return state, action
     if not config.keep_scaling:
-        modes = (config.state_scaling, config.action_scaling)
         pairs = zip(modes, keys, strict=True)
         state, action = (Normalization(mode=mode, statistics=statistics(dataset.vector(key))) for mode, key in pairs)
         return state, action
