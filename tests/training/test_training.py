@@ -117,6 +117,9 @@ def test_lora_moves_every_block_s_layers_by_a_low_rank_and_is_kept_merged(data, 
         assert torch.equal(x, b[name]) == (name not in adapted | own), name
     moved = b["video.blocks.0.ffn.0.weight"].float() - a["video.blocks.0.ffn.0.weight"].float()
     assert torch.linalg.svdvals(moved)[2:].max() < 0.05 * torch.linalg.svdvals(moved)[0]  # what is over is bfloat16's rounding
+    train(make_config(data, codec, tmp_path / "second", save_every=2, **changes))  # a finished run stays what it is
+    again = WAMPolicy.from_pretrained(second).model.state_dict()
+    assert all(torch.equal(x, again[name]) for name, x in b.items())
     state = load_file(latest(tmp_path / "second") / "training/state.safetensors")
     assert {name.split(".")[-2] for name in state if "lora" in name} == {"default"}
 

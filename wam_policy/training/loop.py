@@ -92,6 +92,7 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     state = state_of(config, family.new_model(contract, begin, part_of(config)), devices)
     if found is not None:
         restore(found, state)
+        gather(state)
         logger.info("going on from %s", found)
     policy = WAMPolicy(contract, state.kept, vae=vae, prompts=prompts)
     logger.info("%d windows, %d process(es), each on %s", len(data.names), devices.count, devices.device)
@@ -118,11 +119,11 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
                 raise TrainingError(f"stopped at step {state.step}; it is saved, start the run again to go on")
     if devices.first:
         rows = seeing.rows_of(curve.path)
+        policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16, notes=seeing.notes(config, facts, rows))
         seeing.curves(rows, config.out / "curves.png")
         futures = imagined(config, policy, validation if len(validation.names) else everything)
         if futures is not None:
             seeing.contact_sheet(*futures, config.out / "futures.png")
-        policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16, notes=seeing.notes(config, facts, rows))
     devices.wait()
     return config.out / "checkpoint"
 
@@ -147,6 +148,8 @@ def state_of(config: TrainConfig | LightTrainConfig, model: Model, devices: Devi
         losses_of(config, averaged, devices)
     if kept is None:
         kept = averaged if average else twin(model, average=False)
+    elif not cut:
+        kept = kept.to(devices.device)
     compile_training(model, backend="inductor" if config.compile else None, checkpointing=config.checkpointing)
     module = losses_of(config, model, devices)
     model.train()
