@@ -88,6 +88,8 @@ def wam(log: Path, command: str, *options: str) -> None:
 def prepare(config: QuestionConfig) -> None:
     """Record the other tasks, encode both datasets, train the video expert."""
     other, log = config.out / "other", config.out / "prepare.log"
+    if (config.out / "video" / "checkpoint" / "config.json").is_file():
+        return
     if not (other / "meta" / "info.json").is_file():
         wanted = [word for task in OTHERS for word in (task, str(config.demonstrations))]
         wam(log, "record", f"--out={other}", "--seed=3000000", "--shoves=0.03", "--tasks", *wanted)
