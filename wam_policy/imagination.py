@@ -67,12 +67,12 @@ def score(futures: list[Future]) -> dict[str, list[float]]:
     longest = max(len(future.real) for future in futures)
     reached = [[future for future in futures if len(future.real) > k] for k in range(1, longest)]
     return {
-        "psnr_db": [_psnr_over([(f.imagined[k], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
-        "still_psnr_db": [_psnr_over([(f.real[0], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
+        "psnr_db": [psnr_over([(f.imagined[k], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
+        "still_psnr_db": [psnr_over([(f.real[0], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
     }
 
 
-def _psnr_over(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+def psnr_over(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     """PSNR of many pictures as of one large one, at most 100 dB."""
     return min(100.0, psnr(*(np.stack(side) for side in zip(*pairs, strict=True))))
 

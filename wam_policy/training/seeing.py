@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from wam_policy import images
 from wam_policy.errors import MissingExtraError
 from wam_policy.hub.atomic import write_bytes
-from wam_policy.imagination import psnr
+from wam_policy.imagination import psnr_over
 from wam_policy.models.vae import VAE
 from wam_policy.results import commit
 from wam_policy.training.config import LightTrainConfig, TrainConfig
@@ -32,8 +33,8 @@ def pictures(vae: VAE, latents: Tensor) -> np.ndarray:
 
 
 def video_psnr(real: np.ndarray, imagined: np.ndarray) -> float:
-    """PSNR of the frames after the first, uint8 [B, F, H, W, 3], in dB."""
-    return min(100.0, psnr(real[:, 1:], imagined[:, 1:]))
+    """PSNR of the frames after the first, uint8 [B, F, H, W, 3], in dB, at most 100."""
+    return psnr_over([(real[:, 1:], imagined[:, 1:])])
 
 
 def contact_sheet(real: np.ndarray, imagined: np.ndarray, path: Path, *, narrowest: int = 96) -> None:
@@ -41,9 +42,8 @@ def contact_sheet(real: np.ndarray, imagined: np.ndarray, path: Path, *, narrowe
     rows = [np.concatenate(list(clip), axis=1) for pair in zip(real, imagined, strict=True) for clip in pair]
     sheet = Image.fromarray(np.concatenate(rows))
     factor = max(1, -(-narrowest // real.shape[2]))
-    file = io.BytesIO()
-    sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST).save(file, "PNG")
-    write_bytes(path, file.getvalue())
+    large = sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
+    _write(path, lambda file: large.save(file, "PNG"))
 
 
 def curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -68,8 +68,13 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(title=title, xlabel="step", yscale="log" if title == "losses" else "linear")
         axis.grid(alpha=0.3)
         axis.legend()
+    _write(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def _write(path: Path, draw: Callable[[io.BytesIO], object]) -> None:
+    """Write what is drawn, whole or not at all."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    draw(file)
     write_bytes(path, file.getvalue())
 
 
