@@ -244,7 +244,7 @@ def test_too_few_windows_are_refused(data, codec, tmp_path):
 
 
 def test_a_missing_camera_is_named(data, codec, tmp_path):
-    with pytest.raises(DatasetError, match=r"no camera 'observation\.images\.top'"):
+    with pytest.raises(DatasetError, match=r"no camera 'top'; it has .* --camera-map top observation\.images\.front"):
         train(make_config(data, codec, tmp_path / "run", cameras=("top",)))
 
 

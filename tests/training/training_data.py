@@ -1,6 +1,7 @@
 """A recorded toy dataset, a codec for it, and small runs on them."""
 
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 
 from tiny import TINY_VAE
@@ -68,8 +69,8 @@ def options(config, prefix=""):
             words += options(value, f"{name}.")
         elif isinstance(value, bool):
             words.append(f"--{name}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
-        elif isinstance(value, tuple):
-            words += [f"--{name}", *map(str, value)] if value else []
+        elif isinstance(value, tuple | dict):
+            words += [f"--{name}", *map(str, chain(*value.items()) if isinstance(value, dict) else value)] if value else []
         elif value is not None:
             words.append(f"--{name}={value}")
     return words
