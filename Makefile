@@ -11,8 +11,8 @@ MODEL ?= fast
 demo: $(VENV)/.ready  ## an embedded policy (MODEL=fast or light) solves Meta-World tasks: table and videos in runs/demo/
 	$(BIN)/wam demo --model $(MODEL)
 
-test: $(VENV)/.ready  ## the default tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.ready  ## the default tests, in up to four processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 slow: $(VENV)/.ready  ## the slow tests: wheel, simulators, kills
 	$(BIN)/python -m pytest -m slow

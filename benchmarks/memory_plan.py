@@ -4,14 +4,14 @@
 
 The real step (bfloat16 passes, float32 weights, gradients and AdamW's two moments, everything cut over the processes) runs on
 tensors that hold no numbers, in one process of a group that is only pretended; PyTorch's own tracker counts what is alive at
-the worst moment. Sizes are the same on any device, so the tensors say "cpu": a build without CUDA refuses gradients of CUDA
-tensors.
+the worst moment. They are CUDA tensors, whether there is such a device or not (`fake_cuda.py`).
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import tyro
+from fake_cuda import environment, pretend
 from random_policy import full
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wam_policy.config import Family
+from wam_policy.inference.fake import cuda_attention
 from wam_policy.models.build import build
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.light_objective import LightDraws
@@ -37,6 +39,7 @@ from wam_policy.training.step import Losses
 
 GIB = 2**30
 TOKENS = 40  # of a prompt
+CUDA = torch.device("cuda", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class PlanConfig:
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """A tensor without numbers."""
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=CUDA)
 
 
 def inputs(model: Any, b: int) -> tuple[Batch, Any]:
@@ -75,25 +78,26 @@ def row(config: PlanConfig, processes: int, checkpointing: bool) -> str:
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    pretend()
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
-    mesh = dist.device_mesh.init_device_mesh("cpu", (processes,))
+    mesh = dist.device_mesh.init_device_mesh("cuda", (processes,))
     paths: dict[str, Any] = {"dataset": ("",), "codec": Path(), "out": Path(), "compute": "bfloat16"}
     run: Any = TrainConfig(**paths) if config.family == "fast_wam" else LightTrainConfig(**paths, init=Path())
     with torch.device("meta"):
         model = build(full(config.family).model)
     sizes = {name: x.shape for name, x in model.state_dict().items()}
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), cuda_attention():
         model.load_state_dict({name: empty(*size, dtype=torch.float32) for name, size in sizes.items()}, assign=True)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(isinstance(model, FastWAM) or trained(name))
         compile_training(model, backend=None, checkpointing=checkpointing)
         learned = sum(x.numel() for x in model.parameters() if x.requires_grad)
         every = sum(x.numel() for x in model.parameters())
-        module = Devices(torch.device("cpu"), 0, processes, None, mesh).sharded(Losses(run, model), compute=torch.bfloat16)
+        module = Devices(CUDA, 0, processes, None, mesh).sharded(Losses(run, model), compute=torch.bfloat16)
         tracker = FSDPMemTracker(module)
         with tracker:
             module(*inputs(model, config.batch)).total.backward()
-        peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+        peak = tracker.get_tracker_snapshot("peak")[CUDA]
     found = {kind.value if hasattr(kind, "value") else str(kind): size / GIB for kind, size in peak.items()}
     moments = 8 * learned / processes / GIB
     plan = (4 * every + 4 * learned) / processes / GIB
@@ -112,10 +116,12 @@ def main(config: PlanConfig) -> None:
         return
     print("| devices | samples a step | inside of blocks | weights, gradients, moments | a pass beside them | GiB a device |")
     print("|---|---|---|---|---|---|", flush=True)
-    for processes in config.processes:
-        for checkpointing in (False, True):
-            options = [f"--family={config.family}", f"--batch={config.batch}", "--row", str(processes), str(checkpointing)]
-            subprocess.run([sys.executable, __file__, *options], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        env = environment(Path(folder))
+        for processes in config.processes:
+            for checkpointing in (False, True):
+                options = [f"--family={config.family}", f"--batch={config.batch}", "--row", str(processes), str(checkpointing)]
+                subprocess.run([sys.executable, __file__, *options], check=True, env=env)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ A fake tensor raises where devices are mixed or a value is asked for, so what pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -65,7 +68,7 @@ def fake_hot_path(config: PolicyConfig, codec: dict[str, Any], *, batch: int, de
             vae = build_vae(codec)
             encoder = vae.first_frame_encoder
         shapes = [(module, {name: x.shape for name, x in module.state_dict().items()}) for module in (model, encoder)]
-        with FakeTensorMode(), _Contiguous(), torch.no_grad():
+        with FakeTensorMode(), _Contiguous(), cuda_attention(), torch.no_grad():
             for module, sizes_of in shapes:
                 empty = {name: torch.empty(size, dtype=dtype, device=device) for name, size in sizes_of.items()}
                 module.load_state_dict(empty, assign=True)
@@ -100,7 +103,28 @@ class _Contiguous(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def cuda_attention() -> Iterator[None]:
+    """Inside, attention of fake CUDA tensors takes a kernel that keeps no weights: only a build with CUDA would choose it."""
+    if torch.backends.cuda.is_built():
+        yield
+        return
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("scaled_dot_product_attention", _efficient_attention, "AutogradCUDA")
+        yield
+
+
+def _efficient_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+        attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+    operator = torch.ops.aten._scaled_dot_product_efficient_attention
+    attended: Tensor = operator(query, key, value, attn_mask, torch.is_grad_enabled())[0]
+    return attended
+
+
 def _bytes(tensors: list[object]) -> int:
     """Of the storages behind tensors, each counted once."""
-    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors if isinstance(x, torch.Tensor)}
+    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors if isinstance(x, Tensor)}
     return sum(storages.values())
