@@ -30,9 +30,10 @@ from torch import Tensor
 
 from wam_policy.config import Family
 from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
+from wam_policy.models.learning import draws_of, losses_of
+from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
-from wam_policy.models.objective import Batch, LossConfig, draw, training_losses
+from wam_policy.models.objective import Batch, LossConfig
 from wam_policy.models.padding import condensed
 from wam_policy.models.vae import VAE
 from wam_policy.results import forget_peak_memory, peak_memory
@@ -90,15 +91,11 @@ def random_batch(model: Any, latents: Tensor, seed: int) -> Batch:
 
 def loss_of(model: Any, way: Way) -> Callable[[Batch, torch.Generator], Tensor]:
     """A batch and a source of random numbers -> the loss, one way of computing it."""
-    if isinstance(model, FastWAM):
-        fast = LossConfig(action_shift=5.0)
-        if way in REFERENCE:
-            return lambda batch, generator: plain_fast(model, batch, draw(batch, generator), fast)
-        return lambda batch, generator: training_losses(model, batch, draw(batch, generator), fast).total
-    light, factor = LightLossConfig(), model.config.video_pool
+    config: Any = LossConfig(action_shift=5.0) if isinstance(model, FastWAM) else LightLossConfig()
     if way in REFERENCE:
-        return lambda batch, generator: plain_light(model, batch, light_draw(batch, factor, generator), light)
-    return lambda batch, generator: light_losses(model, batch, light_draw(batch, factor, generator), light).total
+        plain: Any = plain_fast if isinstance(model, FastWAM) else plain_light
+        return lambda batch, generator: plain(model, batch, draws_of(model, batch, generator, None), config)
+    return lambda batch, generator: losses_of(model, batch, draws_of(model, batch, generator, None), config, None).total
 
 
 def measure(config: TrainingConfig) -> dict[str, Any]:

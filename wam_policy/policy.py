@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from wam_policy.contract import ActionLayout
     from wam_policy.inference.engine import Engine
-    from wam_policy.models.light_objective import LightLossConfig
-    from wam_policy.models.objective import Batch, LossConfig
+    from wam_policy.models.learning import AnyLossConfig
+    from wam_policy.models.objective import Batch
     from wam_policy.presets import Trained
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
@@ -481,7 +481,7 @@ class WAMPolicy:
         self,
         batch: Mapping[str, Any] | Batch,
         *,
-        loss: LossConfig | LightLossConfig | None = None,
+        loss: AnyLossConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, to be minimised inside your own loop.

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tiny import LIGHT_SIZES, make_config
 
 from wam_policy.models.build import build
-from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
-from wam_policy.models.objective import Batch, LossConfig, draw, training_losses
+from wam_policy.models.learning import draws_of, losses_of
+from wam_policy.models.light_objective import LightLossConfig
+from wam_policy.models.objective import Batch, LossConfig
 from wam_policy.models.padding import COPIES, condensed, padding_biases, slots_for
 from wam_policy.models.variants import VARIANTS
 
@@ -40,10 +41,8 @@ def gradients(family: str, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     generator = torch.Generator().manual_seed(0)
-    if light:
-        loss = light_losses(model, batch, light_draw(batch, model.config.video_pool, generator), LightLossConfig()).total
-    else:
-        loss = training_losses(model, batch, draw(batch, generator, family), LossConfig(), family).total
+    draws = draws_of(model, batch, generator, family)
+    loss = losses_of(model, batch, draws, LightLossConfig() if light else LossConfig(), family).total
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

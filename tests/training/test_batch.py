@@ -11,9 +11,10 @@ from training_data import make_data
 from wam_policy import WAMPolicy
 from wam_policy.errors import ConfigError, DatasetError, ObservationError, PromptError
 from wam_policy.models.layers import action_rope, video_rope
-from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
+from wam_policy.models.learning import draws_of, losses_of
+from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
-from wam_policy.models.objective import LossConfig, draw, training_losses
+from wam_policy.models.objective import LossConfig
 from wam_policy.training.batch import encode
 from wam_policy.training.compiled import compile_training
 from wam_policy.training.lerobot_reader import LeRobotDataset
@@ -101,13 +102,6 @@ def test_a_camera_that_is_missing_is_named():
         policy.training_step(batch)
 
 
-def test_the_other_family_s_loss_is_refused():
-    with pytest.raises(ConfigError, match="is a `LossConfig`"):
-        make_policy().training_step(make_batch(make_policy()), loss=LightLossConfig())
-    with pytest.raises(ConfigError, match="is a `LightLossConfig`"):
-        make_light_policy().training_step(make_batch(make_light_policy()), loss=LossConfig())
-
-
 def test_a_lean_policy_and_short_floats_are_not_trained_silently(tmp_path):
     light = make_light_policy()
     lean = WAMPolicy.from_pretrained(light.save_pretrained(tmp_path / "lean", form="lean"))
@@ -158,13 +152,18 @@ def test_workers_read_what_their_parent_reads(tmp_path):
 def test_the_benchmark_s_plain_losses_are_the_losses(make):
     policy, generator = make(), torch.Generator()
     batch = encode(policy, make_batch(policy))
-    if policy.spec.family == "fast_wam":
-        draws, config = draw(batch, generator), LossConfig(action_shift=5.0)
-        found, plain = training_losses(policy.model, batch, draws, config).total, plain_fast(policy.model, batch, draws, config)
-    else:
-        draws, light = light_draw(batch, policy.model.config.video_pool, generator), LightLossConfig()
-        found, plain = light_losses(policy.model, batch, draws, light).total, plain_light(policy.model, batch, draws, light)
-    assert torch.allclose(found, plain, rtol=1e-5)
+    fast = policy.spec.family == "fast_wam"
+    config, plain = (LossConfig(action_shift=5.0), plain_fast) if fast else (LightLossConfig(), plain_light)
+    draws = draws_of(policy.model, batch, generator, policy.spec.variant)
+    found = losses_of(policy.model, batch, draws, config, policy.spec.variant).total
+    assert torch.allclose(found, plain(policy.model, batch, draws, config), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "other"), [(make_policy, LightLossConfig()), (make_light_policy, LossConfig())])
+def test_the_other_family_s_loss_is_refused(make, other):
+    policy = make()
+    with pytest.raises(ConfigError, match="WAM's loss is a"):
+        policy.training_step(make_batch(policy), loss=other)
 
 
 def test_windows_of_a_recording_go_through_a_loader_into_a_step(tmp_path):

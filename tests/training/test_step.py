@@ -81,10 +81,10 @@ plain = loop.compile_training
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_a_gpu_learns_what_the_cpu_learns_and_never_waits(tmp_path):
     for config, state, data in runs(tmp_path, compile_=True):
-        theirs = losses(config, state.module, data.batch(torch.arange(4)), generators(0, 4, 0))
+        theirs = losses(config, state.model, state.module, data.batch(torch.arange(4)), generators(0, 4, 0))
         mine = loop.state_of(config, state.model.cuda(), Devices(torch.device("cuda")))
         mine.model.train()
-        found = losses(config, mine.module, data.batch(torch.arange(4)), generators(0, 4, 0))
+        found = losses(config, mine.model, mine.module, data.batch(torch.arange(4)), generators(0, 4, 0))
         assert float(found.total) == pytest.approx(float(theirs.total), rel=2e-2 if config.compute == "bfloat16" else 1e-4)
         advance(config, mine, data, ORDER)
         torch.cuda.set_sync_debug_mode("error")

@@ -16,9 +16,10 @@ from wam_policy import images
 from wam_policy import observation as observations
 from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
+from wam_policy.models.learning import AnyLossConfig, draws_of, losses_of
+from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import LightWAM, trained
-from wam_policy.models.objective import Batch, LossConfig, draw, latent_padding, training_losses
+from wam_policy.models.objective import Batch, LossConfig, latent_padding
 
 if TYPE_CHECKING:
     from wam_policy.policy import WAMPolicy
@@ -91,26 +92,19 @@ def encode(policy: WAMPolicy, batch: Mapping[str, Any]) -> Batch:
 def step(
     policy: WAMPolicy,
     batch: Mapping[str, Any] | Batch,
-    loss: LossConfig | LightLossConfig | None = None,
+    loss: AnyLossConfig | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """See `WAMPolicy.training_step`."""
     encoded = batch if isinstance(batch, Batch) else encode(policy, batch)
-    model, sampling = policy.model, policy.spec.sampling
+    model, sampling, variant = policy.model, policy.spec.sampling, policy.spec.variant
+    usual: AnyLossConfig
     if isinstance(model, FastWAM):
-        assert policy.spec.variant is not None
-        wanted = loss or LossConfig(video_shift=sampling.video_shift, action_shift=sampling.action_shift)
-        if not isinstance(wanted, LossConfig):
-            raise ConfigError("a Fast-WAM's loss is a `LossConfig`")
-        draws = draw(encoded, generator, policy.spec.variant)
-        losses: Any = training_losses(model, encoded, draws, wanted, policy.spec.variant)
+        usual = LossConfig(video_shift=sampling.video_shift, action_shift=sampling.action_shift)
     else:
-        prefix = policy.spec.action.supervised_steps
-        light = loss or LightLossConfig(video_shift=sampling.video_shift, prefix_steps=prefix)
-        if not isinstance(light, LightLossConfig):
-            raise ConfigError("a Light-WAM's loss is a `LightLossConfig`")
-        losses = light_losses(model, encoded, light_draw(encoded, model.config.video_pool, generator), light)
-    return losses.total, {name: getattr(losses, name).detach() for name in ("video", "action")}
+        usual = LightLossConfig(video_shift=sampling.video_shift, prefix_steps=policy.spec.action.supervised_steps)
+    losses = losses_of(model, encoded, draws_of(model, encoded, generator, variant), loss or usual, variant)
+    return losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}
 
 
 def _has(batch: Mapping[str, Any], camera: str) -> bool:

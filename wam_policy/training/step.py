@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map, tree_map_only
 
+from wam_policy.models import learning
 from wam_policy.models.build import Model
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.light_objective import LightDraws, light_draw, light_losses
-from wam_policy.models.light_wam import LightWAM
-from wam_policy.models.objective import Batch, Draws, draw, training_losses
+from wam_policy.models.learning import AnyDraws, Parts
+from wam_policy.models.objective import Batch
+from wam_policy.models.variants import VariantName
 from wam_policy.training.config import LightTrainConfig, TrainConfig
 from wam_policy.training.devices import Devices, local
 from wam_policy.training.examples import Examples
@@ -25,32 +25,16 @@ from wam_policy.training.state import State
 T = TypeVar("T")
 
 
-class Parts(NamedTuple):
-    """The losses of one batch."""
-
-    total: Tensor
-    video: Tensor
-    action: Tensor
-
-
 class Losses(nn.Module):
     """A model's losses as one module, so that its weights can be replaced for a pass, or spread over devices."""
 
     def __init__(self, config: TrainConfig | LightTrainConfig, model: Model) -> None:
         super().__init__()
-        self.config, self.model = config, model
+        self.loss, self.variant, self.model = config.loss, variant_of(config), model
 
-    def forward(self, batch: Batch, draws: Draws | LightDraws) -> Parts:
+    def forward(self, batch: Batch, draws: AnyDraws) -> Parts:
         """The losses of a batch, given its random numbers."""
-        config = self.config
-        found: Any
-        if isinstance(config, TrainConfig):
-            assert isinstance(self.model, FastWAM) and isinstance(draws, Draws)
-            found = training_losses(self.model, batch, draws, config.loss, config.variant)
-        else:
-            assert isinstance(self.model, LightWAM) and isinstance(draws, LightDraws)
-            found = light_losses(self.model, batch, draws, config.loss)
-        return Parts(found.total, found.video, found.action)
+        return learning.losses_of(self.model, batch, draws, self.loss, self.variant)
 
 
 class Narrowed(nn.Module):
@@ -60,7 +44,7 @@ class Narrowed(nn.Module):
         super().__init__()
         self.losses = losses
 
-    def forward(self, batch: Batch, draws: Draws | LightDraws) -> Parts:
+    def forward(self, batch: Batch, draws: AnyDraws) -> Parts:
         """As `Losses`."""
         weights = {name: x.to(torch.bfloat16) for name, x in self.losses.named_parameters()}
         found: Parts = functional_call(self.losses, weights, (batch, draws))
@@ -78,18 +62,18 @@ def losses_of(config: TrainConfig | LightTrainConfig, model: Model, devices: Dev
 
 
 def losses(
-    config: TrainConfig | LightTrainConfig, module: nn.Module, batch: Batch, sources: Sequence[torch.Generator]
+    config: TrainConfig | LightTrainConfig, model: Model, module: nn.Module, batch: Batch, sources: Sequence[torch.Generator]
 ) -> Parts:
     """The losses of one batch, with new random numbers: each sample's from a source of its own, on the CPU.
 
     Args:
         config: of the run.
+        model: what learns.
         module: from `losses_of`.
         batch: the samples, on the CPU.
         sources: one for each.
     """
-    (model,) = (part.model for part in module.modules() if isinstance(part, Losses))
-    given: Any = (batch, draws_of(config, model, batch, sources))
+    given: Any = (batch, draws_of(model, batch, sources, variant_of(config)))
     if config.compute != "float32":
         given = tree_map(_narrow, given)
     device = next(module.parameters()).device
@@ -103,16 +87,16 @@ def _narrow(x: Any) -> Any:
     return x.to(torch.bfloat16) if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1 else x
 
 
-def draws_of(
-    config: TrainConfig | LightTrainConfig, model: Model, batch: Batch, sources: Sequence[torch.Generator]
-) -> Draws | LightDraws:
-    """The random numbers of one batch."""
+def draws_of(model: Model, batch: Batch, sources: Sequence[torch.Generator], variant: VariantName | None) -> AnyDraws:
+    """The random numbers of one batch, each sample's from its own source."""
     samples = [tree_map(lambda x, i=i: None if x is None else x[i : i + 1], batch) for i in range(len(batch.latents))]
     pairs = zip(samples, sources, strict=True)
-    if isinstance(config, TrainConfig):
-        return _joined([draw(sample, source, config.variant) for sample, source in pairs])
-    assert isinstance(model, LightWAM)
-    return _joined([light_draw(sample, model.config.video_pool, source) for sample, source in pairs])
+    return _joined([learning.draws_of(model, sample, source, variant) for sample, source in pairs])
+
+
+def variant_of(config: TrainConfig | LightTrainConfig) -> VariantName | None:
+    """What a Fast-WAM's run trains; a Light-WAM has no variants."""
+    return config.variant if isinstance(config, TrainConfig) else None
 
 
 def _joined(draws: Sequence[T]) -> T:
@@ -130,7 +114,7 @@ def advance(config: TrainConfig | LightTrainConfig, state: State, data: Examples
     for i in range(config.accumulate):
         part = slice(i * size, (i + 1) * size)
         with devices.accumulating(state.module, last=i == config.accumulate - 1):
-            found = losses(config, state.module, data.batch(index[part]), sources[part])
+            found = losses(config, state.model, state.module, data.batch(index[part]), sources[part])
             (found.total / config.accumulate).backward()
         for name in ("video", "action"):
             value = getattr(found, name).detach() / config.accumulate

@@ -48,7 +48,7 @@ def validate(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Ex
     sums, errors, actions = {"val_video": 0.0, "val_action": 0.0}, 0.0, 0
     for number, part in enumerate(index.split(config.batch_size)):
         batch = data.batch(part)
-        found = losses(config, module, batch, generators(number, len(part), SEED))
+        found = losses(config, policy.model, module, batch, generators(number, len(part), SEED))
         sums["val_video"] += float(found.video) * len(part) / count
         sums["val_action"] += float(found.action) * len(part) / count
         error = np.abs(policy.finish(predicted(policy, batch)[0]) - policy.finish(batch.action)).mean(2)
