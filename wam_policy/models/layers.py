@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wam_policy.errors import ObservationError
 from wam_policy.models.linear import Linear, linear
@@ -274,8 +273,8 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
         super().__init__()
-        self.eps, self.checkpointing = eps, False
-        self.compiled: Callable[..., tuple[Tensor, KeyValue | None]] | None = None  # of any block: it takes the block too
+        self.eps = eps
+        self.learning: Callable[..., tuple[Tensor, KeyValue | None]] | None = None  # `through` as `compile_training` wants it
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
@@ -284,13 +283,9 @@ class Block(nn.Module):
 
     def forward(self, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
         """`through`; where gradients are wanted as `compile_training` says: compiled, or computed anew on the way back."""
-        if not torch.is_grad_enabled():
+        if self.learning is None or not torch.is_grad_enabled():
             return self.through(*arguments)
-        run = Block.through if self.compiled is None else self.compiled
-        result: tuple[Tensor, KeyValue | None] = (
-            checkpoint(run, self, *arguments, use_reentrant=False) if self.checkpointing else run(self, *arguments)
-        )
-        return result
+        return self.learning(self, *arguments)
 
     def through(
         self,

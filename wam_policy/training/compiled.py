@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wam_policy.errors import CompileError
 from wam_policy.inference.compiling import Backend, keep_compiled_code, own_code
-from wam_policy.models.layers import Block
+from wam_policy.models.layers import Block, KeyValue
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -32,8 +33,15 @@ def compile_training(model: ModelT, *, backend: Backend | None = "inductor", che
     if not blocks:
         raise CompileError("this model has no blocks to train: a lean checkpoint only acts, begin from a fat or slim one")
     keep_compiled_code()
-    through = own_code(Block.through)
-    compiled = None if backend is None else torch.compile(through, backend=backend, fullgraph=True, dynamic=False)
+    learning = own_code(_anew if checkpointing else Block.through)
+    if backend is not None:
+        learning = torch.compile(learning, backend=backend, fullgraph=True, dynamic=False)
     for block in blocks:
-        block.checkpointing, block.compiled = checkpointing, compiled
+        block.learning = learning
     return model
+
+
+def _anew(*arguments: Any) -> tuple[Tensor, KeyValue | None]:
+    """`Block.through`, whose inside is computed again on the way back; compiled as one, so that it is compiled once."""
+    result: tuple[Tensor, KeyValue | None] = checkpoint(Block.through, *arguments, use_reentrant=False)
+    return result
