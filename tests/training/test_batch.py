@@ -95,6 +95,37 @@ def test_batches_that_don_t_fit_are_refused(change, error, match):
         policy.training_step(make_batch(policy) | change)
 
 
+def learned(policy, batch):
+    """The gradients of a step, and how many bytes beside the weights it kept for them."""
+    kept, model = {}, policy.model
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes(), x  # which lives as long, so that no other takes its place
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = policy.training_step(batch, generator=torch.Generator().manual_seed(0))[0]
+    gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    return gradients, sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("make", [make_policy, make_light_policy])
+def test_blocks_computed_anew_keep_less_and_learn_the_same_compiled_or_not(make):
+    policy = make()
+    policy.trainable_parameters()
+    batch = encode(policy, make_batch(policy))
+    theirs, most = learned(policy, batch)
+    for backend in (None, "aot_eager"):
+        compile_training(policy.model, backend=backend, checkpointing=True)
+        mine, kept = learned(policy, batch)
+        assert kept < 0.8 * most, backend
+        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if b is not None]
+        assert pairs and all(torch.allclose(a, b, atol=1e-6) for a, b in pairs), backend
+
+
 def test_a_camera_that_is_missing_is_named():
     policy = make_policy()
     batch = {name: value for name, value in make_batch(policy).items() if name != "images.wrist"}
