@@ -73,7 +73,7 @@ $(RUN)/codec-2/.done: $(RUN)/plain/meta/info.json
 
 RECIPE := --optimizer.learning-rate 1e-3 --optimizer.warmup 100 --optimizer.ema 0.998
 TRAIN := $(BIN)/wam train --dataset $(RUN)/shoved --codec $(RUN)/codec-2 --cache $(RUN)/latents \
-  --replan 4 --steps 2500 $(RECIPE)
+  --every 2 --replan 4 --steps 2500 $(RECIPE)
 
 $(RUN)/fast/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 	$(TRAIN) --out $(RUN)/fast
@@ -85,7 +85,7 @@ $(RUN)/no-video/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
 
 $(RUN)/light/.done: $(RUN)/shoved/meta/info.json
 	$(BIN)/wam train-light --dataset $(RUN)/shoved --codec $(SHIPPED)/vae --init $(SHIPPED) \
-	  --cache $(RUN)/latents-light --replan 4 --steps 2500 $(RECIPE) --out $(RUN)/light
+	  --cache $(RUN)/latents-light --every 2 --replan 4 --steps 2500 $(RECIPE) --out $(RUN)/light
 	touch $@
 
 evaluate: $(VENV)/.ready  ## the README's table: both embedded policies, 50 episodes per task on seeds never trained on

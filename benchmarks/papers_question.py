@@ -106,7 +106,7 @@ def codec() -> Path:
 
 def data(dataset: Path, cache: Path) -> list[str]:
     """Options that say what a run reads."""
-    return [f"--dataset={dataset}", f"--codec={codec()}", f"--cache={cache}"]
+    return [f"--dataset={dataset}", f"--codec={codec()}", f"--cache={cache}", "--every=2"]
 
 
 def training(config: QuestionConfig, name: str, out: Path, *more: str) -> tuple[str, ...]:

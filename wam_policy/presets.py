@@ -50,6 +50,7 @@ class Preset:
     sampling: SamplingConfig
     wan: str = WAN  # Hub id of the frozen codec and text encoder
     snap: GripperSnap | None = None
+    supervised_steps: int | None = None  # of a Light-WAM's chunk
 
 
 PRESETS = {
@@ -105,7 +106,8 @@ def _light(preset: Preset) -> Preset:
     cameras = replace(preset.cameras, resize="stretch", pixels="float")
     if cameras.layout == "t":
         cameras = replace(cameras, before=(240, 320))  # the size its simulator draws
-    return replace(preset, cameras=cameras, sampling=replace(preset.sampling, action_shift=None), wan=LIGHT_WAN)
+    sampling, supervised = replace(preset.sampling, action_shift=None), 8 if preset.cameras.layout == "row" else 24
+    return replace(preset, cameras=cameras, sampling=sampling, wan=LIGHT_WAN, supervised_steps=supervised)
 
 
 LIGHT_PRESETS = {

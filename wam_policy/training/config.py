@@ -47,8 +47,8 @@ class DataConfig:
 
     dataset: tuple[str, ...]
     """LeRobot v2.1 or v3.0 folders or Hub ids, with `meta/wam_contract.json`, as `wam record` writes it, or of a `preset`."""
-    codec: Path
-    """Folder of the video codec, in diffusers' layout."""
+    codec: Path | None = None
+    """Folder of the video codec, in diffusers' layout; the default is that of the policy a run begins from."""
     preset: str | None = None
     """What the papers trained on, "libero" or "robotwin" ("real_robot" for a Light-WAM): cameras and canvas, frames, names,
     scaling, prompts, actions played. What a preset says can't be said otherwise."""
@@ -63,7 +63,7 @@ class DataConfig:
     """Pixel frames per window, the observation included."""
     stride: int = 4
     """Rows from one frame to the next; the horizon is (frames - 1) * stride actions."""
-    every: int = 2
+    every: int = 1
     """A window begins at every so many rows."""
     threads: int = field(default_factory=torch.get_num_threads)
     """CPU threads."""
@@ -105,9 +105,9 @@ class RunConfig(DataConfig):
     sampling_steps: int = 10
     """Denoising steps, of actions or of imagined frames."""
     template: str | None = None
-    """Prompt template; the default is that of the weights a run begins from, else "{task}"."""
+    """Prompt template; the default is that of the policy a run begins from, of raw weights the papers', else "{task}"."""
     token_length: int | None = None
-    """Tokens that prompts are padded to; the default is likewise, else 8."""
+    """Tokens that prompts are padded to; the default is likewise, 128 for a text encoder's own, else 8."""
     steps: int = 20_000
     """Updates of the weights."""
     batch_size: int = 32
@@ -165,6 +165,10 @@ class RunConfig(DataConfig):
             raise ConfigError("`keep_scaling` and `stats` both say how to normalise: leave one of them out")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"`validation` must lie in [0, 1), got {self.validation}")
+        if self.checkpointing and self.compute == "bfloat16" and not self.compile:
+            raise ConfigError(
+                "uncompiled, `checkpointing` computes blocks anew when their bfloat16 weights are gone: compile them"
+            )
         if self.batch_size % self.accumulate:
             raise ConfigError(f"a batch of {self.batch_size} can't be computed in {self.accumulate} equal parts")
 
@@ -189,9 +193,9 @@ class SizeConfig:
 class TrainConfig(RunConfig):
     """Training of a Fast-WAM on a LeRobot dataset."""
 
-    init: tuple[Path, ...] = ()
-    """Folders to begin from: a policy, or the parts that `wam convert` made of raw Wan weights and of an action expert's; their
-    sizes count, not `sizes`."""
+    init: tuple[str | Path, ...] = ()
+    """What to begin from, folders, Hub ids or "embedded:<name>": a policy, or the parts that `wam convert` made of raw Wan
+    weights and of an action expert's; their sizes count, not `sizes`."""
     variant: VariantName = "fast"
     """What the actions see: the observed frame, the video being denoised ("joint"), or the finished video ("idm")."""
     take: Literal["all", "video"] = "all"
@@ -215,6 +219,8 @@ class TrainConfig(RunConfig):
             )
         if self.lora_rank < 1:
             raise ConfigError(f"`lora_rank` must be positive, got {self.lora_rank}")
+        if self.train != "all" and self.train != "video" and not self.init:
+            raise ConfigError(f"`train` {self.train!r} freezes weights nobody trained: say what to begin from, `--init`")
         if self.take != "all" and not self.init:
             raise ConfigError(f"`take` {self.take!r} of nothing: say what to begin from, `--init`")
 
@@ -240,8 +246,8 @@ class LightSizeConfig:
 class LightTrainConfig(RunConfig):
     """Training of a Light-WAM, on a frozen video expert, on a LeRobot dataset."""
 
-    init: Path
-    """Folder of the video expert: a policy, or what `wam convert` made of raw Wan weights. A Light-WAM's own sizes count, not
-    `sizes`."""
+    init: str | Path
+    """What holds the video expert, a folder, a Hub id or "embedded:<name>": a policy, or what `wam convert` made of raw Wan
+    weights. A Light-WAM's own sizes count, not `sizes`."""
     sizes: LightSizeConfig = field(default_factory=LightSizeConfig)
     loss: LightLossConfig = field(default_factory=LightLossConfig)

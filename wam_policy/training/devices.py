@@ -35,6 +35,7 @@ class Devices:
     count: int = 1
     accelerator: Any = None  # accelerate's, where there are several
     mesh: Any = None  # PyTorch's, likewise
+    talk: Any = None  # a group of theirs on the CPU: what is said there waits for no device
 
     @property
     def first(self) -> bool:
@@ -86,8 +87,8 @@ class Devices:
         """Whether any process wants something; all must ask."""
         if self.count == 1:
             return wanted
-        flag = torch.tensor(float(wanted), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        flag = torch.tensor(float(wanted))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.talk)
         return bool(flag)
 
     def wait(self) -> None:
@@ -154,6 +155,7 @@ def joined(device: str) -> Iterator[Devices]:
     try:
         place, count = accelerator.device, accelerator.num_processes
         mesh = dist.device_mesh.init_device_mesh(place.type, (count,))
-        yield Devices(place, accelerator.process_index, count, accelerator, mesh)
+        talk = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield Devices(place, accelerator.process_index, count, accelerator, mesh, talk)
     finally:
         accelerator.end_training()

@@ -25,6 +25,7 @@ from wam_policy.models.build import Model, build
 from wam_policy.models.config import TRUNK, FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam import FastWAM
 from wam_policy.models.layers import PRECISIONS
+from wam_policy.models.light_objective import LightLossConfig
 from wam_policy.models.light_wam import trained
 from wam_policy.models.objective import SHIFT
 from wam_policy.models.vae import VAE
@@ -70,7 +71,9 @@ def with_preset(config: DataT) -> DataT:
         "token_length": preset.prompt.token_length,
         "sampling_steps": preset.sampling.steps,
     }
-    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    if isinstance(config, LightTrainConfig):
+        said["loss"] = LightLossConfig(prefix_steps=preset.supervised_steps)
+    fields = {field.name: field.default for field in dataclasses.fields(config)} | {"loss": LightLossConfig()}
     said = {name: value for name, value in said.items() if name in fields}
     twice = [name for name, value in said.items() if getattr(config, name) not in (fields[name], value)]
     if twice:
@@ -127,7 +130,9 @@ def model_sizes(
 def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
     """The config with what it leaves to a preset, or to the weights a run begins from: prompts' form, the actions' shift."""
     config = with_preset(config)
-    usual = PromptConfig(template="{task}", token_length=8) if start is None or start.prompt is None else start.prompt
+    usual = PromptConfig(template="{task}", token_length=8 if config.text is None else presets.PROMPT.token_length)
+    if start is not None:
+        usual = presets.PROMPT if start.prompt is None else start.prompt
     template = usual.template if config.template is None else config.template
     length = usual.token_length if config.token_length is None else config.token_length
     config = replace(config, template=template, token_length=length)
@@ -185,6 +190,21 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
         vae=Source(subfolder="vae"),
         text=text,
     )
+
+
+def differences(policy: PolicyConfig, start: Start | None) -> list[str]:
+    """What of a policy's contract is otherwise than in the policy it begins from, and would be learned anew."""
+    theirs = None if start is None else start.policy
+    if theirs is None:
+        return []
+    pairs = {
+        "cameras": (theirs.cameras, policy.cameras),
+        "video": (theirs.video, policy.video),
+        "actions": (theirs.action.layout, policy.action.layout),
+        "horizon": (theirs.action.horizon, policy.action.horizon),
+        "prompt": (theirs.prompt, policy.prompt),
+    }
+    return [f"{name} {new}, not {old}" for name, (old, new) in pairs.items() if old != new]
 
 
 def scaling(config: AnyTrainConfig, dataset: Mixture, start: Start | None) -> tuple[Normalization, Normalization]:

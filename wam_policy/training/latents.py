@@ -66,6 +66,7 @@ def codec_fingerprint(codec: Path) -> str:
 
 def fingerprint(config: DataConfig, cameras: CameraConfig, dataset: Mixture, windows: Windows) -> str:
     """SHA-256 of what latents depend on: the recording, the codec, the canvas, the frames of each window."""
+    assert config.codec is not None
     digest = hashlib.sha256((dataset.fingerprint() + codec_fingerprint(config.codec)).encode())
     places = sorted(dataset.camera_map.items())
     digest.update(repr((cameras, windows.frame_rows.shape, *([places] if places else []))).encode())
@@ -84,8 +85,9 @@ def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: Mixtur
         with Progress() as progress:
             bar = progress.add_task("encoding", total=total)
             return torch.cat([latents for _, latents in _encode(vae, cameras, dataset, windows, 0, progress, bar)])
-    with locked(config.cache):
-        return _filled(config.cache, fingerprint(config, cameras, dataset, windows), cameras, vae, dataset, windows)
+    key = fingerprint(config, cameras, dataset, windows)
+    with locked(config.cache, wait=True):  # for a run that is filling it
+        return _filled(config.cache, key, cameras, vae, dataset, windows)
 
 
 def _filled(folder: Path, key: str, cameras: CameraConfig, vae: VAE, dataset: Mixture, windows: Windows) -> Shards:

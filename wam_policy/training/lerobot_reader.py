@@ -74,13 +74,15 @@ class LeRobotDataset:
         self._tasks = self._task_table(version)
 
     def fingerprint(self) -> str:
-        """SHA-256 over all that the dataset says of itself (`meta/`), and names and sizes of its data and videos."""
+        """SHA-256 over what the dataset says of itself (`meta/`), its rows (`data/`), and its videos' names and sizes."""
         digest = hashlib.sha256()
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder)
             if name.parts[0] in ("meta", "data", "videos"):
-                told = path.read_bytes() if name.parts[0] == "meta" else str(path.stat().st_size).encode()
-                digest.update(f"{name}\0{len(told)}\0".encode() + told)
+                digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+                if name.parts[0] != "videos":
+                    with path.open("rb") as file:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     def _episodes_v30(self) -> tuple[list[Episode], list[Path]]:

@@ -7,9 +7,9 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from wam_policy.config import PolicyConfig, Source
-from wam_policy.errors import TrainingError
+from wam_policy.errors import ConfigError, DatasetError, TrainingError
 from wam_policy.hub import frozen, statistics
 from wam_policy.hub.locate import Download
 from wam_policy.models.build import Model
@@ -66,18 +66,22 @@ def train(config: TrainConfig | LightTrainConfig) -> Path:
 def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     devices.share(config.batch_size // config.accumulate)
     dataset = Mixture(config.dataset, config.camera_map)
+    places = config.init if isinstance(config, TrainConfig) else (config.init,)
+    with devices.first_alone():  # it alone downloads
+        begin = start.read(*places) if places else None
+        config = replace(config, codec=codec_place(config, begin))
     vae = codec_of(config, devices.device)
-    folders = config.init if isinstance(config, TrainConfig) else (config.init,)
-    begin = start.read(*folders) if folders else None
     if begin is not None and isinstance(config, TrainConfig) and config.take == "video":
         begin = start.only_video(begin)
     config = family.settled(config, begin)
     contract = family.contract(config, dataset, vae, begin)
+    for difference in family.differences(contract, begin):
+        logger.warning("another contract than the policy's that it begins from: %s", difference)
     prompts = prompts_of(config, contract, dataset, begin)
     facts = {
         "config": json.loads(json.dumps(asdict(config), default=str)),
         "dataset_sha256": dataset.fingerprint(),
-        "codec_sha256": codec_fingerprint(config.codec),
+        "codec_sha256": codec_fingerprint(codec_place(config)),
     }
     found = latest(config.out)
     if found is not None:
@@ -85,6 +89,10 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     with devices.first_alone():
         everything = examples(config, contract, dataset, vae, prompts)
     held = held_out(len(dataset.episodes), config.validation)[everything.episode.numpy()]
+    if config.validation and not held.any():
+        raise DatasetError(
+            f"{dataset.folder} has {len(dataset.episodes)} episode: none can be held out, leave out --validation"
+        )
     data, validation = everything.where(~held), everything.where(held)
     proprio = contract.model.proprio_dim is not None
     data = data.condensed(proprio=proprio, dtype=getattr(torch, config.compute))
@@ -106,11 +114,11 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
             last, told = state.step == config.steps, state.step % config.log_every == 0
             if told or last:
                 curve.row()
-            stopped = devices.any(stop.is_set()) if told or devices.count == 1 else False
+            stopped = devices.any(stop.is_set())
             if state.step % config.save_every == 0 or last or stopped:
                 curve.check()
                 gather(state)
-                if devices.first and len(validation.names):
+                if devices.first and len(validation.names) and not stopped:  # who says SIGTERM says SIGKILL soon
                     curve.write({"step": state.step} | validate(config, policy, validation))
                 saved = save(config.out, state, policy, facts, config.keep)
                 if not stopped:
@@ -212,7 +220,24 @@ def prompts_of(
     prompts = Prompts(known, token_length=length, text_dim=width, encoder=encoder)
     prompts.add(wanted)
     prompts.drop_encoder()
+    told_apart(prompts, wanted)
     return prompts
+
+
+def told_apart(prompts: Prompts, wanted: Sequence[str]) -> None:
+    """Refuse prompts of which nothing is left that tells them apart.
+
+    Raises:
+        ConfigError: two have the same embedding, as they were cut.
+    """
+    seen: dict[bytes, str] = {}
+    for prompt in wanted:
+        embedding = prompts.table[prompt]
+        twin = seen.setdefault(embedding.float().numpy().tobytes(), prompt)
+        if twin != prompt:
+            raise ConfigError(f"{twin!r} and {prompt!r} have the same embedding: raise --token-length {prompts.token_length}")
+        if len(embedding) == prompts.token_length:
+            logger.warning("%r fills all %d tokens: it may have been cut, --token-length", prompt, prompts.token_length)
 
 
 def play(config: TrainConfig | LightTrainConfig, curve: Curve, checkpoint: Path) -> None:
@@ -221,10 +246,24 @@ def play(config: TrainConfig | LightTrainConfig, curve: Curve, checkpoint: Path)
         curve.write({"step": curve.state.step} | played(config, checkpoint))
 
 
+def codec_place(config: DataConfig, begin: Start | None = None) -> Path:
+    """The folder of a run's codec: the one that is named, else that of the policy it begins from.
+
+    Raises:
+        ConfigError: there is neither.
+        CheckpointError: it can't be found.
+    """
+    if config.codec is not None:
+        return config.codec
+    if begin is None or begin.policy is None:
+        raise ConfigError("which video codec? There is no policy to take it from: name its folder, --codec")
+    return frozen.folder(begin.policy.vae, Path(begin.folder), Download())
+
+
 def codec_of(config: DataConfig, device: torch.device) -> VAE:
     """The codec of a run, in float32."""
-    codec = Source(subfolder=config.codec.name)
-    return frozen.load_vae(codec, config.codec.parent, Download(), dtype=torch.float32, device=device)
+    place = codec_place(config)
+    return frozen.load_vae(Source(subfolder=place.name), place.parent, Download(), dtype=torch.float32, device=device)
 
 
 def cache(config: CacheConfig) -> Path:

@@ -93,7 +93,7 @@ def notes(config: TrainConfig | LightTrainConfig, facts: dict[str, Any], rows: l
     schedule += f"{optimizer.weight_decay:g}" + (f", averaged with {optimizer.ema:g}" if optimizer.ema else "")
     lines = {
         "Data": f"{data} (sha256 `{facts['dataset_sha256'][:16]}`)",
-        "Begun from": ", ".join(f"`{folder.name}`" for folder in begun) or "random weights",
+        "Begun from": ", ".join(f"`{Path(one).name if Path(one).exists() else one}`" for one in begun) or "random weights",
         "Updates": f"{latest['step']} of {config.batch_size} windows, {schedule}, {config.compute}",
     }
     if isinstance(config, TrainConfig) and config.train != "all":

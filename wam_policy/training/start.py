@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wam_policy.config import PromptConfig, Source
+from wam_policy.checkpoints import place
+from wam_policy.config import PolicyConfig, PromptConfig, Source
 from wam_policy.errors import CheckpointError
 from wam_policy.hub import checkpoint, weights
-from wam_policy.hub.locate import Download
+from wam_policy.hub.locate import Download, locate
 from wam_policy.models.initialise import action_from_video
 from wam_policy.models.light_wam import LightWAM, trained
 from wam_policy.normalize import Normalization
@@ -49,15 +50,17 @@ class Start:
     scaling: Scaling | None = None
     prompts: Mapping[str, Tensor] = field(default_factory=dict)  # embeddings that they were trained with
     text: Source | None = None  # the text encoder that made those
+    policy: PolicyConfig | None = None  # whose weights they are
 
 
-def read(*folders: Path) -> Start:
-    """Read a checkpoint, or folders of parts.
+def read(*places: str | Path) -> Start:
+    """Read a checkpoint, or parts of one: folders, Hub ids, "embedded:<name>".
 
     Raises:
-        CheckpointError: one is neither, two hold the same part or are of different sizes, or the video expert is lacking.
+        CheckpointError: one isn't there or is neither, two hold the same part or are of different sizes, or the video expert
+            is lacking.
     """
-    found = [_read(folder) for folder in folders]
+    found = [_read(locate(place(str(one)), Download())) for one in places]
     sizes: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for part in found:
@@ -84,7 +87,7 @@ def _read(folder: Path) -> Start:
     else:
         config = checkpoint.read_config(folder)
         sizes = asdict(config.model)
-        known = {"action_shift": config.sampling.action_shift, "prompt": config.prompt, "text": config.text}
+        known = {"policy": config, "action_shift": config.sampling.action_shift, "prompt": config.prompt, "text": config.text}
         if config.state is not None:
             names = (config.state.names, config.action.layout.names)
             known["scaling"] = Scaling(names, config.state.normalization, config.action.normalization)

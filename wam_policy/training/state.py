@@ -77,16 +77,16 @@ def frozen_hash(model: nn.Module) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other runs out of a folder, for as long as this process lives; what a killed one left half written is removed.
 
     Raises:
-        CheckpointError: a live run has it.
+        CheckpointError: a live run has it, which isn't to be waited for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "run.lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise CheckpointError(f"{folder} is in use by a live run; choose another folder or stop that run") from error
         for partial in folder.glob(f"{CHECKPOINTS}/*.partial"):
