@@ -101,8 +101,9 @@ def row(config: PlanConfig, processes: int, checkpointing: bool) -> str:
     found = {kind.value if hasattr(kind, "value") else str(kind): size / GIB for kind, size in peak.items()}
     moments = 8 * learned / processes / GIB
     plan = (4 * every + 4 * learned) / processes / GIB
-    total = found["Total"] + moments
-    passes = found["Total"] - found["Sharded Param"] - found["Sharded Grad"]
+    copies = 2 * every / GIB if processes == 1 else 0.0  # alone, all weights are cast for a pass at once (`step.Narrowed`)
+    total = found["Total"] + moments + copies
+    passes = found["Total"] - found["Sharded Param"] - found["Sharded Grad"] + copies
     return (
         f"| {processes} | {config.batch * processes} | {'anew' if checkpointing else 'kept'} | {plan + moments:.1f} | "
         f"{passes:.1f} | **{total:.1f}** |"

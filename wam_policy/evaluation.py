@@ -21,7 +21,7 @@ from rich.progress import Progress
 from wam_policy import acting, explanation, imagination, results
 from wam_policy.action_queue import ActionQueue
 from wam_policy.checkpoints import place
-from wam_policy.errors import ConfigError, EnvError
+from wam_policy.errors import ConfigError
 from wam_policy.hub.atomic import write_text
 from wam_policy.hub.locate import Download, locate
 from wam_policy.models.variants import ActionMode
@@ -32,6 +32,7 @@ from wam_policy.rollout import rollout
 from wam_policy.video_file import write_mp4
 from wam_policy.wrappers.chunk import EXECUTED
 from wam_policy.wrappers.make import make_env
+from wam_policy.wrappers.success import success
 
 METAWORLD_TASKS = ("reach-v3", "button-press-topdown-v3", "drawer-open-v3", "window-open-v3")
 
@@ -89,13 +90,6 @@ def _vector(config: EvalConfig, task: str | None, size: int, length: int | None)
     return AsyncVectorEnv([make] * size, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
 
 
-def _success(infos: dict[str, Any]) -> np.ndarray:
-    for key in ("is_success", "success"):
-        if key in infos:
-            return np.asarray(infos[key], bool)
-    raise EnvError(f"the env's info tells neither `is_success` nor `success`, only {sorted(infos)}")
-
-
 def _film_of(config: EvalConfig, task: str, kind: str = "") -> Path:
     return config.out / f"{task.replace('/', '_')}{kind}.mp4"
 
@@ -126,13 +120,11 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
             observation, reward, terminated, truncated, infos = env.step(actions)
             steps, rewards = steps + infos[EXECUTED], rewards + reward
             ended = terminated | truncated
-            success = _success(infos) if ended.any() else ended
+            won = success(infos) if ended.any() else ended
             for i in range(size):
                 latencies[i].append(milliseconds)
                 if ended[i] and not idle[i]:
-                    yield Episode(
-                        task or config.env, current[i], bool(success[i]), int(steps[i]), float(rewards[i]), latencies[i]
-                    )
+                    yield Episode(task or config.env, current[i], bool(won[i]), int(steps[i]), float(rewards[i]), latencies[i])
                     idle[i] = not waiting
                     current[i] = waiting.pop(0) if waiting else current[i]
                 if ended[i]:

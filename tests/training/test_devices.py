@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +21,13 @@ from wam_policy.training.loop import train
 from wam_policy.training.state import latest
 
 
+def command(config, processes):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, "-m", "wam_policy.cli", "train" if isinstance(config, TrainConfig) else "train-light", *options(config)]
+
+
 def run(config, processes):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    words = ["-m", "wam_policy.cli", "train" if isinstance(config, TrainConfig) else "train-light", *options(config)]
-    return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    return subprocess.run(command(config, processes), capture_output=True, text=True, check=False)
 
 
 def curve(out):
@@ -71,6 +76,18 @@ def test_two_processes_with_a_shard_each_learn_what_one_learns_and_go_on(alone, 
     done = run(config, 2)
     assert done.returncode == 0 and "going on from" in done.stderr, done.stderr[-6000:]
     assert alike(curve(config.out), curve(alone.out), abs=1e-5, rel=1e-5)
+
+
+def test_sigterm_to_torchrun_saves_whatever_is_logged(alone, tmp_path):
+    config = replace(alone, out=tmp_path / "run", steps=100_000, save_every=20, log_every=50_000, validation=0.0)
+    with subprocess.Popen(command(config, 2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as live:
+        until = time.monotonic() + 100
+        while latest(config.out) is None and live.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        live.send_signal(signal.SIGTERM)
+        _, told = live.communicate(timeout=60)
+    step = int(latest(config.out).name.removeprefix("step_"))
+    assert 0 < step < 100_000 and f"stopped at step {step}; it is saved" in told
 
 
 def test_copies_and_shards_compute_in_bfloat16_what_one_process_computes(alone, tmp_path):

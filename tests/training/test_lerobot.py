@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny import LAYOUT
@@ -171,8 +172,51 @@ def test_pictures_of_some_rows_are_those_of_the_whole(folder):
     for episode in dataset.episodes:
         for rows in ([episode.start], [episode.start + 1, episode.stop - 1], [episode.stop - 1] * 3):
             assert np.array_equal(dataset.pictures(CAMERA, episode, rows), frames[rows])
-    with pytest.raises(DatasetError, match=r"episode 2: .* ends before frame 20: it is truncated"):
+    with pytest.raises(DatasetError, match=r"episode 2, frames 9 to 9: .* ends before frame 20: it is truncated"):
         dataset.pictures(CAMERA, dataset.episodes[2], [20])
+
+
+def rewritten(folder, change):
+    """The recording with its rows changed by a function of their columns."""
+    (file,) = folder.glob("data/**/*.parquet")
+    columns = pq.read_table(file).to_pydict()
+    change(columns)
+    pq.write_table(pa.table(columns), file)
+    return folder
+
+
+def test_a_number_that_isn_t_finite_is_named_by_episode_and_frame(folder):
+    rewritten(folder, lambda columns: columns["action"][7 + 2].__setitem__(1, float("nan")))
+    with pytest.raises(DatasetError, match="action isn't finite in episode 1, frame 2"):
+        LeRobotDataset(folder).vector("action")
+
+
+def test_rows_of_another_episode_are_refused(folder):
+    rewritten(folder, lambda columns: columns["episode_index"].__setitem__(12, 0))
+    with pytest.raises(DatasetError, match="rows 11 to 20 aren't those of episode 2"):
+        LeRobotDataset(folder)
+
+
+def test_a_truncated_video_is_named_with_its_frames(folder):
+    (file,) = folder.glob("videos/**/*.mp4")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    dataset = LeRobotDataset(folder)
+    with pytest.raises(DatasetError, match=r"data, episode 2, frames 0 to 8: can't decode .*mp4"):
+        dataset.pictures(CAMERA, dataset.episodes[2], np.arange(11, 20))
+
+
+def test_pictures_in_the_table_are_refused_and_planes_may_come_first(folder):
+    path = folder / "meta/info.json"
+    info = json.loads(path.read_text())
+    feature = info["features"][CAMERA]
+    feature |= {"shape": [3, 16, 32], "names": ["channels", "height", "width"]}
+    path.write_text(json.dumps(info))
+    assert LeRobotDataset(folder).picture_size(CAMERA) == (16, 32)
+    feature["dtype"] = "image"
+    path.write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match="write it with videos"):
+        LeRobotDataset(folder)
 
 
 def test_numbers_of_a_feature_are_found_by_name(folder):

@@ -48,6 +48,14 @@ def test_a_recording_comes_from_the_hub_by_its_id(two, tmp_path, monkeypatch):
             Mixture(("lab/nothing",))
 
 
+def test_recordings_of_another_rate_are_refused(two, tmp_path):
+    slow = shutil.copytree(two[0], tmp_path / "slow")
+    info = json.loads((slow / "meta/info.json").read_text())
+    (slow / "meta/info.json").write_text(json.dumps(info | {"fps": info["fps"] / 2}))
+    with pytest.raises(DatasetError, match="frames a second"):
+        Mixture((two[0], slow))
+
+
 def test_recordings_that_don_t_go_together_are_refused(two, tmp_path):
     other = shutil.copytree(two[0], tmp_path / "other")
     contract = json.loads((other / "meta/wam_contract.json").read_text())

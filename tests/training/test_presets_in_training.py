@@ -73,4 +73,5 @@ def test_a_light_wam_s_pictures_are_cached_as_it_sees_them(codec, tmp_path):
     cache(CacheConfig(dataset=(str(data),), codec=codec, family="light_wam", **options))
     config = make_light(data, codec, base, tmp_path / "run", steps=1, batch_size=2, **options)
     spec = WAMPolicy.from_pretrained(train(replace(config, stride=4, replan=preset.replan))).spec
-    assert spec.cameras == preset.cameras
+    assert spec.cameras == preset.cameras and spec.action.supervised_steps == preset.supervised_steps == 8
+    assert LIGHT_PRESETS["robotwin"].supervised_steps == LIGHT_PRESETS["real_robot"].supervised_steps == 24

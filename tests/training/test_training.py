@@ -47,6 +47,31 @@ def test_an_env_without_an_expert_can_t_be_recorded(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_recorded_pictures_are_the_right_way_up_and_episodes_that_end_in_failure_are_left_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(tiny.__file__).parent))
+    config = RecordConfig(out=Path("unused"), env="tiny:Toy-v0", episodes=1, hold=0)
+    usual = recording.demonstrate(config, None, 0, 0.0)
+    made = recording.make_env
+
+    def upside_down(*given):
+        env = made(*given)
+        env.unwrapped.contract = replace(env.unwrapped.contract, turned=("front",))
+        return env
+
+    monkeypatch.setattr(recording, "make_env", upside_down)
+    monkeypatch.setattr(recording, "_env", None)
+    turned = recording.demonstrate(config, None, 0, 0.0)
+    assert np.array_equal(turned.images["front"], usual.images["front"][:, ::-1, ::-1])
+    assert np.array_equal(turned.images["wrist"], usual.images["wrist"])
+    assert recording.demonstrate(config, None, 3, 0.0) is None  # the toy's bad luck, and its end
+
+
+@pytest.mark.parametrize("wanted", [{}, {"tasks": {"x": 0}}, {"tasks": {"x": 1}, "episodes": 1}])
+def test_how_many_demonstrations_must_be_said_once(wanted):
+    with pytest.raises(ConfigError, match="how many demonstrations"):
+        RecordConfig(out=Path("unused"), **wanted)
+
+
 def test_a_policy_can_act_in_the_expert_s_place(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(tiny.__file__).parent))
     config = RecordConfig(out=Path("unused"), env="tiny:Toy-v0", tasks={"touch": 1}, hold=0)

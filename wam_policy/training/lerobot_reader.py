@@ -57,6 +57,9 @@ class LeRobotDataset:
         self.fps = float(self.info["fps"])
         features = self.info["features"]
         self.cameras = [key for key, feature in features.items() if feature["dtype"] == "video"]
+        stills = [key for key, feature in features.items() if feature["dtype"] == "image"]
+        if stills and not self.cameras:
+            raise DatasetError(f"{self.folder} keeps {stills} as pictures: write it with videos (`use_videos=True`)")
         self.names = {
             key: _names(key, feature)
             for key, feature in features.items()
@@ -72,6 +75,12 @@ class LeRobotDataset:
         if sum(e.stop - e.start for e in self.episodes) != self.length:
             raise DatasetError(f"{self.folder}: the episodes' lengths don't add up to its {self.length} frames")
         self._tasks = self._task_table(version)
+        told = self._table["episode_index"].to_numpy()
+        for episode in self.episodes:
+            if (told[episode.start : episode.stop] != episode.index).any():
+                raise DatasetError(
+                    f"{self.folder}: rows {episode.start} to {episode.stop} aren't those of episode {episode.index}"
+                )
 
     def fingerprint(self) -> str:
         """SHA-256 over what the dataset says of itself (`meta/`), its rows (`data/`), and its videos' names and sizes."""
@@ -164,8 +173,8 @@ class LeRobotDataset:
         values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(self.length, -1)
         bad = np.flatnonzero(~np.isfinite(values).all(1))
         if len(bad):
-            episode = self._table["episode_index"][int(bad[0])].as_py()
-            raise DatasetError(f"{self.folder}: {key} isn't finite in episode {episode}, row {bad[0]}")
+            episode = next(one for one in self.episodes if one.start <= bad[0] < one.stop)
+            raise DatasetError(f"{self.folder}: {key} isn't finite in episode {episode.index}, frame {bad[0] - episode.start}")
         return values
 
     def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
@@ -191,13 +200,16 @@ class LeRobotDataset:
         try:
             return read_frames(path, [first + int(row) for row in rows], self.fps)
         except DatasetError as error:
-            raise DatasetError(f"{self.folder}, episode {episode.index}: {error}") from error
+            asked = f"frames {rows[0] - episode.start} to {rows[-1] - episode.start}"
+            raise DatasetError(f"{self.folder}, episode {episode.index}, {asked}: {error}") from error
 
     def picture_size(self, key: str) -> tuple[int, int]:
         """Height and width of one camera's pictures."""
         if key not in self.cameras:
             raise DatasetError(f"{self.folder} has no camera {key!r}; it has {self.cameras}")
-        height, width, _ = self.info["features"][key]["shape"]
+        feature = self.info["features"][key]
+        planes_first = isinstance(feature.get("names"), list) and str(feature["names"][0]).startswith("channel")
+        height, width = feature["shape"][1:] if planes_first else feature["shape"][:2]
         return height, width
 
     def frames(self, key: str) -> np.ndarray:

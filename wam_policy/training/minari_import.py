@@ -14,6 +14,7 @@ from wam_policy.config import from_plain
 from wam_policy.contract import EnvContract
 from wam_policy.errors import DatasetError, MissingExtraError
 from wam_policy.training.lerobot_writer import LeRobotWriter
+from wam_policy.wrappers.observation import turn
 from wam_policy.wrappers.paths import at
 
 
@@ -60,7 +61,7 @@ def import_minari(config: MinariConfig) -> Path:
                 "action": _numbers(episode.actions, contract.action.dim, place),
             }
             turned = {f"observation.images.{name}" for name in contract.turned}
-            pictures = {key: x[:, ::-1, ::-1] if key in turned else x for key, x in pictures.items()}
+            pictures = {key: turn(x) if key in turned else x for key, x in pictures.items()}
             writer.add_episode(contract.instruction, pictures, {key: x[:length] for key, x in numbers.items()})
     return config.out
 

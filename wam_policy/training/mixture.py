@@ -40,6 +40,8 @@ class Mixture:
         for part in self.parts[1:]:
             if part.names != first.names:
                 raise DatasetError(f"{part.folder} has the vectors {part.names}, {first.folder} has {first.names}")
+            if part.fps != first.fps:
+                raise DatasetError(f"{part.folder} has {part.fps:g} frames a second, {first.folder} has {first.fps:g}")
         self.offsets = np.cumsum([0, *(part.length for part in self.parts)])
         self.length = int(self.offsets[-1])
         pairs = [(part, int(offset)) for part, offset in zip(self.parts, self.offsets, strict=False)]

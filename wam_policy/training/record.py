@@ -10,7 +10,7 @@ import functools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ import gymnasium as gym
 import numpy as np
 from rich.progress import Progress
 
-from wam_policy.contract import ActionLayout
-from wam_policy.errors import EnvError
+from wam_policy.contract import ActionLayout, EnvContract
+from wam_policy.errors import ConfigError, EnvError
 from wam_policy.training.lerobot_writer import LeRobotWriter
 from wam_policy.wrappers.make import make_env
+from wam_policy.wrappers.observation import turn
 from wam_policy.wrappers.paths import at
+from wam_policy.wrappers.success import success
 
 MAX_ATTEMPTS = 4  # seeds tried for one wanted demonstration before the expert is called unfit
 
@@ -33,8 +35,10 @@ class RecordConfig:
 
     out: Path
     """Folder of the new dataset."""
-    tasks: dict[str, int]
+    tasks: dict[str, int] = field(default_factory=dict)
     """Demonstrations wanted for each value of the env's `task` argument: name, number, name, number, …"""
+    episodes: int = 0
+    """Demonstrations wanted of an env without that argument."""
     env: str = "wam_policy/MetaWorld-v0"
     """Gymnasium env id; the env must have a `contract` and, without `policy`, `expert_action()`."""
     policy: str | None = None
@@ -50,6 +54,15 @@ class RecordConfig:
     workers: int = 2
     """Processes, one env each."""
 
+    def __post_init__(self) -> None:
+        if bool(self.tasks) == bool(self.episodes) or min(count for _, count in self.wanted) < 1:
+            raise ConfigError("how many demonstrations? Say --tasks NAME NUMBER …, or --episodes of an env without tasks")
+
+    @property
+    def wanted(self) -> list[tuple[str | None, int]]:
+        """How many demonstrations of which task; None: the env has none."""
+        return [*self.tasks.items()] or [(None, self.episodes)]
+
 
 @dataclass(frozen=True)
 class Demonstration:
@@ -64,7 +77,7 @@ class Demonstration:
 _env: tuple[Any, gym.Env[Any, Any]] | None = None  # the env of this worker process: one renderer a process
 
 
-def _worker_env(env_id: str, task: str) -> gym.Env[Any, Any]:
+def _worker_env(env_id: str, task: str | None) -> gym.Env[Any, Any]:
     global _env
     if _env is None or _env[0] != (env_id, task):
         if _env is not None:
@@ -119,7 +132,7 @@ class Disturbed(gym.Wrapper[Any, Any, Any, Any]):
         return self.now, *rest  # type: ignore[return-value]  # four values
 
 
-def demonstrate(config: RecordConfig, task: str, seed: int, noise: float) -> Demonstration | None:
+def demonstrate(config: RecordConfig, task: str | None, seed: int, noise: float) -> Demonstration | None:
     """Run the expert, or a policy, for one episode; None if it fails."""
     bare = _worker_env(config.env, task)
     rng = np.random.default_rng([seed, 7])
@@ -139,22 +152,28 @@ def demonstrate(config: RecordConfig, task: str, seed: int, noise: float) -> Dem
     observation, _ = top.reset(seed=seed)
     left = None
     while left is None or left > 0:
-        observation, _, _, truncated, info = top.step(act(observation))
-        if left is None and info["is_success"]:
+        observation, _, terminated, truncated, info = top.step(act(observation))
+        if left is None and success(info):
             left = config.hold
         elif left is not None:
             left -= 1
-        if truncated and left is None:
+        elif terminated or truncated:
             return None
         if truncated:
             break
     seen, told = env.seen, env.told  # type: ignore[attr-defined]  # of a `Disturbed`
     return Demonstration(
         bare.get_wrapper_attr("instruction"),
-        {name: np.stack([at(one, path) for one in seen]) for name, path in contract.cameras.items()},
+        {name: _pictures(contract, name, [at(one, path) for one in seen]) for name, path in contract.cameras.items()},
         np.stack([at(one, contract.state) for one in seen]).astype(np.float32),
         np.stack(told).astype(np.float32),
     )
+
+
+def _pictures(contract: EnvContract, camera: str, seen: list[np.ndarray]) -> np.ndarray:
+    """One camera's pictures of an episode, the right way up."""
+    pictures = np.stack(seen)
+    return turn(pictures) if camera in contract.turned else pictures
 
 
 @functools.lru_cache(maxsize=1)
@@ -169,23 +188,23 @@ def _worker_policy(checkpoint: str) -> Any:
     return WAMPolicy.from_pretrained(place(checkpoint))
 
 
-def _wanted(config: RecordConfig) -> list[tuple[str, int, float]]:
+def _wanted(config: RecordConfig) -> list[tuple[str | None, int, float]]:
     """The (task, seed, noise) of every demonstration, task by task so that a worker seldom builds a new env."""
     return [
         (task, config.seed + number, config.noise[number % len(config.noise)])
-        for task, count in config.tasks.items()
+        for task, count in config.wanted
         for number in range(count)
     ]
 
 
-def _attempt(config: RecordConfig, item: tuple[str, int, float]) -> Demonstration:
+def _attempt(config: RecordConfig, item: tuple[str | None, int, float]) -> Demonstration:
     task, seed, noise = item
     for attempt in range(MAX_ATTEMPTS):
         demonstration = demonstrate(config, task, seed + attempt * 100_000, noise)
         if demonstration is not None:
             return demonstration
     who = "expert" if config.policy is None else "policy"
-    raise EnvError(f"{task}: the {who} failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}")
+    raise EnvError(f"{task or config.env}: the {who} failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}")
 
 
 def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
@@ -196,13 +215,15 @@ def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
 
 def record(config: RecordConfig) -> Path:
     """Record what the config asks for and return the dataset's folder."""
-    probe = make_env(config.env, next(iter(config.tasks)))
+    probe = make_env(config.env, config.wanted[0][0])
     for name in ("contract", "instruction", *(() if config.policy else ("expert_action",))):
         if not probe.has_wrapper_attr(name):
             raise EnvError(
                 f"{config.env} has no `{name}`: only envs with a contract and a scripted expert, or a --policy, can be recorded"
             )
     contract, fps = probe.get_wrapper_attr("contract"), int(probe.metadata["render_fps"])
+    if contract.state is None:
+        raise EnvError(f"{config.env}: its contract names no `state`, which every recorded frame needs")
     observation, _ = probe.reset(seed=0)
     sizes = {name: np.asarray(at(observation, path)).shape[:2] for name, path in contract.cameras.items()}
     probe.close()
@@ -215,7 +236,7 @@ def record(config: RecordConfig) -> Path:
         action=contract.action,
     )
     with writer, Progress() as progress:
-        bar = progress.add_task("recording", total=sum(config.tasks.values()))
+        bar = progress.add_task("recording", total=sum(count for _, count in config.wanted))
         for demo in _demonstrations(config):
             writer.add_episode(
                 demo.instruction,
