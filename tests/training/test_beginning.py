@@ -13,6 +13,7 @@ from training_data import make_config
 from wam_policy import WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, DatasetError
 from wam_policy.models.text import Prompts
+from wam_policy.training import family
 from wam_policy.training.config import CacheConfig, DataConfig
 from wam_policy.training.lerobot_reader import LeRobotDataset
 from wam_policy.training.loop import cache, codec_place, told_apart, train
@@ -39,6 +40,27 @@ def test_a_run_begins_from_a_hub_id_and_takes_its_codec(data, first, tmp_path, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="isn't in the local cache and offline mode is on"):
         train(replace(config, out=tmp_path / "fourth", init=("lab/other",)))
+
+
+def test_what_a_run_does_not_say_is_as_in_the_policy_it_begins_from(data, first, tmp_path, caplog):
+    unsaid = {"cameras": (), "frames": 0, "stride": 0, "replan": 0, "sampling_steps": 0, "steps": 1}
+    theirs = WAMPolicy.from_pretrained(first).spec
+    latents = tmp_path / "latents"
+    cache(CacheConfig(dataset=(str(data),), cache=latents, init=first, threads=1))
+    made = {path.name: path.stat().st_mtime_ns for path in latents.glob("*.safetensors")}
+    run = make_config(data, None, tmp_path / "run", init=(first,), cache=latents, **unsaid)
+    spec = WAMPolicy.from_pretrained(train(run)).spec
+    assert {path.name: path.stat().st_mtime_ns for path in latents.glob("*.safetensors")} == made != {}
+    assert (spec.cameras, spec.video, spec.prompt, spec.sampling) == (
+        theirs.cameras,
+        theirs.video,
+        theirs.prompt,
+        theirs.sampling,
+    )
+    assert (spec.action.horizon, spec.action.replan) == (theirs.action.horizon, theirs.action.replan) == (4, 2)
+    assert "another contract" not in caplog.text
+    usual = family.inherited(replace(run, init=()), None)
+    assert (usual.cameras, usual.frames, usual.stride, usual.replan) == (("front", "wrist"), 5, 4, 8)
 
 
 def test_without_a_policy_to_begin_from_the_codec_must_be_named(data, tmp_path):

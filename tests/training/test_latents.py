@@ -22,7 +22,7 @@ def config(data, codec, tmp_path):
 
 
 def encode(config, vae=None):
-    dataset = Mixture(config.dataset)
+    dataset, config = Mixture(config.dataset), family.inherited(config, None)
     windows = windows_of(config, dataset)
     return encoded(config, family.cameras(config, dataset), vae or codec_of(config, torch.device("cpu")), dataset, windows)
 

@@ -54,15 +54,15 @@ class DataConfig:
     scaling, prompts, actions played. What a preset says can't be said otherwise."""
     cache: Path | None = None
     """Folder of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
-    cameras: tuple[str, ...] = ("front", "wrist")
-    """Cameras, in canvas order."""
+    cameras: tuple[str, ...] = ()
+    """Cameras, in canvas order; none said: those of the policy a run begins from, else front and wrist."""
     camera_map: dict[str, str] = field(default_factory=dict)
     """Where a camera is in the data: name, feature, name, feature, …; the default is `observation.images.<name>`, or that of an
     alias (`wam_policy.cameras`)."""
-    frames: int = 5
-    """Pixel frames per window, the observation included."""
-    stride: int = 4
-    """Rows from one frame to the next; the horizon is (frames - 1) * stride actions."""
+    frames: int = 0
+    """Pixel frames per window, the observation included; 0: likewise, else 5."""
+    stride: int = 0
+    """Rows from one frame to the next; 0: likewise, else 4. The horizon is (frames - 1) * stride actions."""
     every: int = 1
     """A window begins at every so many rows."""
     threads: int = field(default_factory=torch.get_num_threads)
@@ -77,6 +77,8 @@ class CacheConfig(DataConfig):
 
     cache: Path
     """Folder of the encoded windows."""
+    init: str | Path | None = None
+    """The policy that the training begins from, whose contract the windows follow: a folder, a Hub id or "embedded:<name>"."""
     family: Family = "fast_wam"
     """Whose pictures a `preset` means: the families resize them differently."""
 
@@ -100,10 +102,10 @@ class RunConfig(DataConfig):
     """Normalise as the policy that a run begins from does, not by this data's statistics: for the same robot, another task."""
     weights: tuple[float, ...] = ()
     """How often windows of each dataset are drawn, in any unit; the default is as often as there are."""
-    replan: int = 8
-    """Actions played before the next chunk."""
-    sampling_steps: int = 10
-    """Denoising steps, of actions or of imagined frames."""
+    replan: int = 0
+    """Actions played before the next chunk; 0: as the policy a run begins from plays, else 8."""
+    sampling_steps: int = 0
+    """Denoising steps, of actions or of imagined frames; 0: likewise, else 10."""
     template: str | None = None
     """Prompt template; the default is that of the policy a run begins from, of raw weights the papers', else "{task}"."""
     token_length: int | None = None

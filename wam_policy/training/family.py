@@ -81,6 +81,23 @@ def with_preset(config: DataT) -> DataT:
     return replace(config, **said)
 
 
+USUAL = {"cameras": ("front", "wrist"), "frames": 5, "stride": 4, "replan": 8, "sampling_steps": 10}
+
+
+def inherited(config: DataT, policy: PolicyConfig | None) -> DataT:
+    """The config with what it doesn't say: as its preset has it, else the policy a run begins from, else as is usual.
+
+    Raises:
+        ConfigError: the config says something that its preset says too.
+    """
+    config, theirs = with_preset(config), dict[str, Any]()
+    if policy is not None:
+        theirs = {"cameras": policy.cameras.names, "frames": policy.video.frames, "stride": policy.video.stride}
+        theirs |= {"replan": policy.action.replan, "sampling_steps": policy.sampling.steps}
+    unsaid = [name for name in USUAL if not getattr(config, name, True)]
+    return replace(config, **{name: theirs.get(name, USUAL[name]) for name in unsaid})
+
+
 def layout(config: DataConfig, dataset: Mixture) -> ActionLayout:
     """What the actions mean: as the preset says, else the dataset.
 
@@ -128,8 +145,8 @@ def model_sizes(
 
 
 def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
-    """The config with what it leaves to a preset, or to the weights a run begins from: prompts' form, the actions' shift."""
-    config = with_preset(config)
+    """The config with what it leaves to a preset or to what a run begins from: contract, prompts' form, the actions' shift."""
+    config = inherited(config, None if start is None else start.policy)
     usual = PromptConfig(template="{task}", token_length=8 if config.text is None else presets.PROMPT.token_length)
     if start is not None:
         usual = presets.PROMPT if start.prompt is None else start.prompt
@@ -142,16 +159,21 @@ def settled(config: AnyTrainConfig, start: Start | None) -> AnyTrainConfig:
     return replace(config, loss=replace(config.loss, action_shift=SHIFT if shift is None else shift))
 
 
-def cameras(config: DataConfig, dataset: Mixture) -> CameraConfig:
-    """The cameras of the policy a run makes: as large as they were recorded, side by side.
+def cameras(config: DataConfig, dataset: Mixture, policy: PolicyConfig | None = None) -> CameraConfig:
+    """The cameras of the policy a run makes.
+
+    As the preset puts them together, else the policy it begins from where it has the same ones, else as large as they were
+    recorded, side by side.
 
     Raises:
-        DatasetError: the dataset lacks one, or they differ in size and no preset says how they are put together.
+        DatasetError: the dataset lacks one, or they differ in size and nothing says how they are put together.
     """
     preset = preset_of(config)
     sizes = {name: dataset.picture_size(name) for name in config.cameras}
     if preset is not None:
         return preset.cameras
+    if policy is not None and policy.cameras.names == config.cameras:
+        return policy.cameras
     if len(set(sizes.values())) != 1:
         raise DatasetError(f"{dataset.folder}: cameras of different sizes don't stand side by side: {sizes}")
     height, width = sizes[config.cameras[0]]
@@ -174,7 +196,7 @@ def contract(config: AnyTrainConfig, dataset: Mixture, vae: VAE, start: Start | 
         family=family,
         variant=variant,
         model=model_sizes(config, start, action_dim=actions.dim, proprio_dim=len(names), channels=vae.mean.numel()),
-        cameras=cameras(config, dataset),
+        cameras=cameras(config, dataset, None if start is None else start.policy),
         video=VideoConfig(frames=config.frames, stride=config.stride),
         state=StateConfig(names=names, normalization=of_state),
         action=ActionConfig(

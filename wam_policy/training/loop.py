@@ -18,7 +18,7 @@ from torch import nn
 
 from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import ConfigError, DatasetError, TrainingError
-from wam_policy.hub import frozen, statistics
+from wam_policy.hub import checkpoint, frozen, statistics
 from wam_policy.hub.locate import Download
 from wam_policy.models.build import Model
 from wam_policy.models.text import Prompts, TextEncoder, untrained_encoder
@@ -69,7 +69,7 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     places = config.init if isinstance(config, TrainConfig) else (config.init,)
     with devices.first_alone():  # it alone downloads
         begin = start.read(*places) if places else None
-        config = replace(config, codec=codec_place(config, begin))
+        config = replace(config, codec=codec_place(config, *(() if begin is None else (begin.policy, begin.folder))))
     vae = codec_of(config, devices.device)
     if begin is not None and isinstance(config, TrainConfig) and config.take == "video":
         begin = start.only_video(begin)
@@ -246,8 +246,8 @@ def play(config: TrainConfig | LightTrainConfig, curve: Curve, checkpoint: Path)
         curve.write({"step": curve.state.step} | played(config, checkpoint))
 
 
-def codec_place(config: DataConfig, begin: Start | None = None) -> Path:
-    """The folder of a run's codec: the one that is named, else that of the policy it begins from.
+def codec_place(config: DataConfig, policy: PolicyConfig | None = None, folder: str | Path | None = None) -> Path:
+    """The folder of a run's codec: the one that is named, else that of the policy, and its folder, that it begins from.
 
     Raises:
         ConfigError: there is neither.
@@ -255,9 +255,9 @@ def codec_place(config: DataConfig, begin: Start | None = None) -> Path:
     """
     if config.codec is not None:
         return config.codec
-    if begin is None or begin.policy is None:
+    if policy is None or folder is None:
         raise ConfigError("which video codec? There is no policy to take it from: name its folder, --codec")
-    return frozen.folder(begin.policy.vae, Path(begin.folder), Download())
+    return frozen.folder(policy.vae, Path(folder), Download())
 
 
 def codec_of(config: DataConfig, device: torch.device) -> VAE:
@@ -273,11 +273,15 @@ def cache(config: CacheConfig) -> Path:
         DatasetError: the dataset is broken, or the cache holds other latents.
     """
     torch.set_num_threads(config.threads)
-    config = family.with_preset(config)
     dataset = Mixture(config.dataset, config.camera_map)
     with joined(config.device) as devices:
+        with devices.first_alone():
+            folder = None if config.init is None else start.folder_of(config.init)
+            policy = None if folder is None else checkpoint.read_config(folder)
+            config = replace(config, codec=codec_place(config, policy, folder))
+        config = family.inherited(config, policy)
         vae = codec_of(config, devices.device)
-        encoded(config, family.cameras(config, dataset), vae, dataset, windows_of(config, dataset))
+        encoded(config, family.cameras(config, dataset, policy), vae, dataset, windows_of(config, dataset))
     return config.cache
 
 

@@ -60,7 +60,7 @@ def read(*places: str | Path) -> Start:
         CheckpointError: one isn't there or is neither, two hold the same part or are of different sizes, or the video expert
             is lacking.
     """
-    found = [_read(locate(place(str(one)), Download())) for one in places]
+    found = [_read(folder_of(one)) for one in places]
     sizes: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for part in found:
@@ -72,6 +72,15 @@ def read(*places: str | Path) -> Start:
     if not any(name.startswith("video.") for name in tensors):
         raise CheckpointError(f"{names} holds no video expert: convert the raw Wan weights, or a policy, and name it too")
     return replace(found[0], folder=names, sizes=sizes, tensors=tensors)
+
+
+def folder_of(one: str | Path) -> Path:
+    """The local folder of a checkpoint: a folder, a Hub id, which is downloaded, or "embedded:<name>".
+
+    Raises:
+        CheckpointError: it isn't there.
+    """
+    return locate(place(str(one)), Download())
 
 
 def only_video(start: Start) -> Start:
