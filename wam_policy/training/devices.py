@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from wam_policy.models.layers import Block
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=4)  # that processes wait for the first one, which alone encodes, validates and plays
 
 
@@ -90,6 +91,14 @@ class Devices:
         flag = torch.tensor(float(wanted))
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.talk)
         return bool(flag)
+
+    def told(self, value: T) -> T:
+        """What the first process has; all must ask."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.talk)
+        return box[0]
 
     def wait(self) -> None:
         """Wait for the others."""

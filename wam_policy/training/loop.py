@@ -69,7 +69,7 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     places = config.init if isinstance(config, TrainConfig) else (config.init,)
     with devices.first_alone():  # it alone downloads
         begin = start.read(*places) if places else None
-        config = replace(config, codec=codec_place(config, *(() if begin is None else (begin.policy, begin.folder))))
+        config = replace(config, codec=codec_place(config, *(() if begin is None else (begin.policy, begin.root))))
     vae = codec_of(config, devices.device)
     if begin is not None and isinstance(config, TrainConfig) and config.take == "video":
         begin = start.only_video(begin)
@@ -77,7 +77,8 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     contract = family.contract(config, dataset, vae, begin)
     for difference in family.differences(contract, begin):
         logger.warning("another contract than the policy's that it begins from: %s", difference)
-    prompts = prompts_of(config, contract, dataset, begin)
+    table = devices.told(prompts_of(config, contract, dataset, begin).table if devices.first else {})
+    prompts = Prompts(table, token_length=contract.prompt.token_length, text_dim=contract.model.text_dim)
     facts = {
         "config": json.loads(json.dumps(asdict(config), default=str)),
         "dataset_sha256": dataset.fingerprint(),
@@ -196,7 +197,7 @@ def write_statistics(config: TrainConfig | LightTrainConfig, dataset: Mixture) -
 def prompts_of(
     config: TrainConfig | LightTrainConfig, contract: PolicyConfig, dataset: Mixture, begin: Start | None
 ) -> Prompts:
-    """The prompts of a dataset: as the weights a run begins from know them, else as their text encoder embeds them.
+    """The prompts of a dataset: as the weights a run begins from know them, else as their text encoder embeds them; and theirs.
 
     Where there is none, a small encoder with random weights makes embeddings that tell the sentences apart.
 
@@ -204,9 +205,10 @@ def prompts_of(
         CheckpointError: no text encoder where one was said to be.
     """
     wanted = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
-    known = {} if begin is None else {prompt: begin.prompts[prompt].float() for prompt in wanted if prompt in begin.prompts}
     length, width, source = contract.prompt.token_length, contract.model.text_dim, None if begin is None else begin.text
-    place = config.out if begin is None else Path(begin.folder)
+    theirs = {} if begin is None else begin.prompts
+    known = {prompt: embedding.float() for prompt, embedding in theirs.items() if len(embedding) <= length}
+    place = config.out if begin is None else begin.root
     if config.text is not None:
         source, place = Source(subfolder=config.text.name), config.text.parent
 
@@ -246,7 +248,7 @@ def play(config: TrainConfig | LightTrainConfig, curve: Curve, checkpoint: Path)
         curve.write({"step": curve.state.step} | played(config, checkpoint))
 
 
-def codec_place(config: DataConfig, policy: PolicyConfig | None = None, folder: str | Path | None = None) -> Path:
+def codec_place(config: DataConfig, policy: PolicyConfig | None = None, folder: Path | None = None) -> Path:
     """The folder of a run's codec: the one that is named, else that of the policy, and its folder, that it begins from.
 
     Raises:
@@ -257,7 +259,7 @@ def codec_place(config: DataConfig, policy: PolicyConfig | None = None, folder: 
         return config.codec
     if policy is None or folder is None:
         raise ConfigError("which video codec? There is no policy to take it from: name its folder, --codec")
-    return frozen.folder(policy.vae, Path(folder), Download())
+    return frozen.folder(policy.vae, folder, Download())
 
 
 def codec_of(config: DataConfig, device: torch.device) -> VAE:

@@ -43,6 +43,7 @@ class Start:
     """Weights to begin from, in our names, and the sizes of the model they are of."""
 
     folder: str  # for messages
+    root: Path  # of the first part, in which its own codec and text encoder lie
     sizes: dict[str, Any]
     tensors: dict[str, Tensor]
     action_shift: float | None = None  # that the weights were trained with, where they are a Fast-WAM's
@@ -106,7 +107,7 @@ def _read(folder: Path) -> Start:
     if sizes.get("lean_steps") is not None:
         raise CheckpointError(f"{folder} is a lean checkpoint, which only acts: begin from a fat or slim one")
     plain = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
-    return Start(str(folder), plain, tensors, **known)
+    return Start(str(folder), folder, plain, tensors, **known)
 
 
 @torch.no_grad()
