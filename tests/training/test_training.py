@@ -161,8 +161,13 @@ def test_statistics_may_be_given_and_are_refused_if_they_are_of_other_data(data,
         stats.write_text(json.dumps(told | other))
         with pytest.raises(DatasetError, match="holds the statistics of other data"):
             train(make_config(data, codec, tmp_path / "third", steps=1, stats=stats))
-    stats.write_text(json.dumps(told | {"dataset_sha256": None}))  # as the reference writes it
+    reference = told | {"dataset_sha256": None}  # as the reference writes it
+    stats.write_text(json.dumps(reference))
     assert train(make_config(data, codec, tmp_path / "fourth", steps=1, stats=stats))
+    reference["action"]["default"]["global_max"][1] += 0.5
+    stats.write_text(json.dumps(reference))
+    with pytest.raises(DatasetError, match=r"those of action are off by \d+% of its range"):
+        train(make_config(data, codec, tmp_path / "fifth", steps=1, stats=stats))
 
 
 def test_the_scaling_of_the_policy_begun_from_is_kept_for_the_same_robot_only(data, codec, tmp_path):

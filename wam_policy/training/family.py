@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from wam_policy import presets
 from wam_policy.config import (
@@ -242,6 +246,8 @@ def scaling(config: AnyTrainConfig, dataset: Mixture, start: Start | None) -> tu
         parts = (("state", len(state_names(config, dataset))), ("action", layout(config, dataset).dim))
         state, action = (given.read(config.stats, name, mode, dim) for (name, dim), mode in zip(parts, modes, strict=True))
         given.check_of(config.stats, dataset=dataset.fingerprint(), rows=dataset.length)
+        for key, said in zip(keys, (state, action), strict=True):
+            _alike(config.stats, key, said, statistics(dataset.vector(key)))
         return state, action
     if not config.keep_scaling:
         pairs = zip(modes, keys, strict=True)
@@ -254,6 +260,17 @@ def scaling(config: AnyTrainConfig, dataset: Mixture, start: Start | None) -> tu
     if names != theirs:
         raise ConfigError(f"`keep_scaling`: {start.folder} has the numbers {theirs}, the data {names}; leave it out")
     return start.scaling.state, start.scaling.action
+
+
+def _alike(file: Path, key: str, said: Normalization, found: Mapping[str, Sequence[float]]) -> None:
+    """Refuse statistics that are far from the data's: a reference's file has no hash, and its quantiles are estimates."""
+    spread = np.maximum(np.subtract(found["max"], found["min"]), 1e-6)
+    worst = max(float((np.abs(np.subtract(row, found[name])) / spread).max()) for name, row in said.statistics.items())
+    if worst > 0.05:
+        raise DatasetError(
+            f"{file} holds the statistics of other data: those of {key} are off by {worst:.0%} of its range; leave --stats "
+            f"out, then they are computed"
+        )
 
 
 PARTS = {  # of a Fast-WAM that can be trained alone: the beginnings of their names
