@@ -58,6 +58,7 @@ def test_two_processes_with_a_copy_each_learn_what_one_learns(alone, tmp_path, c
     done = run(config, 2)
     assert done.returncode == 0, done.stderr[-6000:]
     assert alike(curve(config.out), curve(alone.out), abs=1e-5, rel=1e-5)
+    assert list((config.out / "latents").glob("*.safetensors"))  # which one of them encoded for both
 
 
 def test_two_processes_with_a_shard_each_learn_what_one_learns_and_go_on(alone, tmp_path):

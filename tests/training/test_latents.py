@@ -1,5 +1,6 @@
 """Encoded windows are found again if they are exactly those, and refused if they aren't."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,28 @@ def test_a_cache_of_other_windows_is_refused(config):
     (config.cache / "shard_00000.safetensors").write_bytes(b"broken")
     with pytest.raises(DatasetError, match="can't be read"):
         cache(config)
+
+
+@pytest.mark.parametrize("what", ["codec", "data"])
+def test_a_cache_of_another_codec_or_changed_data_is_refused(config, tmp_path, what):
+    cache(config)
+    if what == "codec":
+        other = replace(config, codec=shutil.copytree(config.codec, tmp_path / "codec"))
+        file = next(other.codec.glob("*.safetensors"))
+    else:
+        data = shutil.copytree(config.dataset[0], tmp_path / "data")
+        other = replace(config, dataset=(str(data),))
+        cache(other)  # a copy elsewhere is the same data
+        file = next(data.glob("videos/**/*.mp4"))
+    file.write_bytes(file.read_bytes() + bytes(1) if what == "data" else _flipped(file))
+    with pytest.raises(DatasetError, match="another dataset, codec, canvas or stride: remove it"):
+        cache(other)
+
+
+def _flipped(file):
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    return bytes(whole)
 
 
 def test_a_run_from_the_cache_is_the_run_from_memory(config, codec, tmp_path):

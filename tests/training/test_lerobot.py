@@ -191,6 +191,11 @@ def test_a_number_that_isn_t_finite_is_named_by_episode_and_frame(folder):
         LeRobotDataset(folder).vector("action")
 
 
+def test_frames_of_an_episode_may_have_sentences_of_their_own(folder):
+    rewritten(folder, lambda columns: columns["task_index"].__setitem__(slice(8, 10), [0, 0]))
+    assert LeRobotDataset(folder).instructions()[6:12] == ["touch", "leave", "touch", "touch", "leave", "touch"]
+
+
 def test_rows_of_another_episode_are_refused(folder):
     rewritten(folder, lambda columns: columns["episode_index"].__setitem__(12, 0))
     with pytest.raises(DatasetError, match="rows 11 to 20 aren't those of episode 2"):

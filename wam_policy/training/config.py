@@ -53,7 +53,8 @@ class DataConfig:
     """What the papers trained on, "libero" or "robotwin" ("real_robot" for a Light-WAM): cameras and canvas, frames, names,
     scaling, prompts, actions played. What a preset says can't be said otherwise."""
     cache: Path | None = None
-    """Folder of the encoded windows, made if it doesn't exist; None keeps them in memory only."""
+    """Folder of the encoded windows, made if it doesn't exist; None keeps them in memory only, several processes in `latents/`
+    of the run: the first one encodes."""
     cameras: tuple[str, ...] = ()
     """Cameras, in canvas order; none said: those of the policy a run begins from, else front and wrist."""
     camera_map: dict[str, str] = field(default_factory=dict)

@@ -70,6 +70,8 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     with devices.first_alone():  # it alone downloads
         begin = start.read(*places) if places else None
         config = replace(config, codec=codec_place(config, *(() if begin is None else (begin.policy, begin.root))))
+    if config.cache is None and devices.count > 1:
+        config = replace(config, cache=config.out / "latents")
     vae = codec_of(config, devices.device)
     if begin is not None and isinstance(config, TrainConfig) and config.take == "video":
         begin = start.only_video(begin)
