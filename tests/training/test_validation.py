@@ -1,6 +1,7 @@
 """What is held out is never trained on, and what is measured on it is what the policy does."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -51,6 +52,21 @@ def test_held_out_windows_are_not_trained_on_and_their_error_is_the_policy_s(dat
     assert [row["step"] for row in found] == [2, 4] and all(np.isfinite(list(row.values())).all() for row in found)
     assert 0 < found[-1]["val_error"] < 2 and WAMPolicy.from_pretrained(folder)
     assert 0 < found[-1]["val_psnr"] < 60
+
+
+def test_what_a_stop_left_unmeasured_is_measured_when_the_run_goes_on(data, codec, tmp_path):
+    config = make_config(data, codec, tmp_path / "run", steps=4, save_every=2, keep=9, validation=0.3, validation_windows=5)
+    train(config)
+    rows = (config.out / "curve.jsonl").read_text()
+    stopped = [row for row in rows.splitlines(keepends=True) if json.loads(row)["step"] == 2 and "val_error" not in row]
+    (config.out / "curve.jsonl").write_text("".join(stopped))
+    shutil.rmtree(config.out / "checkpoints/step_00000004")
+    train(config)
+    mine, theirs = (
+        [row for row in map(json.loads, one.splitlines()) if "val_error" in row]
+        for one in ((config.out / "curve.jsonl").read_text(), rows)
+    )
+    assert mine == theirs and [row["step"] for row in mine] == [2, 4]
 
 
 def test_a_finished_run_shows_its_curves_its_futures_and_says_in_its_card_what_it_was(data, codec, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import signal
@@ -29,7 +30,7 @@ from wam_policy.training.compiled import compile_training
 from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, Part, TrainConfig
 from wam_policy.training.curve import Curve
 from wam_policy.training.devices import Devices, joined
-from wam_policy.training.examples import examples, windows_of
+from wam_policy.training.examples import Examples, examples, windows_of
 from wam_policy.training.latents import codec_fingerprint, encoded
 from wam_policy.training.mixture import Mixture
 from wam_policy.training.optimize import adamw
@@ -110,8 +111,11 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     if devices.first:
         write_statistics(config, dataset)
     with Curve(config, state, order, data.names) as curve, stop_wanted() as stop:
-        if found is not None and not curve.holds("success_"):
-            play(config, curve, found)
+        if found is not None:  # what SIGTERM left out
+            if state.step % config.save_every == 0 and not curve.holds("val_"):
+                worth(config, curve, policy, validation)
+            if not curve.holds("success_"):
+                play(config, curve, found)
         while state.step < config.steps:
             curve.add(advance(config, state, data, order))
             last, told = state.step == config.steps, state.step % config.log_every == 0
@@ -121,8 +125,8 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
             if state.step % config.save_every == 0 or last or stopped:
                 curve.check()
                 gather(state)
-                if devices.first and len(validation.names) and not stopped:  # who says SIGTERM says SIGKILL soon
-                    curve.write({"step": state.step} | validate(config, policy, validation))
+                if not stopped:  # who says SIGTERM says SIGKILL soon
+                    worth(config, curve, policy, validation)
                 saved = save(config.out, state, policy, facts, config.keep)
                 if not stopped:
                     play(config, curve, saved)
@@ -234,14 +238,20 @@ def told_apart(prompts: Prompts, wanted: Sequence[str]) -> None:
     Raises:
         ConfigError: two have the same embedding, as they were cut.
     """
-    seen: dict[bytes, str] = {}
+    seen: dict[str, str] = {}
     for prompt in wanted:
         embedding = prompts.table[prompt]
-        twin = seen.setdefault(embedding.float().numpy().tobytes(), prompt)
+        twin = seen.setdefault(hashlib.sha256(embedding.float().numpy().tobytes()).hexdigest(), prompt)
         if twin != prompt:
             raise ConfigError(f"{twin!r} and {prompt!r} have the same embedding: raise --token-length {prompts.token_length}")
         if len(embedding) == prompts.token_length:
             logger.warning("%r fills all %d tokens: it may have been cut, --token-length", prompt, prompts.token_length)
+
+
+def worth(config: TrainConfig | LightTrainConfig, curve: Curve, policy: WAMPolicy, validation: Examples) -> None:
+    """Measure the kept weights on the episodes that are held out, if any are, and write a row of it."""
+    if curve.state.devices.first and len(validation.names):
+        curve.write({"step": curve.state.step} | validate(config, policy, validation))
 
 
 def play(config: TrainConfig | LightTrainConfig, curve: Curve, checkpoint: Path) -> None:
