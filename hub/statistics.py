@@ -12,6 +12,7 @@ from wam_policy.errors import CheckpointError, DatasetError
 from wam_policy.hub.atomic import write_text
 from wam_policy.normalize import Mode, Normalization, needs, statistics
 
+ALL = ("min", "max", "mean", "std", "q01", "q99")  # that a mode may need
 KEY = "default"  # the released files hold one group of statistics for all datasets
 
 
@@ -33,7 +34,7 @@ def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = 
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         found = data[vector][KEY]
         normalization = Normalization(
-            mode=mode, statistics={name: tuple(map(float, found[f"global_{name}"])) for name in sorted(wanted)}
+            mode=mode, statistics={name: tuple(map(float, found[f"global_{name}"])) for name in ALL if name in wanted}
         )
         normalization.check(vector, dim)
     except OSError as error:
@@ -46,6 +47,11 @@ def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = 
             f"{path} doesn't hold the statistics of the {vector} ({mode}, {dim} numbers): {error!r}"
         ) from error
     return normalization
+
+
+def is_of(path: Path, dataset: str) -> bool:
+    """Whether there is such a file, and it says that it was computed from the data of this SHA-256."""
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("dataset_sha256") == dataset
 
 
 def check_of(path: Path, *, dataset: str, rows: int) -> None:

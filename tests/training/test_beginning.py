@@ -11,7 +11,8 @@ from stand_in import serving
 from training_data import make_config
 
 from wam_policy import WAMPolicy
-from wam_policy.errors import CheckpointError, ConfigError, DatasetError
+from wam_policy.errors import CheckpointError, ConfigError, DatasetError, PromptError
+from wam_policy.hub.prompt_cache import PromptCache
 from wam_policy.models.text import Prompts
 from wam_policy.training import family
 from wam_policy.training.config import CacheConfig, DataConfig
@@ -70,6 +71,24 @@ def test_without_a_policy_to_begin_from_the_codec_must_be_named(data, tmp_path):
         train(make_config(data, None, tmp_path / "run", init=("embedded:nobody",)))
 
 
+def test_statistics_and_prompts_are_made_once(data, codec, tmp_path, monkeypatch):
+    kept = PromptCache(tmp_path / "prompts", 8)
+    sentences = ("touch the cube", "leave the cube")
+    config = make_config(data, codec, tmp_path / "run", steps=2, save_every=1, keep=9, prompt_cache=kept.folder)
+    kept.put(sentences[0], torch.full((2, 16), 0.5))
+    with pytest.raises(PromptError, match="no embedding of the prompt 'leave the cube'"):
+        train(config)
+    kept.put(sentences[1], torch.full((2, 16), -0.5))
+    first = train(config)
+    assert WAMPolicy.from_pretrained(first).prompts.table[sentences[0]].float().eq(0.5).all()
+    weights = (first / "model.safetensors").read_bytes(), (first / "config.json").read_bytes()
+    shutil.rmtree(config.out / "checkpoints/step_00000002")
+    for place in ("wam_policy.training.family.statistics", "wam_policy.hub.statistics.statistics"):
+        monkeypatch.setattr(place, None)
+    again = train(config)
+    assert ((again / "model.safetensors").read_bytes(), (again / "config.json").read_bytes()) == weights
+
+
 def test_prompts_that_were_cut_to_the_same_are_refused_and_long_ones_told(caplog):
     same, other = torch.ones(3, 2), torch.zeros(2, 2)
     prompts = Prompts({"the left": same, "the right": same.clone(), "it": other}, token_length=3, text_dim=2)
@@ -110,11 +129,11 @@ def test_a_run_waits_for_another_that_fills_its_cache(data, codec, tmp_path):
 
 def test_rows_changed_in_place_are_other_data(data, tmp_path):
     other = shutil.copytree(data, tmp_path / "data")
-    before = LeRobotDataset(other).fingerprint()
-    assert before == LeRobotDataset(data).fingerprint()
+    before = LeRobotDataset(other).sha256
+    assert before == LeRobotDataset(data).sha256
     (file,) = other.glob("data/**/*.parquet")
     rows = bytearray(file.read_bytes())
     rows[100] ^= 1
     with_same_size = LeRobotDataset(other)
     file.write_bytes(rows)
-    assert with_same_size.fingerprint() != before
+    assert with_same_size.sha256 != before

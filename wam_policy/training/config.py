@@ -93,6 +93,8 @@ class RunConfig(DataConfig):
     text: Path | None = None
     """Folder of the text encoder (`text_encoder/`, `tokenizer/`) that embeds prompts which the weights a run begins from don't
     know; the default is theirs, else a small one with random weights."""
+    prompt_cache: Path | None = None
+    """Folder of that encoder's embeddings, ours or the reference implementations': what is in it isn't made again."""
     state_scaling: Mode = "min_max"
     """How the state is normalised."""
     action_scaling: Mode = "min_max"

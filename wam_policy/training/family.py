@@ -85,6 +85,7 @@ def with_preset(config: DataT) -> DataT:
     return replace(config, **said)
 
 
+STATISTICS = "dataset_stats.json"  # in the folder of a run
 USUAL = {"cameras": ("front", "wrist"), "frames": 5, "stride": 4, "replan": 8, "sampling_steps": 10}
 
 
@@ -242,12 +243,16 @@ def scaling(config: AnyTrainConfig, dataset: Mixture, start: Start | None) -> tu
         DatasetError: by a file of other data.
     """
     keys, modes = ("observation.state", "action"), (config.state_scaling, config.action_scaling)
+    parts = (("state", len(state_names(config, dataset))), ("action", layout(config, dataset).dim))
     if config.stats is not None:
-        parts = (("state", len(state_names(config, dataset))), ("action", layout(config, dataset).dim))
         state, action = (given.read(config.stats, name, mode, dim) for (name, dim), mode in zip(parts, modes, strict=True))
         given.check_of(config.stats, dataset=dataset.fingerprint(), rows=dataset.length)
-        for key, said in zip(keys, (state, action), strict=True):
-            _alike(config.stats, key, said, statistics(dataset.vector(key)))
+        for key, one in zip(keys, (state, action), strict=True):
+            _alike(config.stats, key, one, statistics(dataset.vector(key)))
+        return state, action
+    if not config.keep_scaling and given.is_of(made := config.out / STATISTICS, dataset.fingerprint()):
+        said = zip(parts, modes, strict=True)
+        state, action = (given.read(made, name, mode, dim, also=given.ALL) for (name, dim), mode in said)
         return state, action
     if not config.keep_scaling:
         pairs = zip(modes, keys, strict=True)

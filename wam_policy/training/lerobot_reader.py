@@ -5,6 +5,7 @@ Layouts: https://github.com/huggingface/lerobot (`docs/source/lerobot-dataset-v3
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,8 @@ class LeRobotDataset:
                     f"{self.folder}: rows {episode.start} to {episode.stop} aren't those of episode {episode.index}"
                 )
 
-    def fingerprint(self) -> str:
+    @functools.cached_property
+    def sha256(self) -> str:
         """SHA-256 over what the dataset says of itself (`meta/`), its rows (`data/`), and its videos' names and sizes."""
         digest = hashlib.sha256()
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):

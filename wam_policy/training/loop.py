@@ -21,6 +21,7 @@ from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import ConfigError, DatasetError, TrainingError
 from wam_policy.hub import checkpoint, frozen, statistics
 from wam_policy.hub.locate import Download
+from wam_policy.hub.prompt_cache import PromptCache
 from wam_policy.models.build import Model
 from wam_policy.models.text import Prompts, TextEncoder, untrained_encoder
 from wam_policy.models.vae import VAE
@@ -108,7 +109,7 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
         logger.info("going on from %s", found)
     policy = WAMPolicy(contract, state.kept, vae=vae, prompts=prompts)
     logger.info("%d windows, %d process(es), each on %s", len(data.names), devices.count, devices.device)
-    if devices.first:
+    if devices.first and (found is None or not statistics.is_of(config.out / family.STATISTICS, dataset.fingerprint())):
         write_statistics(config, dataset)
     with Curve(config, state, order, data.names) as curve, stop_wanted() as stop:
         if found is not None:  # what SIGTERM left out
@@ -196,7 +197,7 @@ def write_statistics(config: TrainConfig | LightTrainConfig, dataset: Mixture) -
     """Write the statistics of a dataset beside a run, as the reference has them."""
     action, state = dataset.vector("action"), dataset.vector("observation.state")
     chunks = padded_actions(action, windows_of(config, dataset), family.layout(config, dataset))
-    place, source = config.out / "dataset_stats.json", dataset.fingerprint()
+    place, source = config.out / family.STATISTICS, dataset.fingerprint()
     statistics.write(place, state, action, chunks, episodes=len(dataset.episodes), dataset=source)
 
 
@@ -209,6 +210,7 @@ def prompts_of(
 
     Raises:
         CheckpointError: no text encoder where one was said to be.
+        PromptError: no text encoder, and a cache of embeddings that lacks one.
     """
     wanted = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
     length, width, source = contract.prompt.token_length, contract.model.text_dim, None if begin is None else begin.text
@@ -225,7 +227,9 @@ def prompts_of(
 
     if begin is not None and source is None and (new := [prompt for prompt in wanted if prompt not in known]):
         logger.warning("%s has no text encoder, and no embeddings of %s: they get new ones", begin.folder, "; ".join(new))
-    prompts = Prompts(known, token_length=length, text_dim=width, encoder=encoder)
+    cache = None if config.prompt_cache is None else PromptCache(config.prompt_cache, length)
+    unknown = cache is not None and source is None  # random embeddings don't go into a cache
+    prompts = Prompts(known, token_length=length, text_dim=width, encoder=None if unknown else encoder, cache=cache)
     prompts.add(wanted)
     prompts.drop_encoder()
     told_apart(prompts, wanted)

@@ -57,7 +57,7 @@ class Mixture:
 
     def fingerprint(self) -> str:
         """SHA-256 over what the recordings say of themselves."""
-        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
+        return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     def instructions(self) -> list[str]:
         """The sentence that belongs to each frame."""
