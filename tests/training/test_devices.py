@@ -113,6 +113,21 @@ def test_a_light_wam_learns_by_copies_and_shards_what_one_process_learns(alone, 
         assert alike(curve(spread.out), curve(config.out), abs=1e-5, rel=1e-5), name
 
 
+@pytest.mark.parametrize(
+    "changes", [{"train": "lora", "lora_rank": 2}, {"variant": "idm", "accumulate": 2}], ids=["lora", "idm"]
+)
+def test_shards_of_low_rank_additions_and_of_parts_of_batches_learn_the_same(alone, tmp_path, changes):
+    config = replace(alone, out=tmp_path / "alone", init=(alone.out / "checkpoint",), steps=3, validation=0.0, **changes)
+    train(config)
+    spread = replace(config, out=tmp_path / "sharded", shard=True)
+    done = run(spread, 2)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert alike(curve(spread.out), curve(config.out), abs=1e-5, rel=1e-5)
+    mine, theirs, before = (WAMPolicy.from_pretrained(latest(one.out)).model.state_dict() for one in (spread, config, alone))
+    assert all(torch.allclose(mine[name], x, atol=1e-4) for name, x in theirs.items())
+    assert max(float((x - before[name]).abs().max()) for name, x in theirs.items()) > 1e-3
+
+
 def test_a_batch_that_can_t_be_shared_equally_is_refused(alone, tmp_path):
     done = run(replace(alone, out=tmp_path / "run", batch_size=3), 2)
     assert done.returncode != 0 and "a batch of 3 can't be computed by 2 processes in equal parts" in done.stderr
