@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +75,26 @@ def check_of(path: Path, *, dataset: str, rows: int) -> None:
         )
 
 
-def write(path: Path, state: np.ndarray | None, action: np.ndarray, chunks: np.ndarray, *, episodes: int, dataset: str) -> None:
+def write(
+    path: Path, state: np.ndarray | None, action: np.ndarray, steps: Iterable[np.ndarray], *, episodes: int, dataset: str
+) -> None:
     """Write statistics as the reference has them; the quantiles and deviations are true ones, of all rows alike.
 
     Args:
         path: the file.
         state: rows [N, P]; None: there is no state.
         action: rows [N, A].
-        chunks: [windows, T, A], for the statistics of each step of a chunk.
+        steps: [windows, A] for each step of a chunk, which are asked for one after the other.
         episodes: how many there are.
         dataset: SHA-256 of what they were computed from.
     """
 
-    def group(rows: np.ndarray, steps: np.ndarray) -> dict[str, Any]:
+    def group(rows: np.ndarray, steps: Iterable[np.ndarray]) -> dict[str, Any]:
         whole = {f"global_{name}": list(values) for name, values in statistics(rows).items()}
-        each = [statistics(steps[:, i]) for i in range(steps.shape[1])]
+        each = [statistics(step) for step in steps]
         return whole | {f"stepwise_{name}": [list(step[name]) for step in each] for name in each[0]}
 
-    found: dict[str, Any] = {} if state is None else {"state": {KEY: group(state, state[:, None])}}
-    found["action"] = {KEY: group(action, chunks)}
+    found: dict[str, Any] = {} if state is None else {"state": {KEY: group(state, [state])}}
+    found["action"] = {KEY: group(action, steps)}
     found |= {"num_episodes": episodes, "num_transition": len(action), "dataset_sha256": dataset}
     write_text(path, json.dumps(found, indent=2) + "\n")

@@ -196,9 +196,10 @@ def twin(model: ModelT, *, average: bool) -> ModelT:
 def write_statistics(config: TrainConfig | LightTrainConfig, dataset: Mixture) -> None:
     """Write the statistics of a dataset beside a run, as the reference has them."""
     action, state = dataset.vector("action"), dataset.vector("observation.state")
-    chunks = padded_actions(action, windows_of(config, dataset), family.layout(config, dataset))
+    windows, layout = windows_of(config, dataset), family.layout(config, dataset)
+    steps = (padded_actions(action, windows, layout, step) for step in range(windows.action_rows.shape[1]))
     place, source = config.out / family.STATISTICS, dataset.fingerprint()
-    statistics.write(place, state, action, chunks, episodes=len(dataset.episodes), dataset=source)
+    statistics.write(place, state, action, steps, episodes=len(dataset.episodes), dataset=source)
 
 
 def prompts_of(

@@ -41,15 +41,15 @@ def cut(episodes: list[Episode], *, horizon: int, frames: int, frame_stride: int
     )
 
 
-def padded_actions(actions: np.ndarray, windows: Windows, layout: ActionLayout) -> np.ndarray:
-    """Raw actions of windows, [N, T, A]: past the end displacements are zero, everything else keeps its last value.
+def padded_actions(actions: np.ndarray, windows: Windows, layout: ActionLayout, steps: slice | int = slice(None)) -> np.ndarray:
+    """Raw actions of windows, [N, T, A], of one step [N, A]: past the end displacements are zero, all else keeps its last value.
 
     Source: spec/fastwam.md section 5.1.
     """
-    chunks = actions[windows.action_rows].copy()
+    chunks = actions[windows.action_rows[:, steps]]
     if layout.control.endswith("_delta"):
         moves = np.ones(layout.dim, bool)
         if layout.gripper is not None:
             moves[layout.gripper.index] = False
-        chunks[windows.action_is_pad[:, :, None] & moves] = 0
+        chunks[windows.action_is_pad[:, steps, None] & moves] = 0
     return chunks
