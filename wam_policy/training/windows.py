@@ -42,7 +42,7 @@ def cut(episodes: list[Episode], *, horizon: int, frames: int, frame_stride: int
 
 
 def padded_actions(actions: np.ndarray, windows: Windows, layout: ActionLayout, steps: slice | int = slice(None)) -> np.ndarray:
-    """Raw actions of windows, [N, T, A], of one step [N, A]: past the end displacements are zero, all else keeps its last value.
+    """Raw actions of windows, [N, T, A], of one step [N, A]: past the end displacements are zero, others keep their last value.
 
     Source: spec/fastwam.md section 5.1.
     """
