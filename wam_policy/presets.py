@@ -101,20 +101,20 @@ ENVS = {  # what the simulators declare of themselves, by the preset that drives
 }
 
 
-def _light(preset: Preset) -> Preset:
+def _light(preset: Preset, supervised_steps: int) -> Preset:
     """The contract of a Light-WAM for the same robot: its pictures are resized as in training, its actions read in one pass."""
     cameras = replace(preset.cameras, resize="stretch", pixels="float")
     if cameras.layout == "t":
         cameras = replace(cameras, before=(240, 320))  # the size its simulator draws
-    sampling, supervised = replace(preset.sampling, action_shift=None), 8 if preset.cameras.layout == "row" else 24
-    return replace(preset, cameras=cameras, sampling=sampling, wan=LIGHT_WAN, supervised_steps=supervised)
+    sampling = replace(preset.sampling, action_shift=None)
+    return replace(preset, cameras=cameras, sampling=sampling, wan=LIGHT_WAN, supervised_steps=supervised_steps)
 
 
 LIGHT_PRESETS = {
-    "libero": _light(PRESETS["libero"]),
-    "robotwin": _light(PRESETS["robotwin"]),
+    "libero": _light(PRESETS["libero"], 8),
+    "robotwin": _light(PRESETS["robotwin"], 24),
     "real_robot": replace(
-        _light(PRESETS["robotwin"]),
+        _light(PRESETS["robotwin"], 24),
         snap=GripperSnap(indices=tuple(i for i, name in enumerate(JOINTS) if name.endswith("gripper")), within=5.0),
     ),
 }

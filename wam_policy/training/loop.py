@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from wam_policy.policy import WAMPolicy
 from wam_policy.training import adapters, family, seeing, start
 from wam_policy.training.compiled import compile_training
 from wam_policy.training.config import CacheConfig, DataConfig, LightTrainConfig, Part, TrainConfig
-from wam_policy.training.curve import Curve
+from wam_policy.training.curve import CURVE, Curve
 from wam_policy.training.devices import Devices, joined
 from wam_policy.training.examples import Examples, examples, windows_of
 from wam_policy.training.latents import codec_fingerprint, encoded
@@ -71,7 +71,8 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
     places = config.init if isinstance(config, TrainConfig) else (config.init,)
     with devices.first_alone():  # it alone downloads
         begin = start.read(*places) if places else None
-        config = replace(config, codec=codec_place(config, *(() if begin is None else (begin.policy, begin.root))))
+        policy_of, root = (None, None) if begin is None else (begin.policy, begin.root)
+        config = replace(config, codec=codec_place(config, policy_of, root))
     if config.cache is None and devices.count > 1:
         config = replace(config, cache=config.out / "latents")
     vae = codec_of(config, devices.device)
@@ -134,14 +135,19 @@ def _train(config: TrainConfig | LightTrainConfig, devices: Devices) -> Path:
             if stopped and not last:
                 raise TrainingError(f"stopped at step {state.step}; it is saved, start the run again to go on")
     if devices.first:
-        rows = seeing.rows_of(curve.path)
-        policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16, notes=seeing.notes(config, facts, rows))
-        seeing.curves(rows, config.out / "curves.png")
-        futures = imagined(config, policy, validation if len(validation.names) else everything)
-        if futures is not None:
-            seeing.contact_sheet(*futures, config.out / "futures.png")
+        finish(config, facts, policy, validation if len(validation.names) else everything)
     devices.wait()
     return config.out / "checkpoint"
+
+
+def finish(config: TrainConfig | LightTrainConfig, facts: dict[str, Any], policy: WAMPolicy, shown: Examples) -> None:
+    """Write what a run was for: the policy with its card, the curves, futures of some examples."""
+    rows = seeing.rows_of(config.out / CURVE)
+    policy.save_pretrained(config.out / "checkpoint", dtype=torch.bfloat16, notes=seeing.notes(config, facts, rows))
+    seeing.curves(rows, config.out / "curves.png")
+    futures = imagined(config, policy, shown)
+    if futures is not None:
+        seeing.contact_sheet(*futures, config.out / "futures.png")
 
 
 def part_of(config: TrainConfig | LightTrainConfig) -> Part:
