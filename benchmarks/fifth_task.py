@@ -19,8 +19,8 @@ import tyro
 from papers_question import codec, wam
 
 from wam_policy.checkpoints import embedded
-from wam_policy.hub.atomic import write_text
-from wam_policy.results import commit, versions
+from wam_policy.utils.environment import commit, versions
+from wam_policy.utils.io import write_text
 
 WAYS = {
     "before": ("nothing", ("--steps=1", "--optimizer.learning-rate=0", "--optimizer.weight-decay=0")),

@@ -30,12 +30,13 @@ from random_policy import TASK, Size, policy
 from wam_policy import WAMPolicy
 from wam_policy.config import Family
 from wam_policy.inference import compile_inference
-from wam_policy.inference.bench import Clock, Row, counted, plain_step
-from wam_policy.inference.inputs import synthetic
-from wam_policy.inference.machine import measure_machine
-from wam_policy.inference.plain import Plain, savings_of
-from wam_policy.models import linear
-from wam_policy.results import peak_memory
+from wam_policy.models.layers import linear
+from wam_policy.profiling.benchmark import counted, plain_step
+from wam_policy.profiling.measurement import Clock, Row
+from wam_policy.profiling.observations import synthetic
+from wam_policy.profiling.reference import Plain, savings_of
+from wam_policy.profiling.roofline import measure_machine
+from wam_policy.utils.environment import peak_memory
 
 Way = Literal["plain", "plain_wide", "caches", "eager", "compiled"]
 WHAT: dict[Way, str] = {

@@ -30,8 +30,8 @@ from random_policy import full, write
 from wam_policy import WAMPolicy
 from wam_policy.config import Family
 from wam_policy.hub import checkpoint
-from wam_policy.inference.inputs import synthetic
-from wam_policy.results import peak_memory
+from wam_policy.profiling.observations import synthetic
+from wam_policy.utils.environment import peak_memory
 
 GIB = 2**30
 Stage = Literal["read", "load", "predict"]

@@ -25,17 +25,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wam_policy.config import Family
-from wam_policy.inference.fake import cuda_attention
-from wam_policy.models.build import build
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.light_objective import LightDraws
-from wam_policy.models.light_wam import trained
-from wam_policy.models.objective import Batch, Draws
-from wam_policy.models.padding import slots_for
-from wam_policy.training.compiled import compile_training
+from wam_policy.models.fast_wam.loss import Batch, Draws
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.layers.text_padding import slots_for
+from wam_policy.models.light_wam.loss import LightDraws
+from wam_policy.models.light_wam.model import trained
+from wam_policy.models.registry import build
+from wam_policy.profiling.fake_cuda import cuda_attention
+from wam_policy.training.compile import compile_training
 from wam_policy.training.config import LightTrainConfig, TrainConfig
-from wam_policy.training.devices import Devices
-from wam_policy.training.step import Losses
+from wam_policy.training.distributed import Devices
+from wam_policy.training.train_step import Losses
 
 GIB = 2**30
 TOKENS = 40  # of a prompt

@@ -28,10 +28,11 @@ from rich.console import Console
 
 from wam_policy import WAMPolicy
 from wam_policy.checkpoints import embedded
-from wam_policy.evaluation import METAWORLD_TASKS
-from wam_policy.hub.atomic import write_text
+from wam_policy.evaluation.evaluate import METAWORLD_TASKS
+from wam_policy.evaluation.results import wilson_interval
 from wam_policy.observation import IMAGE, INSTRUCTION, STATE
-from wam_policy.results import commit, versions, wilson_interval
+from wam_policy.utils.environment import commit, versions
+from wam_policy.utils.io import write_text
 
 OTHERS = ("door-open-v3", "plate-slide-v3", "faucet-open-v3", "coffee-button-v3", "handle-press-v3", "dial-turn-v3")
 BATCH = 32

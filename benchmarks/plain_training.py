@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor
 
-from wam_policy import flow
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.layers import Block, DiT, KeyValue, action_rope, modulate
-from wam_policy.models.light_objective import LightDraws, LightLossConfig
-from wam_policy.models.light_wam import LightWAM, pool
-from wam_policy.models.objective import Batch, Draws, LossConfig, noisy, squared_error, weighted_mean
-from wam_policy.models.video_dit import VideoDiT, embed, token_grid
+from wam_policy.models import flow_matching
+from wam_policy.models.fast_wam.loss import Batch, Draws, LossConfig, noisy, squared_error, weighted_mean
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.layers.attention import KeyValue
+from wam_policy.models.layers.rope import action_rope
+from wam_policy.models.layers.transformer import Block, DiT, modulate
+from wam_policy.models.layers.video_dit import VideoDiT, embed, token_grid
+from wam_policy.models.light_wam.loss import LightDraws, LightLossConfig
+from wam_policy.models.light_wam.model import LightWAM, pool
 
 
 class Tokens(NamedTuple):
@@ -84,12 +86,12 @@ def _video(model: FastWAM | LightWAM, latents: Tensor, t: Tensor, context: Tenso
 def plain_fast(model: FastWAM, batch: Batch, draws: Draws, config: LossConfig) -> Tensor:
     """The loss of the variant "fast"."""
     shift = config.action_shift or 5.0
-    t_video = flow.timesteps(draws.u_video, config.video_shift, batch.latents.dtype)
-    t_action = flow.timesteps(draws.u_action, shift, batch.action.dtype)
+    t_video = flow_matching.timesteps(draws.u_video, config.video_shift, batch.latents.dtype)
+    t_action = flow_matching.timesteps(draws.u_action, shift, batch.action.dtype)
     context = model.context(batch.context, batch.proprio)
     clip = noisy(batch.latents, draws.noise_video, t_video)
     video, time = _video(model, clip, t_video, context)
-    action = model.action.action_encoder(flow.add_noise(batch.action, draws.noise_action, t_action))
+    action = model.action.action_encoder(flow_matching.add_noise(batch.action, draws.noise_action, t_action))
     rope = action_rope(action.shape[1], model.config.head_dim, action.device, model.precision.rope)
     actions = Tokens(
         model.action,
@@ -104,11 +106,11 @@ def plain_fast(model: FastWAM, batch: Batch, draws: Draws, config: LossConfig) -
     for i in range(model.config.layers):
         streams = _layer(streams, i, mask)
     velocity = model.video.read(streams[0].x, time, grid)
-    target = flow.velocity(batch.latents, draws.noise_video)
+    target = flow_matching.velocity(batch.latents, draws.noise_video)
     error = squared_error(velocity[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))
-    loss_video = weighted_mean(error, ~batch.latent_is_pad, flow.loss_weight(t_video, config.video_shift))
-    error = squared_error(model.action.head(streams[1].x), flow.velocity(batch.action, draws.noise_action)).mean(2)
-    loss_action = weighted_mean(error, ~batch.action_is_pad, flow.loss_weight(t_action, shift))
+    loss_video = weighted_mean(error, ~batch.latent_is_pad, flow_matching.loss_weight(t_video, config.video_shift))
+    error = squared_error(model.action.head(streams[1].x), flow_matching.velocity(batch.action, draws.noise_action)).mean(2)
+    loss_action = weighted_mean(error, ~batch.action_is_pad, flow_matching.loss_weight(t_action, shift))
     return config.lambda_video * loss_video + config.lambda_action * loss_action
 
 
@@ -132,10 +134,10 @@ def plain_light(model: LightWAM, batch: Batch, draws: LightDraws, config: LightL
     counts = ~batch.action_is_pad * config.step_weights(horizon, actions)
     action = ((squared_error(actions, batch.action).mean(2) * counts).sum(1) / counts.sum(1).clamp(min=1e-6)).mean()
     clean = pool(batch.latents, model.config.video_pool)
-    t = flow.timesteps(draws.u_video, config.video_shift, clean.dtype)
+    t = flow_matching.timesteps(draws.u_video, config.video_shift, clean.dtype)
     clip = noisy(clean, draws.noise_video, t)
     assert isinstance(model.video, VideoDiT)
     velocity = model.video.read(*through(clip, t, model._recorder()[1]), model.video.grid(clip))
-    error = squared_error(velocity[:, :, 1:], flow.velocity(clean, draws.noise_video)[:, :, 1:]).mean((1, 3, 4))
-    video = weighted_mean(error, ~batch.latent_is_pad, flow.loss_weight(t, config.video_shift))
+    error = squared_error(velocity[:, :, 1:], flow_matching.velocity(clean, draws.noise_video)[:, :, 1:]).mean((1, 3, 4))
+    video = weighted_mean(error, ~batch.latent_is_pad, flow_matching.loss_weight(t, config.video_shift))
     return config.lambda_video * video + config.lambda_action * action

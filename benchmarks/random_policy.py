@@ -11,10 +11,11 @@ from torch import Tensor
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Family, Form, PolicyConfig, Source
-from wam_policy.hub import checkpoint, forms, originals
+from wam_policy.hub import checkpoint, forms
+from wam_policy.hub.foreign import wan
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.text import Prompts
-from wam_policy.models.vae import VAE, build_vae
+from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.vae import VAE, build_vae
 from wam_policy.normalize import Normalization
 from wam_policy.presets import Trained, contract
 
@@ -65,7 +66,7 @@ def random_codec(config: PolicyConfig, size: Size = "full") -> VAE:
     """A codec of Wan 2.2's or Wan 2.1's architecture, at their size or a small one."""
     wan22, small = isinstance(config.model, FastWAMConfig), size != "full"
     channels = config.model.latent_channels
-    made: dict[str, Any] = dict(originals.WAN22_CODEC) if wan22 else {}
+    made: dict[str, Any] = dict(wan.WAN22_CODEC) if wan22 else {}
     if small:
         made |= {"base_dim": 16, "decoder_base_dim": 32, "z_dim": channels}
         made |= {name: made[name][:channels] for name in ("latents_mean", "latents_std") if name in made}

@@ -4,7 +4,7 @@
 
 The latency is a number of control steps, the same in every run. "wait" holds still while a chunk is computed; "naive" plays the
 old chunk meanwhile and then jumps to the new one; "continue" lets the new chunk continue the old one
-(`wam_policy.inference.realtime`). Meta-World, the embedded policies, seeds they weren't trained on.
+(`wam_policy.realtime`). Meta-World, the embedded policies, seeds they weren't trained on.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import tyro
 import wam_policy.wrappers  # noqa: F401  # registers the env ids
 from wam_policy import WAMPolicy
 from wam_policy.checkpoints import embedded
-from wam_policy.evaluation import METAWORLD_TASKS
-from wam_policy.inference.realtime import DelayedExecutor, RealtimeRunner
-from wam_policy.results import wilson_interval
+from wam_policy.evaluation.evaluate import METAWORLD_TASKS
+from wam_policy.evaluation.results import wilson_interval
+from wam_policy.realtime import DelayedExecutor, RealtimeRunner
 
 Method = Literal["wait", "naive", "continue"]
 METHODS: tuple[Method, ...] = ("wait", "naive", "continue")

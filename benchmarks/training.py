@@ -29,17 +29,17 @@ from random_policy import TOKENS, Size, random_parts, smaller
 from torch import Tensor
 
 from wam_policy.config import Family
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.learning import draws_of, losses_of
-from wam_policy.models.light_objective import LightLossConfig
-from wam_policy.models.light_wam import trained
-from wam_policy.models.objective import Batch, LossConfig
-from wam_policy.models.padding import condensed
-from wam_policy.models.vae import VAE
-from wam_policy.results import forget_peak_memory, peak_memory
-from wam_policy.training.compiled import compile_training
+from wam_policy.models.encoders.vae import VAE
+from wam_policy.models.fast_wam.loss import Batch, LossConfig
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.layers.text_padding import condensed
+from wam_policy.models.light_wam.loss import LightLossConfig
+from wam_policy.models.light_wam.model import trained
+from wam_policy.models.registry import draws_of, losses_of
+from wam_policy.training.compile import compile_training
 from wam_policy.training.config import OptimizerConfig
-from wam_policy.training.optimize import adamw, update
+from wam_policy.training.optimizer import adamw, update
+from wam_policy.utils.environment import forget_peak_memory, peak_memory
 
 Way = Literal["plain", "latents", "eager", "compiled", "checkpointing"]
 WAYS: tuple[Way, ...] = ("plain", "latents", "eager", "compiled", "checkpointing")

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 
 from wam_policy import WAMPolicy
 from wam_policy.checkpoints import embedded
-from wam_policy.training.lerobot_reader import LeRobotDataset
-from wam_policy.training.window_dataset import WindowDataset
+from wam_policy.data.lerobot_reader import LeRobotDataset
+from wam_policy.data.window_dataset import WindowDataset
 
 folder, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"), dtype=torch.float32)  # or "organisation/name" on the Hub

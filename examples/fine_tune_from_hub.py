@@ -6,10 +6,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from wam_policy import WAMPolicy
-from wam_policy.models.objective import LossConfig
-from wam_policy.training.compiled import compile_training
-from wam_policy.training.lerobot_reader import LeRobotDataset
-from wam_policy.training.window_dataset import WindowDataset
+from wam_policy.data.lerobot_reader import LeRobotDataset
+from wam_policy.data.window_dataset import WindowDataset
+from wam_policy.models.fast_wam.loss import LossConfig
+from wam_policy.training.compile import compile_training
 
 repo, folder, out, steps = *sys.argv[1:4], int(sys.argv[4])
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,22 +12,22 @@ from torch import Tensor
 
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import CheckpointError
-from wam_policy.hub import frozen, slim, weights
-from wam_policy.hub.atomic import replace_files
+from wam_policy.hub import components, frozen_base, weights
 from wam_policy.hub.card import card
-from wam_policy.hub.locate import Download
-from wam_policy.models.build import Model, build
-from wam_policy.models.layers import PRECISIONS
-from wam_policy.models.light_wam import trained
-from wam_policy.models.text import Prompts
-from wam_policy.models.vae import VAE
+from wam_policy.hub.download import Download
+from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.vae import VAE
+from wam_policy.models.layers.precision import PRECISIONS
+from wam_policy.models.light_wam.model import trained
+from wam_policy.models.registry import Model, build
+from wam_policy.utils.io import replace_files
 
 CONFIG = "config.json"
 BASE = "base.json"  # in its place, where a folder holds only parts of a policy
 PROMPTS = "prompts"  # prompt -> [n, text_dim]
 STALE = tuple(
     f"{stem}*{suffix}"
-    for stem in ("model", PROMPTS, f"*/{frozen.VAE_STEM}")
+    for stem in ("model", PROMPTS, f"*/{components.VAE_STEM}")
     for suffix in (".safetensors", ".safetensors.index.json")
 )
 
@@ -115,7 +115,7 @@ def tensors(folder: Path, download: Download) -> dict[str, Tensor]:
     rest = {name: x for name, x in expected.items() if not trained(name)}
     return own | {
         name: x.to(next(iter(own.values())).dtype)
-        for name, x in slim.frozen_weights(config.base, rest, folder, download).items()
+        for name, x in frozen_base.frozen_weights(config.base, rest, folder, download).items()
     }
 
 
@@ -141,12 +141,12 @@ def assemble(
         table,
         token_length=config.prompt.token_length,
         text_dim=config.model.text_dim,
-        encoder=None if text is None else lambda: frozen.load_text(text, folder, download, dtype=dtype, device=text_device),
+        encoder=None if text is None else lambda: components.load_text(text, folder, download, dtype=dtype, device=text_device),
     )
 
     def codec() -> VAE:
         encoder_only = config.form == "lean"
-        return frozen.load_vae(config.vae, folder, download, dtype=dtype, device=device, encoder_only=encoder_only)
+        return components.load_vae(config.vae, folder, download, dtype=dtype, device=device, encoder_only=encoder_only)
 
     return Parts(config, model, codec, prompts)
 
@@ -169,15 +169,15 @@ def write(folder: Path, parts: Parts, *, dtype: torch.dtype | None, load_by: str
             weights.write(stage, prompts.table, PROMPTS, dtype=dtype)
         if config.vae.repo is None:
             codec, vae = stage / config.vae.subfolder, parts.vae()
-            needed = frozen.ENCODER if config.form == "lean" else ("",)
+            needed = components.ENCODER if config.form == "lean" else ("",)
             if config.form != "lean":
                 vae.complete()
             vae.model.save_config(codec)
             held = {name: x for name, x in vae.model.state_dict().items() if name.startswith(needed)}
-            weights.write(codec, held, frozen.VAE_STEM, dtype=dtype)
+            weights.write(codec, held, components.VAE_STEM, dtype=dtype)
         if config.text is not None and config.text.repo is None:
             text = stage / config.text.subfolder
-            prompts.encoder.model.save_pretrained(text / frozen.TEXT_ENCODER)
-            prompts.encoder.tokenizer.save_pretrained(text / frozen.TOKENIZER)
+            prompts.encoder.model.save_pretrained(text / components.TEXT_ENCODER)
+            prompts.encoder.tokenizer.save_pretrained(text / components.TOKENIZER)
         (stage / "README.md").write_text(card(config, load_by=load_by, notes=notes))
         (stage / CONFIG).write_text(config.to_json())

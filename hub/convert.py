@@ -19,15 +19,17 @@ from tyro.conf import Positional
 
 from wam_policy.config import FORMAT_VERSION, DtypeName, Form, Source
 from wam_policy.errors import CheckpointError, ConfigError
-from wam_policy.hub import checkpoint, forms, frozen, originals, reader, weights
-from wam_policy.hub.atomic import replace_files
-from wam_policy.hub.foreign import Foreign
-from wam_policy.hub.locate import Download
-from wam_policy.hub.sizes import sizes
-from wam_policy.models.text import Prompts
-from wam_policy.models.vae import build_vae
-from wam_policy.models.variants import VariantName
+from wam_policy.hub import checkpoint, components, forms, request, weights
+from wam_policy.hub import load as reader
+from wam_policy.hub.download import Download
+from wam_policy.hub.foreign import contracts, wan
+from wam_policy.hub.foreign.identify import Foreign
+from wam_policy.hub.foreign.shapes import sizes
+from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.vae import build_vae
+from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.presets import Trained
+from wam_policy.utils.io import replace_files
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class ConvertConfig:
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
 
-    def wanted(self) -> reader.Wanted:
+    def wanted(self) -> request.Wanted:
         """What is to be read, and what the caller says about it.
 
         Raises:
@@ -101,7 +103,7 @@ class ConvertConfig:
             )
         if given is None and not self.proprio:
             raise ConfigError("--no-proprio says what a policy was trained with: say its --preset too")
-        return reader.Wanted(self.src, self.filename, given, self.stats)
+        return request.Wanted(self.src, self.filename, given, self.stats)
 
 
 def convert(config: ConvertConfig) -> Path:
@@ -169,14 +171,14 @@ def _write(config: ConvertConfig, parts: checkpoint.Parts, dtype: torch.dtype | 
 
 def _policy(
     config: ConvertConfig,
-    wanted: reader.Wanted,
+    wanted: request.Wanted,
     found: Foreign,
     path: Path,
     origin: Mapping[str, str],
     hashes: Mapping[str, str],
 ) -> None:
     """A whole checkpoint, whose frozen parts are the Hub's or copied into it."""
-    contract, said = reader.contract_of(found, path, wanted)
+    contract, said = contracts.contract_of(found, path, wanted)
     parts_from = {"codec": (contract.vae, config.codec), "text encoder": (contract.text, config.text)}
     for name, (source, folder) in parts_from.items():
         if folder is not None:
@@ -201,9 +203,9 @@ def _policy(
         {},
         token_length=contract.prompt.token_length,
         text_dim=contract.model.text_dim,
-        encoder=lambda: load(frozen.load_text, config.text),
+        encoder=lambda: load(components.load_text, config.text),
     )
-    parts = checkpoint.Parts(contract, model, lambda: load(frozen.load_vae, config.codec), prompts)
+    parts = checkpoint.Parts(contract, model, lambda: load(components.load_vae, config.codec), prompts)
     _write(config, parts, None, _map({**origin, **said}, hashes))
 
 
@@ -219,11 +221,11 @@ def _part(config: ConvertConfig, found: Foreign, dtype: torch.dtype | None, note
 
 def _codec(dst: Path, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:
     """A video codec in diffusers' layout."""
-    config, tensors = originals.codec(found.tensors)
+    config, tensors = wan.codec(found.tensors)
     with torch.device("meta"):
         weights.fit(tensors, build_vae(config).model.state_dict(), "the codec")
     with replace_files(dst, checkpoint.CONFIG) as stage:
-        weights.write(stage, tensors, frozen.VAE_STEM, dtype=dtype)
+        weights.write(stage, tensors, components.VAE_STEM, dtype=dtype)
         (stage / "README.md").write_text(f"# {dst.name}\n\nA video codec, `diffusers.AutoencoderKLWan`.\n\n{notes}\n")
         (stage / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -235,14 +237,14 @@ def _text_encoder(dst: Path, found: Foreign, dtype: torch.dtype | None, tokenize
     files = [file for file in tokenizer.glob("*") if file.suffix in TOKENIZER_FILES]
     if not files:
         raise CheckpointError(f"a text encoder needs its tokenizer, and there is none at {tokenizer}: say --tokenizer FOLDER")
-    fields, tensors = originals.text_encoder(found.tensors)
+    fields, tensors = wan.text_encoder(found.tensors)
     config = UMT5Config(**fields, architectures=["UMT5EncoderModel"])
     with torch.device("meta"):
         expected = UMT5EncoderModel(config).state_dict()
     tied = {"encoder.embed_tokens.weight": tensors["shared.weight"]}
     weights.fit(tensors | tied, expected, "the text encoder")
-    with replace_files(dst, f"{frozen.TEXT_ENCODER}/{checkpoint.CONFIG}") as stage:
-        folders = [stage / frozen.TEXT_ENCODER, stage / frozen.TOKENIZER]
+    with replace_files(dst, f"{components.TEXT_ENCODER}/{checkpoint.CONFIG}") as stage:
+        folders = [stage / components.TEXT_ENCODER, stage / components.TOKENIZER]
         for folder in folders:
             folder.mkdir()
         weights.write(folders[0], tensors, dtype=dtype)

@@ -10,10 +10,10 @@ import torch
 
 from wam_policy.config import Form, Source
 from wam_policy.errors import ConfigError
-from wam_policy.hub import slim
+from wam_policy.hub import frozen_base
 from wam_policy.hub.checkpoint import Parts
-from wam_policy.models.fold import lean
-from wam_policy.models.light_wam import LightWAM, trained
+from wam_policy.models.light_wam.fold import lean
+from wam_policy.models.light_wam.model import LightWAM, trained
 
 
 def shaped(parts: Parts, form: Form | None, base: Source | None, dtype: torch.dtype | None, folder: Path) -> Parts:
@@ -50,7 +50,7 @@ def shaped(parts: Parts, form: Form | None, base: Source | None, dtype: torch.dt
     source = base if base is not None or config.base is None else config.base.source
     if source is None:
         raise ConfigError("a slim checkpoint names its frozen weights: say where they are, `base=Source(repo=…)`")
-    slim.refuse_own(source, folder)
-    if base is None and config.base is not None and slim.is_base(config.base, held):
+    frozen_base.refuse_own(source, folder)
+    if base is None and config.base is not None and frozen_base.is_base(config.base, held):
         return parts
-    return replace(parts, config=replace(config, base=slim.base_of(held, source, dtype, folder)))
+    return replace(parts, config=replace(config, base=frozen_base.base_of(held, source, dtype, folder)))

@@ -16,10 +16,11 @@ from tyro.conf import Positional
 
 from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import CheckpointError
-from wam_policy.hub import checkpoint, frozen, lerobot, reader, weights
+from wam_policy.hub import checkpoint, components, load, request, weights
 from wam_policy.hub.card import contract_rows
-from wam_policy.hub.locate import Download, locate
-from wam_policy.models.vae import build_vae
+from wam_policy.hub.download import Download, locate
+from wam_policy.hub.foreign import contracts, lerobot
+from wam_policy.models.encoders.vae import build_vae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
         ConfigError: its contract can't be right.
     """
     download = Download(revision=config.revision)
-    rows = _rows(reader.Wanted(config.src, config.filename), download)
+    rows = _rows(request.Wanted(config.src, config.filename), download)
     table = Table(show_header=False)
     for key, value in rows.items():
         table.add_row(key, value)
@@ -50,7 +51,7 @@ def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
     return rows
 
 
-def _rows(wanted: reader.Wanted, download: Download) -> dict[str, str]:
+def _rows(wanted: request.Wanted, download: Download) -> dict[str, str]:
     if wanted.filename is None and not Path(wanted.place).expanduser().is_file():
         folder = locate(wanted.place, download, ["*.json", "*.md"])
         if checkpoint.is_ours(folder):
@@ -58,14 +59,14 @@ def _rows(wanted: reader.Wanted, download: Download) -> dict[str, str]:
         if (folder / checkpoint.CONFIG).is_file():
             lerobot.is_lerobot(folder)  # refuses other policies before their weights are fetched
     path = wanted.find(download)
-    found = reader.open_foreign(path)
+    found = load.open_foreign(path)
     rows = {"Format": f"{found.layout} ({path.name}): {found.kind}", "Parameters": _per_part(found.tensors)}
     if found.kind != "policy":
         return rows | {"To use it": f"wam convert {path} FOLDER"}
-    if not reader.tells(found, path, wanted):
+    if not contracts.tells(found, path, wanted):
         unknown = "unknown: the file doesn't say what it was trained for (wam convert --preset … does)"
         return rows | {"Stored in": _stored(found.tensors), "Contract": unknown}
-    contract, origin = reader.contract_of(found, path, wanted)
+    contract, origin = contracts.contract_of(found, path, wanted)
     said = {f"From: {name}": where for name, where in origin.items()}
     return rows | _contract(contract, path.parent, {}) | said
 
@@ -121,7 +122,7 @@ def _codec(source: Source, folder: Path) -> tuple[int, int] | None:
             tensors = build_vae(json.loads(path.read_text(encoding="utf-8"))).model.state_dict()
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"no video codec in {path.parent}: {error}") from error
-    encoder = _count(x for name, x in tensors.items() if name.startswith(frozen.ENCODER))
+    encoder = _count(x for name, x in tensors.items() if name.startswith(components.ENCODER))
     return encoder, _count(tensors.values()) - encoder
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from wam_policy.errors import PromptError
-from wam_policy.hub.atomic import write_bytes
+from wam_policy.utils.io import write_bytes
 
 NAME = "embedding"
 

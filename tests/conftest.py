@@ -1,9 +1,10 @@
-"""Fixtures: the tiny policy and the toy env."""
+"""Fixtures: the tiny policy, the toy env, and one recording and one codec for every test that only reads them."""
 
 import os
 
 import pytest
 from tiny import ToyEnv, make_policy
+from training_data import make_codec, make_data
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 
@@ -16,3 +17,13 @@ def policy():
 @pytest.fixture
 def toy():
     return ToyEnv()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("training") / "data")
+
+
+@pytest.fixture(scope="session")
+def codec(data):
+    return make_codec(data, data.parent / "codec")

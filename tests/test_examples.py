@@ -10,7 +10,7 @@ from stand_in import serving
 
 from wam_policy import WAMPolicy
 from wam_policy.checkpoints import embedded
-from wam_policy.training.record import RecordConfig, record
+from wam_policy.data.record import RecordConfig, record
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 QUICK = {"own_env.py"}

@@ -11,7 +11,7 @@ from tiny import LIGHT_SIZES, ToyEnv, make_light_config, make_light_policy, make
 from wam_policy import images
 from wam_policy.config import ActionConfig, GripperSnap, PolicyConfig, VideoConfig
 from wam_policy.errors import ConfigError, ObservationError
-from wam_policy.explanation import heat, overlay
+from wam_policy.evaluation.explanation import heat, overlay
 from wam_policy.images import split
 from wam_policy.normalize import Normalization
 

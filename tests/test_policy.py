@@ -10,7 +10,7 @@ from tiny import TASK, ToyEnv, make_observation, make_policy
 
 from wam_policy.config import SamplingConfig
 from wam_policy.errors import ConfigError, ObservationError, PromptError
-from wam_policy.models.text import Prompts, untrained_encoder
+from wam_policy.models.encoders.text import Prompts, untrained_encoder
 
 
 def stack(observations: list[dict]) -> dict:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wam_policy.models.layers import REFERENCE
+from wam_policy.models.layers.precision import REFERENCE
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("reference", HERE / "reference.py")

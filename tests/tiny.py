@@ -16,11 +16,11 @@ from wam_policy.config import (
     VideoConfig,
 )
 from wam_policy.contract import ActionLayout, EnvContract, Gripper
-from wam_policy.models.build import build
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.layers import PRECISIONS
-from wam_policy.models.text import Prompts
-from wam_policy.models.vae import build_vae
+from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.vae import build_vae
+from wam_policy.models.layers.precision import PRECISIONS
+from wam_policy.models.registry import build
 from wam_policy.normalize import Normalization
 from wam_policy.policy import WAMPolicy
 

@@ -36,6 +36,6 @@ def __dir__() -> list[str]:
 
 
 if "gymnasium" in sys.modules:  # otherwise `WAMPolicy` or `wam_policy.wrappers` registers the env ids
-    from wam_policy.wrappers.registration import register_envs
+    from wam_policy.wrappers.envs.registration import register_envs
 
     register_envs()

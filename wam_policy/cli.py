@@ -10,35 +10,39 @@ from typing import Any
 from wam_policy.errors import WAMPolicyError
 
 COMMANDS = {  # name -> (options, function, what it does)
-    "demo": ("wam_policy.demo:DemoConfig", "wam_policy.demo:demo", "watch the embedded policy solve its tasks"),
+    "demo": (
+        "wam_policy.evaluation.demo:DemoConfig",
+        "wam_policy.evaluation.demo:demo",
+        "watch the embedded policy solve its tasks",
+    ),
     "eval": (
-        "wam_policy.evaluation:EvalConfig",
-        "wam_policy.evaluation:evaluate",
+        "wam_policy.evaluation.evaluate:EvalConfig",
+        "wam_policy.evaluation.evaluate:evaluate",
         "measure a checkpoint in a simulator",
     ),
     "compare": (
-        "wam_policy.comparison:CompareConfig",
-        "wam_policy.comparison:compare",
+        "wam_policy.evaluation.compare:CompareConfig",
+        "wam_policy.evaluation.compare:compare",
         "measure several checkpoints beside each other",
     ),
-    "infer": ("wam_policy.inference.infer:InferConfig", "wam_policy.inference.infer:infer", "ask a checkpoint once"),
-    "bench": ("wam_policy.inference.bench:BenchConfig", "wam_policy.inference.bench:bench", "measure a control step"),
+    "infer": ("wam_policy.infer:InferConfig", "wam_policy.infer:infer", "ask a checkpoint once"),
+    "bench": ("wam_policy.profiling.benchmark:BenchConfig", "wam_policy.profiling.benchmark:bench", "measure a control step"),
     "convert": ("wam_policy.hub.convert:ConvertConfig", "wam_policy.hub.convert:convert", "convert a foreign checkpoint"),
     "info": ("wam_policy.hub.info:InfoConfig", "wam_policy.hub.info:info", "tell what a checkpoint is and needs"),
-    "record": ("wam_policy.training.record:RecordConfig", "wam_policy.training.record:record", "record demonstrations"),
+    "record": ("wam_policy.data.record:RecordConfig", "wam_policy.data.record:record", "record demonstrations"),
     "import-minari": (
-        "wam_policy.training.minari_import:MinariConfig",
-        "wam_policy.training.minari_import:import_minari",
+        "wam_policy.data.minari:MinariConfig",
+        "wam_policy.data.minari:import_minari",
         "make a LeRobot dataset of a Minari one",
     ),
     "train-codec": (
-        "wam_policy.training.codec:CodecConfig",
-        "wam_policy.training.codec:train_codec",
+        "wam_policy.training.train_codec:CodecConfig",
+        "wam_policy.training.train_codec:train_codec",
         "train a video codec",
     ),
-    "cache": ("wam_policy.training.config:CacheConfig", "wam_policy.training.loop:cache", "encode a dataset before a training"),
-    "train": ("wam_policy.training.config:TrainConfig", "wam_policy.training.loop:train", "train a Fast-WAM"),
-    "train-light": ("wam_policy.training.config:LightTrainConfig", "wam_policy.training.loop:train", "train a Light-WAM"),
+    "cache": ("wam_policy.data.config:CacheConfig", "wam_policy.training.cache:cache", "encode a dataset before a training"),
+    "train": ("wam_policy.training.config:TrainConfig", "wam_policy.training.trainer:train", "train a Fast-WAM"),
+    "train-light": ("wam_policy.training.config:LightTrainConfig", "wam_policy.training.trainer:train", "train a Light-WAM"),
 }
 
 

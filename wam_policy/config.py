@@ -16,15 +16,17 @@ import numpy as np
 
 from wam_policy.contract import ActionLayout, check_names
 from wam_policy.errors import ConfigError
-from wam_policy.images import Layout, Pixels, Resize
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.variants import VARIANTS, ActionMode, VariantName
+from wam_policy.models.fast_wam.variants import VARIANTS, ActionMode, VariantName
 from wam_policy.normalize import Normalization
 
 FORMAT_VERSION = 1
 
 T = TypeVar("T")
 DtypeName = Literal["float32", "bfloat16", "float16"]
+Resize = Literal["exact", "cover", "stretch"]
+Layout = Literal["row", "t"]
+Pixels = Literal["uint8", "float"]
 Family = Literal["fast_wam", "light_wam"]
 Form = Literal["fat", "slim", "lean"]
 """All weights; only those that were trained; those that acting needs, folded together."""

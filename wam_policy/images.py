@@ -5,19 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from wam_policy.config import Layout, Pixels, Resize
 from wam_policy.errors import ObservationError
 
 if TYPE_CHECKING:
     from wam_policy.config import CameraConfig
-
-Resize = Literal["exact", "cover", "stretch"]
-Layout = Literal["row", "t"]
-Pixels = Literal["uint8", "float"]
 
 
 def fit(

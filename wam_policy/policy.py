@@ -15,28 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wam_policy import acting, explanation, images
+from wam_policy import images
 from wam_policy import observation as observations
+from wam_policy import sampling as acting
 from wam_policy.action_queue import ActionQueue
 from wam_policy.config import Form, PolicyConfig, Source
 from wam_policy.errors import ConfigError, ObservationError
-from wam_policy.hub import checkpoint, forms, reader, slim
-from wam_policy.hub.locate import Download
+from wam_policy.hub import checkpoint, forms, frozen_base, load, request
+from wam_policy.hub.download import Download
 from wam_policy.hub.prompt_cache import PromptCache
 from wam_policy.hub.upload import upload
-from wam_policy.models.build import Model
-from wam_policy.models.light_wam import LightWAM
-from wam_policy.models.text import Prompts
-from wam_policy.models.vae import VAE
-from wam_policy.models.variants import ActionMode
+from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.vae import VAE
+from wam_policy.models.fast_wam.variants import ActionMode
+from wam_policy.models.light_wam import explain as light_wam_explain
+from wam_policy.models.light_wam.model import LightWAM
+from wam_policy.models.registry import Model
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from wam_policy.contract import ActionLayout
     from wam_policy.inference.engine import Engine
-    from wam_policy.models.learning import AnyLossConfig
-    from wam_policy.models.objective import Batch
+    from wam_policy.models.fast_wam.loss import Batch
+    from wam_policy.models.registry import AnyLossConfig
     from wam_policy.presets import Trained
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
@@ -144,8 +146,8 @@ class WAMPolicy:
             local_files_only=local_files_only,
             token=token,
         )
-        parts = reader.read(
-            reader.Wanted(id_or_folder, filename, trained, None if stats is None else Path(stats)),
+        parts = load.read(
+            request.Wanted(id_or_folder, filename, trained, None if stats is None else Path(stats)),
             download,
             device=torch.device(device),
             text_device=None if text_device is None else torch.device(text_device),
@@ -224,7 +226,7 @@ class WAMPolicy:
         with tempfile.TemporaryDirectory() as folder:
             written = self._write(Path(folder), dtype, repo_id, notes, form, base)
             if written.base is not None:
-                slim.refuse_unpublished(written.base, repo_id)
+                frozen_base.refuse_unpublished(written.base, repo_id)
             return upload(
                 Path(folder),
                 repo_id,
@@ -473,7 +475,7 @@ class WAMPolicy:
         Raises:
             ConfigError: a lean Light-WAM, which only acts.
         """
-        from wam_policy.training import batch as training
+        from wam_policy import fine_tuning as training
 
         return training.trainable(self)
 
@@ -501,7 +503,7 @@ class WAMPolicy:
             ObservationError: cameras or state don't.
             PromptError: an instruction can't be embedded.
         """
-        from wam_policy.training import batch as training
+        from wam_policy import fine_tuning as training
 
         return training.step(self, batch, loss, generator)
 
@@ -524,10 +526,10 @@ class WAMPolicy:
         Raises:
             As `predict_chunk`; ConfigError: the policy has no learned queries.
         """
-        model, seen = explanation.explainable(self.model), self._check(observation)
+        model, seen = light_wam_explain.explainable(self.model), self._check(observation)
         canvas = images.levels(seen.images, self.config.cameras).round().astype(np.uint8)
         height, width = canvas.shape[1:3]
-        actions, maps, weights = explanation.explain(model, *self._see(seen), (height, width), self.chunk_length(horizon))
+        actions, maps, weights = light_wam_explain.explain(model, *self._see(seen), (height, width), self.chunk_length(horizon))
         chunks = self.finish(actions)
         return Explained(chunks, canvas, maps, weights) if seen.batched else Explained(chunks[0], canvas[0], maps[0], weights)
 

@@ -23,7 +23,7 @@ from wam_policy.config import (
 from wam_policy.contract import ActionLayout, EnvContract, Gripper
 from wam_policy.errors import ConfigError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.variants import VariantName
+from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.normalize import Mode, Normalization
 
 WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # the frozen codec and text encoder of every Fast-WAM

@@ -2,9 +2,9 @@
 
 from wam_policy.wrappers.action import VectorWAMAction, WAMAction
 from wam_policy.wrappers.chunk import ExecuteChunk, VectorExecuteChunk
-from wam_policy.wrappers.make import make_env
+from wam_policy.wrappers.envs.make import make_env
+from wam_policy.wrappers.envs.registration import register_envs
 from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation
-from wam_policy.wrappers.registration import register_envs
 
 __all__ = [
     "ExecuteChunk",

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from tiny import LIGHT_SIZES
 from torch import Tensor
 
-from wam_policy.hub import formats
+from wam_policy.hub.foreign import key_mapping
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.light_wam import LightWAM
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.presets import PROMPT
 
 SIZES = FastWAMConfig(
@@ -32,7 +32,7 @@ SIZES = FastWAMConfig(
     freq_dim=8,
 )
 LIBERO = "libero_uncond_2cam224"
-LAYOUTS = {"legacy": formats.LEROBOT_LEGACY, "current": formats.lerobot(SIZES.layers)}
+LAYOUTS = {"legacy": key_mapping.LEROBOT_LEGACY, "current": key_mapping.lerobot(SIZES.layers)}
 
 
 def tensors(dtype: torch.dtype = torch.bfloat16, sizes: FastWAMConfig = SIZES) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def statistics(state: int = 8, action: int = 7) -> dict:
 def upstream(folder: Path, ours: dict[str, Tensor], stem: str = LIBERO, stats: dict | None = None) -> Path:
     """The reference implementation's file, its statistics beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    theirs = formats.to_theirs(ours)
+    theirs = key_mapping.to_theirs(ours)
     proprio = {n.removeprefix("proprio_encoder."): x for n, x in theirs.items() if n.startswith("proprio_encoder.")}
     mot = {n.removeprefix("mot."): x for n, x in theirs.items() if n.startswith("mot.")}
     path = folder / f"{stem}.pt"
@@ -68,7 +68,7 @@ def lerobot(
 ) -> Path:
     """A folder of LeRobot's, with statistics of `dims` state and action numbers; `changes` go into its config."""
     folder.mkdir(exist_ok=True)
-    save_file(formats.to_theirs(ours, LAYOUTS[layout]), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(key_mapping.to_theirs(ours, LAYOUTS[layout]), folder / "model.safetensors", metadata={"format": "pt"})
     features = {
         "observation.images.wrist_image": {"type": "VISUAL", "shape": [3, 224, 224]},
         "observation.images.image": {"type": "VISUAL", "shape": [3, 224, 224]},
@@ -176,7 +176,7 @@ def light_upstream(run: Path, ours: dict[str, Tensor], config: dict | str | None
     folder = run / "checkpoints/weights"
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[str, Any] = {"mot": {}, "state_fusion_action_expert": {}, "proprio_encoder": {}}
-    for name, x in formats.to_theirs(ours, formats.light_wam(LIGHT.layers)).items():
+    for name, x in key_mapping.to_theirs(ours, key_mapping.light_wam(LIGHT.layers)).items():
         group, _, rest = name.partition(".")
         groups[group][rest] = x
     path = folder / "step_055000.pt"

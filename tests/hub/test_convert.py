@@ -10,7 +10,7 @@ import pytest
 import torch
 from foreign_files import LAYOUTS, LIBERO, SIZES, lerobot, tensors, upstream
 from safetensors.torch import load_file, save_file
-from test_reader import holds
+from test_load import holds
 from tiny import TINY_VAE
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -18,11 +18,12 @@ from wam_policy import WAMPolicy
 from wam_policy.cli import main
 from wam_policy.config import Source
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
-from wam_policy.hub import formats, frozen
+from wam_policy.hub import components
 from wam_policy.hub.convert import ConvertConfig, convert
-from wam_policy.hub.locate import Download
-from wam_policy.models.text import untrained_encoder
-from wam_policy.models.vae import build_vae
+from wam_policy.hub.download import Download
+from wam_policy.hub.foreign import key_mapping
+from wam_policy.models.encoders.text import untrained_encoder
+from wam_policy.models.encoders.vae import build_vae
 from wam_policy.presets import WAN
 
 SAID = {"preset": "libero", "variant": "fast", "action_shift": 5.0, "head_dim": SIZES.head_dim}
@@ -80,15 +81,15 @@ def test_weights_are_stored_and_computed_in_the_dtype_asked_for(tmp_path, ours, 
 def test_a_checkpoint_with_its_frozen_parts_inside_acts_without_the_hub(tmp_path, source, monkeypatch):
     build_vae(TINY_VAE).model.save_pretrained(tmp_path / "codec")
     speaker = untrained_encoder(["lift the cube"], 8, seed=0)
-    speaker.model.save_pretrained(tmp_path / "text" / frozen.TEXT_ENCODER)
-    speaker.tokenizer.save_pretrained(tmp_path / "text" / frozen.TOKENIZER)
+    speaker.model.save_pretrained(tmp_path / "text" / components.TEXT_ENCODER)
+    speaker.tokenizer.save_pretrained(tmp_path / "text" / components.TOKENIZER)
     folder = convert(
         ConvertConfig(
             src=str(source), dst=tmp_path / "ours", dtype="float32", codec=tmp_path / "codec", text=tmp_path / "text", **SAID
         )
     )
-    monkeypatch.setattr(frozen, "locate", None)
-    from test_reader import observation
+    monkeypatch.setattr(components, "locate", None)
+    from test_load import observation
 
     policy = WAMPolicy.from_pretrained(folder)
     assert policy.predict_chunk(observation()).shape == (32, 7)
@@ -153,10 +154,10 @@ def test_an_original_codec_becomes_diffusers_and_encodes_the_same(tmp_path, resi
         config |= plain | {"z_dim": 16, "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
     torch.manual_seed(0)
     vae = build_vae(config).eval()
-    theirs = formats.to_theirs(vae.model.state_dict(), formats.wan_vae(4, 2, residual=residual))
+    theirs = key_mapping.to_theirs(vae.model.state_dict(), key_mapping.wan_vae(4, 2, residual=residual))
     torch.save({"model_state": {f"model.{n}": x for n, x in theirs.items()}} if wrapped else theirs, tmp_path / "Wan_VAE.pth")
     folder = convert(ConvertConfig(src=str(tmp_path / "Wan_VAE.pth"), dst=tmp_path / "codec"))
-    loaded = frozen.load_vae(Source(subfolder="codec"), tmp_path, Download(), **HERE)
+    loaded = components.load_vae(Source(subfolder="codec"), tmp_path, Download(), **HERE)
     loaded.complete()
     found, wanted = loaded.model.state_dict(), vae.model.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
@@ -175,13 +176,13 @@ def test_an_original_text_encoder_becomes_transformers_with_its_tokenizer(tmp_pa
     torch.manual_seed(0)
     model = UMT5EncoderModel(config).eval()
     names = {n: x for n, x in model.state_dict().items() if n != "encoder.embed_tokens.weight"}
-    torch.save(formats.to_theirs(names, formats.umt5(2)), tmp_path / "t5.pth")
+    torch.save(key_mapping.to_theirs(names, key_mapping.umt5(2)), tmp_path / "t5.pth")
     with pytest.raises(CheckpointError, match="say --tokenizer FOLDER"):
         convert(ConvertConfig(src=str(tmp_path / "t5.pth"), dst=tmp_path / "text"))
     assert not (tmp_path / "text").exists()
     speaker.tokenizer.save_pretrained(tmp_path / "google" / "umt5-xxl")
     convert(ConvertConfig(src=str(tmp_path / "t5.pth"), dst=tmp_path / "text"))
-    loaded = frozen.load_text(Source(subfolder="text"), tmp_path, Download(), **HERE)
+    loaded = components.load_text(Source(subfolder="text"), tmp_path, Download(), **HERE)
     ids = torch.tensor([[3, 4, 1]])
     with torch.no_grad():
         assert torch.allclose(loaded.model(ids).last_hidden_state, model(ids).last_hidden_state, atol=1e-6)

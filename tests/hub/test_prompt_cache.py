@@ -8,7 +8,7 @@ from tiny import make_policy
 
 from wam_policy.errors import PromptError
 from wam_policy.hub.prompt_cache import PromptCache
-from wam_policy.models.text import Prompts
+from wam_policy.models.encoders.text import Prompts
 from wam_policy.policy import WAMPolicy
 
 

@@ -8,10 +8,10 @@ import torch
 from random_policy import full
 from tiny import make_light_policy, make_observation, make_policy
 
-from wam_policy.hub.originals import WAN22_CODEC
+from wam_policy.hub.foreign.wan import WAN22_CODEC
 from wam_policy.inference import compile_inference
-from wam_policy.inference.count import Counts
-from wam_policy.inference.fake import fake_hot_path
+from wam_policy.profiling.fake_cuda import fake_hot_path
+from wam_policy.profiling.op_counter import Counts
 
 GIB = 2**30
 CODECS = {"fast_wam": WAN22_CODEC, "light_wam": {}}
@@ -45,7 +45,7 @@ def test_fake_batches_cost_no_more_kernels():
 
 
 def test_counts_know_products_kernels_and_memory():
-    from wam_policy.inference.count import count
+    from wam_policy.profiling.op_counter import count
 
     x, w = torch.zeros(4, 8), torch.zeros(8, 16)
     counts = count(lambda: ((x @ w).view(-1) + 1).sum().item())

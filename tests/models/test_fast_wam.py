@@ -5,15 +5,16 @@ import torch
 from tiny import make_config
 from torch import Tensor
 
-from wam_policy import flow
 from wam_policy.errors import ConfigError, ObservationError
+from wam_policy.models import flow_matching
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.layers import FAST, REFERENCE, action_rope, rotate, sinusoid, video_rope
-from wam_policy.models.objective import Batch, LossConfig, draw, latent_padding, training_losses
-from wam_policy.models.sampling import Schedule
-from wam_policy.models.sampling import draw as draw_chunk
-from wam_policy.models.variants import VARIANTS
+from wam_policy.models.fast_wam.loss import Batch, LossConfig, draw, latent_padding, training_losses
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.fast_wam.sampling import Schedule
+from wam_policy.models.fast_wam.sampling import draw as draw_chunk
+from wam_policy.models.fast_wam.variants import VARIANTS
+from wam_policy.models.layers.precision import FAST, REFERENCE
+from wam_policy.models.layers.rope import action_rope, rotate, sinusoid, video_rope
 
 CPU = torch.device("cpu")
 
@@ -90,19 +91,19 @@ def test_losses_are_weighted_means_over_what_is_not_padded(model):
     losses = training_losses(model, batch, draws, LossConfig())
     action = video = 0.0
     for i in range(3):
-        t_action, t_video = (flow.timesteps(u[i : i + 1], 5.0) for u in (draws.u_action, draws.u_video))
+        t_action, t_video = (flow_matching.timesteps(u[i : i + 1], 5.0) for u in (draws.u_action, draws.u_video))
         errors = [
             ((losses.velocity_action[i, t] - (draws.noise_action - batch.action)[i, t]) ** 2).mean()
             for t in range(4)
             if not batch.action_is_pad[i, t]
         ]
-        action += flow.loss_weight(t_action, 5.0) * sum(errors) / max(1, len(errors)) / 3
+        action += flow_matching.loss_weight(t_action, 5.0) * sum(errors) / max(1, len(errors)) / 3
         errors = [
             ((losses.velocity_video[i, :, f] - (draws.noise_video - batch.latents)[i, :, f]) ** 2).mean()
             for f in (1, 2)
             if not batch.latent_is_pad[i, f - 1]
         ]
-        video += flow.loss_weight(t_video, 5.0) * sum(errors) / max(1, len(errors)) / 3
+        video += flow_matching.loss_weight(t_video, 5.0) * sum(errors) / max(1, len(errors)) / 3
     assert torch.allclose(losses.action, action) and torch.allclose(losses.video, video)
     assert torch.allclose(losses.total, action + video)
 
@@ -173,7 +174,7 @@ def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
         context, first = model.context(empty(2, 128, 4096), empty(2, 8)), empty(2, 48, 1, 14, 28)
         noise, noise_video = (torch.empty(*shape, device="cuda") for shape in ((2, 32, 7), (2, 48, 2, 14, 28)))
         for mode, steps in (("first_frame", 10), ("joint", 2), ("idm", 2)):
-            schedule = Schedule(*flow.schedule(steps, 5.0, device=context.device))
+            schedule = Schedule(*flow_matching.schedule(steps, 5.0, device=context.device))
             schedules = {"action_schedule": schedule, "video_schedule": schedule}
             future = None if mode == "first_frame" else noise_video
             chunk, _ = draw_chunk(model, first, context, noise, future, mode=mode, **schedules)
@@ -258,8 +259,8 @@ def plain_joint(model, batch, noise_action, noise_video, schedule, see_video):
     for t, delta in zip(*schedule, strict=True):
         times = t.expand(len(action))
         video, velocity = model(clip, times, action, times, context, see_video=see_video)
-        action = flow.euler_step(action, velocity, delta)
-        clip = torch.cat((clip[:, :, :1], flow.euler_step(clip, video, delta)[:, :, 1:]), dim=2)
+        action = flow_matching.euler_step(action, velocity, delta)
+        clip = torch.cat((clip[:, :, :1], flow_matching.euler_step(clip, video, delta)[:, :, 1:]), dim=2)
     return action, clip[:, :, 1:]
 
 
@@ -268,7 +269,7 @@ def test_what_is_computed_once_equals_the_plain_computation(model):
     batch = make_batch(model)
     g = torch.Generator().manual_seed(2)
     noise_action, noise_video = torch.randn(3, 4, 3, generator=g), torch.randn(3, 4, 2, 2, 4, generator=g)
-    schedule = Schedule(*flow.schedule(3, 5.0))
+    schedule = Schedule(*flow_matching.schedule(3, 5.0))
     expected_action, expected_video = plain_joint(model, batch, noise_action, noise_video, schedule, see_video=True)
     found = sampled(model, batch, noise_action, schedule, noise_video, "joint", read_video=True)
     assert torch.allclose(found[0], expected_action, atol=1e-5) and torch.allclose(found[1], expected_video, atol=1e-5)
@@ -292,5 +293,5 @@ def test_both_precisions_agree_in_float32_and_run_in_bfloat16(precision, model):
     half = other.bfloat16()
     time = precision.time or torch.bfloat16
     batch = batch._replace(latents=batch.latents.bfloat16(), context=batch.context.bfloat16(), proprio=batch.proprio.bfloat16())
-    chunk, _ = sampled(half, batch, batch.action.to(time), Schedule(*flow.schedule(3, 5.0, dtype=time)))
+    chunk, _ = sampled(half, batch, batch.action.to(time), Schedule(*flow_matching.schedule(3, 5.0, dtype=time)))
     assert chunk.dtype == time and chunk.isfinite().all()

@@ -10,20 +10,21 @@ import torch.nn.functional as F
 from tiny import LIGHT_SIZES, TINY_VAE, make_light_config
 
 from wam_policy.errors import ConfigError, ObservationError
-from wam_policy.hub import formats
-from wam_policy.hub.frozen import ENCODER
-from wam_policy.models.build import build
+from wam_policy.hub.components import ENCODER
+from wam_policy.hub.foreign import key_mapping
 from wam_policy.models.config import LightWAMConfig
-from wam_policy.models.first_frame import FirstFrameEncoder
-from wam_policy.models.fold import fold_block, fold_pooler, lean, merged
-from wam_policy.models.layers import REFERENCE, video_rope
-from wam_policy.models.lean import LeanBlock, LeanPooler
-from wam_policy.models.light_objective import LightLossConfig, light_draw, light_losses
-from wam_policy.models.light_wam import LightWAM, pool, trained
-from wam_policy.models.mot import run
-from wam_policy.models.objective import Batch
-from wam_policy.models.vae import build_vae
-from wam_policy.training.family import new_model
+from wam_policy.models.encoders.first_frame import FirstFrameEncoder
+from wam_policy.models.encoders.vae import build_vae
+from wam_policy.models.fast_wam.loss import Batch
+from wam_policy.models.layers.mot import run
+from wam_policy.models.layers.precision import REFERENCE
+from wam_policy.models.layers.rope import video_rope
+from wam_policy.models.light_wam.fold import fold_block, fold_pooler, lean, merged
+from wam_policy.models.light_wam.folded import LeanBlock, LeanPooler
+from wam_policy.models.light_wam.loss import LightLossConfig, light_draw, light_losses
+from wam_policy.models.light_wam.model import LightWAM, pool, trained
+from wam_policy.models.registry import build
+from wam_policy.training.initialization import new_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 LIMITS = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -72,7 +73,7 @@ def test_exactly_the_reference_s_parameters_are_trained():
     with torch.device("meta"):
         model = build(replace(LIGHT_SIZES, **sizes))
     names = {name: x for name, x in model.named_parameters() if trained(name)}
-    theirs = formats.to_theirs(names, formats.light_wam(info["layers"]))
+    theirs = key_mapping.to_theirs(names, key_mapping.light_wam(info["layers"]))
     assert {name.replace("mot.mixtures.video.", "video_expert.") for name in theirs} == set(info["trainable"])
 
 

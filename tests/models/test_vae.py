@@ -3,7 +3,7 @@ import torch
 from tiny import TINY_VAE
 
 from wam_policy.errors import ObservationError
-from wam_policy.models.vae import build_vae
+from wam_policy.models.encoders.vae import build_vae
 
 
 @pytest.fixture

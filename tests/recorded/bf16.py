@@ -10,8 +10,8 @@ import torch.nn.functional as F  # PyTorch's own name for it
 from recorded import fast_wam, light_wam
 from torch import Tensor
 
-from wam_policy.models import linear as layer
-from wam_policy.models.layers import REFERENCE
+from wam_policy.models.layers import linear as layer
+from wam_policy.models.layers.precision import REFERENCE
 
 LIGHT = "lightwam/infer/action"
 Model = tuple[dict[str, Tensor], dict[str, Any]]

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wam_policy import flow
-from wam_policy.hub import formats
+from wam_policy.hub.foreign import key_mapping
+from wam_policy.models import flow_matching
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.layers import FAST, Precision
-from wam_policy.models.objective import Batch, CopyDraws, Draws, LossConfig, latent_padding, training_losses
-from wam_policy.models.sampling import Schedule, draw
-from wam_policy.models.variants import VARIANTS, ActionMode, VariantName
+from wam_policy.models.fast_wam.loss import Batch, CopyDraws, Draws, LossConfig, latent_padding, training_losses
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.fast_wam.sampling import Schedule, draw
+from wam_policy.models.fast_wam.variants import VARIANTS, ActionMode, VariantName
+from wam_policy.models.layers.precision import FAST, Precision
 
 SHIFT = 5.0
 FOLDERS: dict[str, VariantName] = {"fastwam": "fast", "joint": "joint", "idm": "idm", "optional_idm": "optional_idm"}
@@ -49,7 +49,7 @@ def under(recorded: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precision, dtype: torch.dtype) -> FastWAM:
     """The recorded model."""
     model = FastWAM(model_config(info), precision)
-    model.load_state_dict(formats.to_ours(under(recorded, "weights/")))
+    model.load_state_dict(key_mapping.to_ours(under(recorded, "weights/")))
     return model.to(dtype)
 
 
@@ -58,7 +58,7 @@ def schedules(recorded: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple
     for name in recorded:
         match name.split("/"):
             case ["schedule", steps, "timesteps"]:
-                timesteps, deltas = flow.schedule(int(steps), SHIFT, dtype=dtype)
+                timesteps, deltas = flow_matching.schedule(int(steps), SHIFT, dtype=dtype)
                 yield name, timesteps
                 yield f"schedule/{steps}/deltas", deltas
 
@@ -69,7 +69,7 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
     for name in recorded:
         match name.split("/"):
             case ["schedule", "weight"]:
-                yield name, flow.loss_weight(recorded["schedule/weight_t"], SHIFT)
+                yield name, flow_matching.loss_weight(recorded["schedule/weight_t"], SHIFT)
             case [folder, "mask"]:
                 yield name, influence(info, see_video=VARIANTS[FOLDERS[folder]].sees == "video", copy=False)
             case [_, "train_mask"]:
@@ -105,7 +105,7 @@ def training(
     yield f"{folder}/train/pred_video", losses.velocity_video
     yield f"{folder}/train/pred_action", losses.velocity_action
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    for name, gradient in formats.to_theirs(gradients).items():
+    for name, gradient in key_mapping.to_theirs(gradients).items():
         yield f"{folder}/train/grad/{name}", gradient
 
 
@@ -130,7 +130,7 @@ def inference(model: FastWAM, recorded: dict[str, Tensor], steps: int) -> Iterat
     """Action chunks and imagined latents, from the recorded noises."""
     dtype = next(model.parameters()).dtype
     time = model.precision.time or dtype
-    schedule = Schedule(*flow.schedule(steps, SHIFT, dtype=time))
+    schedule = Schedule(*flow_matching.schedule(steps, SHIFT, dtype=time))
     inputs = under(recorded, "in/")
     first = inputs["latents"][:, :, :1].to(dtype)
     proprio = None if model.proprio_encoder is None else inputs["proprio"][:, 0].to(dtype)

@@ -7,16 +7,16 @@ import torch
 from recorded.fast_wam import model_config, under
 from torch import Tensor
 
-from wam_policy.hub import formats
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.initialise import action_from_video
+from wam_policy.hub.foreign import key_mapping
+from wam_policy.models.fast_wam.initialize import action_from_video
+from wam_policy.models.fast_wam.model import FastWAM
 
 
 def tensors(fast_wam: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Our value of each recorded tensor, from the file of the video expert."""
     with torch.device("meta"):
         action = FastWAM(model_config(info)).action.state_dict()
-    video = under(formats.to_ours(under(fast_wam, "weights/")), "video.")
+    video = under(key_mapping.to_ours(under(fast_wam, "weights/")), "video.")
     made = {f"action.{name}": x for name, x in action_from_video(video, action).items()}
-    for name, x in formats.to_theirs(made).items():
+    for name, x in key_mapping.to_theirs(made).items():
         yield name.removeprefix("mot."), x

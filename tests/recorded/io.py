@@ -11,11 +11,11 @@ from recorded.fast_wam import under
 from torch import Tensor
 
 from wam_policy import images
-from wam_policy.hub import statistics
+from wam_policy.hub import dataset_stats
 from wam_policy.presets import ENVS, PRESETS
 from wam_policy.wrappers.action import ActionMap
+from wam_policy.wrappers.envs.libero_state import libero_state
 from wam_policy.wrappers.observation import turn
-from wam_policy.wrappers.pose import libero_state
 
 
 def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -29,9 +29,9 @@ def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tens
         canvas = images.canvas({name: picture[None] for name, picture in pictures.items()}, preset.cameras)
         yield f"{robot}/model/image", torch.from_numpy(canvas)
 
-        def stats(vector: str, dim: int, robot: str = robot) -> statistics.Normalization:
+        def stats(vector: str, dim: int, robot: str = robot) -> dataset_stats.Normalization:
             file = path.with_name(f"{path.stem}_{robot}_stats.json")
-            return statistics.read(file, vector, PRESETS[robot].normalization, dim)
+            return dataset_stats.read(file, vector, PRESETS[robot].normalization, dim)
 
         state = libero_state(seen) if robot == "libero" else seen["joint_action_vector"]
         proprio = stats("state", len(preset.state_names)).normalize(state.astype(np.float32)[None])

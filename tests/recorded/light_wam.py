@@ -7,19 +7,19 @@ import torch
 from recorded.fast_wam import under
 from torch import Tensor
 
-from wam_policy.hub import formats, lightwam
+from wam_policy.hub.foreign import key_mapping, light_wam
 from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
-from wam_policy.models.layers import FAST, Precision
-from wam_policy.models.light_objective import LightDraws, LightLossConfig, light_losses
-from wam_policy.models.light_wam import LightWAM
-from wam_policy.models.objective import Batch, latent_padding
+from wam_policy.models.fast_wam.loss import Batch, latent_padding
+from wam_policy.models.layers.precision import FAST, Precision
+from wam_policy.models.light_wam.loss import LightDraws, LightLossConfig, light_losses
+from wam_policy.models.light_wam.model import LightWAM
 
 
 def model_config(info: dict[str, Any]) -> LightWAMConfig:
     """The sizes of a recorded model."""
     video, adapter, head = info["video_dit"], info["adapter"], info["state_fusion_action_expert"]
     taps = tuple(adapter["adapter_layer_indices"])
-    features = lightwam.features(head["layer_feature_sources"], head["feature_sources"], len(taps))
+    features = light_wam.features(head["layer_feature_sources"], head["feature_sources"], len(taps))
     lora = adapter["use_backbone_lora"]
     return LightWAMConfig(
         action_dim=info["action_dim"],
@@ -40,7 +40,7 @@ def model_config(info: dict[str, Any]) -> LightWAMConfig:
         lora_rank=adapter["lora_rank"] if lora else 0,
         lora_alpha=adapter["lora_alpha"],
         lora_layers=tuple(adapter["lora_layer_indices"] or taps) if lora else None,
-        lora_targets=lightwam.targets(adapter["lora_target_modules"]) if lora else LORA_TARGETS,
+        lora_targets=light_wam.targets(adapter["lora_target_modules"]) if lora else LORA_TARGETS,
         features=features,
         pooling=head["token_pooling_type"],
         queries=head["token_pooling_num_queries"],
@@ -67,7 +67,7 @@ def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precisio
     """The recorded model."""
     config = model_config(info)
     model = LightWAM(config, precision)
-    model.load_state_dict(formats.to_ours(under(recorded, "weights/"), formats.light_wam(config.layers)))
+    model.load_state_dict(key_mapping.to_ours(under(recorded, "weights/"), key_mapping.light_wam(config.layers)))
     return model.to(dtype)
 
 
@@ -100,7 +100,7 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
     yield "train/pred_video", losses.velocity_video
     yield "train/pred_action", losses.actions
     gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
-    for name, gradient in formats.to_theirs(gradients, formats.light_wam(info["layers"])).items():
+    for name, gradient in key_mapping.to_theirs(gradients, key_mapping.light_wam(info["layers"])).items():
         yield f"train/grad/{name.replace('mot.mixtures.video.', 'video_expert.')}", gradient
     horizon = batch.action.shape[1]
     yield "infer/action", actions(model, recorded, torch.float32, horizon)

@@ -8,7 +8,7 @@ from recorded.fast_wam import under
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wam_policy.hub import formats
+from wam_policy.hub.foreign import key_mapping
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
         relative_attention_num_buckets=info["num_buckets"],
     )
     model = UMT5EncoderModel(config).eval()
-    weights = formats.to_ours(under(recorded, "weights/"), formats.umt5(info["num_layers"]))
+    weights = key_mapping.to_ours(under(recorded, "weights/"), key_mapping.umt5(info["num_layers"]))
     model.load_state_dict(weights | {"encoder.embed_tokens.weight": weights["shared.weight"]})
     ids, mask = recorded["in/ids"], recorded["in/mask"]
     embedding = model(input_ids=ids, attention_mask=mask).last_hidden_state

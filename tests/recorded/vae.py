@@ -7,8 +7,8 @@ import torch
 from recorded.fast_wam import under
 from torch import Tensor
 
-from wam_policy.hub import formats
-from wam_policy.models.vae import VAE, build_vae
+from wam_policy.hub.foreign import key_mapping
+from wam_policy.models.encoders.vae import VAE, build_vae
 
 
 def build(recorded: dict[str, Tensor], info: dict[str, Any], family: str) -> VAE:
@@ -32,7 +32,7 @@ def build(recorded: dict[str, Tensor], info: dict[str, Any], family: str) -> VAE
         config |= {"scale_factor_spatial": 2 ** (stages - 1)}
     vae = build_vae(config)
     weights = under(recorded, f"{family}/weights/")
-    vae.model.load_state_dict(formats.to_ours(weights, formats.wan_vae(stages, blocks, residual=residual)))
+    vae.model.load_state_dict(key_mapping.to_ours(weights, key_mapping.wan_vae(stages, blocks, residual=residual)))
     return vae
 
 

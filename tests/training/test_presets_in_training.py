@@ -8,11 +8,12 @@ import pytest
 from training_data import make_config, make_light
 
 from wam_policy import WAMPolicy
+from wam_policy.data.config import CacheConfig
+from wam_policy.data.lerobot_writer import LeRobotWriter
 from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.presets import LIGHT_PRESETS, PRESETS
-from wam_policy.training.config import CacheConfig
-from wam_policy.training.lerobot_writer import LeRobotWriter
-from wam_policy.training.loop import cache, train
+from wam_policy.training.cache import cache
+from wam_policy.training.trainer import train
 
 
 def recorded(folder, preset, size):

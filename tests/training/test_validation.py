@@ -15,10 +15,10 @@ from training_data import make_config
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import MissingExtraError
-from wam_policy.models.objective import LossConfig
-from wam_policy.training import loop, seeing
+from wam_policy.models.fast_wam.loss import LossConfig
+from wam_policy.training import report, trainer
 from wam_policy.training.config import OptimizerConfig
-from wam_policy.training.loop import train
+from wam_policy.training.trainer import train
 from wam_policy.training.validation import held_out
 
 
@@ -30,7 +30,7 @@ def test_some_episodes_are_held_out_and_never_all(episodes, part):
 
 
 def test_held_out_windows_are_not_trained_on_and_their_error_is_the_policy_s(data, codec, tmp_path, monkeypatch):
-    seen, advance, validate = [], loop.advance, loop.validate
+    seen, advance, validate = [], trainer.advance, trainer.validate
 
     def watching(config, state, examples, order):
         seen.append(set(examples.names))
@@ -40,8 +40,8 @@ def test_held_out_windows_are_not_trained_on_and_their_error_is_the_policy_s(dat
         seen.append(set(examples.names))
         return validate(config, policy, examples)
 
-    monkeypatch.setattr(loop, "advance", watching)
-    monkeypatch.setattr(loop, "validate", checking)
+    monkeypatch.setattr(trainer, "advance", watching)
+    monkeypatch.setattr(trainer, "validate", checking)
     config = make_config(data, codec, tmp_path / "run", steps=4, save_every=2, validation=0.3, validation_windows=5)
     folder = train(config)
     trained, held = seen[0], seen[2]
@@ -88,8 +88,8 @@ def test_psnr_is_of_the_frames_that_were_imagined_and_rows_are_real_over_imagine
     real = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 6, 3), np.uint8)
     imagined = real.copy()
     imagined[:, 0] = 0  # the observed frame isn't imagined
-    assert seeing.video_psnr(real, imagined) == 100
-    seeing.contact_sheet(real, imagined, tmp_path / "sheet.png", narrowest=4)
+    assert report.video_psnr(real, imagined) == 100
+    report.contact_sheet(real, imagined, tmp_path / "sheet.png", narrowest=4)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert np.array_equal(np.asarray(sheet)[4:8, 6:12], real[0, 1]) and sheet.size == (3 * 6, 4 * 4)
 

@@ -1,5 +1,5 @@
 """The compiled inference entry point: the same policy, faster."""
 
-from wam_policy.inference.compiled import compile_inference
+from wam_policy.inference.compile import compile_inference
 
 __all__ = ["compile_inference"]

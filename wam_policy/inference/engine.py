@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wam_policy import acting
+from wam_policy import sampling
 from wam_policy.errors import CompileError, ConfigError, ObservationError
 from wam_policy.inference.bucket import Bucket, Forward, build
-from wam_policy.inference.compiling import Compiler
-from wam_policy.inference.text import TextCache
-from wam_policy.models.build import Model
-from wam_policy.models.fast_wam import FastWAM
-from wam_policy.models.text import Prompts
+from wam_policy.inference.text_cache import TextCache
+from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.registry import Model
+from wam_policy.utils.compiler import Compiler
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Engine:
         self._compiler = Compiler(None, "raise", self._like.device)
         self._clear()
 
-    def __call__(self, seen: acting.Seen, wish: acting.Wish) -> Tensor:
+    def __call__(self, seen: sampling.Seen, wish: sampling.Wish) -> Tensor:
         """Normalised actions [B, T, A], float32 on the CPU.
 
         Raises:
@@ -108,9 +108,9 @@ class Engine:
         with self._lock, torch.no_grad():
             bucket = self.load(seen, wish)
             actions = _download(bucket.act(self.state(bucket, seen)).narrow(0, 0, len(seen.prompts)))
-            return actions if isinstance(self.model, FastWAM) else acting.blended(actions, wish.known)
+            return actions if isinstance(self.model, FastWAM) else sampling.blended(actions, wish.known)
 
-    def load(self, seen: acting.Seen, wish: acting.Wish) -> Bucket:
+    def load(self, seen: sampling.Seen, wish: sampling.Wish) -> Bucket:
         """The bucket of a batch, with the batch in its memory; errors are those of a call."""
         self._check(len(seen.prompts), wish)
         if self._weights_version() != self._version:
@@ -120,12 +120,12 @@ class Engine:
         self._fill(bucket, seen, wish)
         return bucket
 
-    def encodes(self, bucket: Bucket, seen: acting.Seen) -> bool:
+    def encodes(self, bucket: Bucket, seen: sampling.Seen) -> bool:
         """Whether `state` will encode this observation, or give what an earlier one left."""
         usable = self._encoded[0] == (bucket.size, tuple(seen.prompts)) and self._encoded[1] < self.options.encode_every
         return bool(seen.starts.any()) or not usable
 
-    def state(self, bucket: Bucket, seen: acting.Seen) -> Any:
+    def state(self, bucket: Bucket, seen: sampling.Seen) -> Any:
         """What the observation leaves for `act`; an earlier one's, where not every observation is to be encoded."""
         if self.encodes(bucket, seen):
             self._encoded = ((bucket.size, tuple(seen.prompts)), 0, bucket.encode())
@@ -142,7 +142,7 @@ class Engine:
         """Forget the last observation, which `encode_every` would use again."""
         self._encoded = (None, 0, None)
 
-    def _check(self, size: int, wish: acting.Wish) -> None:
+    def _check(self, size: int, wish: sampling.Wish) -> None:
         largest = self.options.batch_sizes[-1]
         if size > largest:
             raise ObservationError(
@@ -174,7 +174,7 @@ class Engine:
         self._buckets.clear()
         self.reset()
 
-    def _fill(self, bucket: Bucket, seen: acting.Seen, wish: acting.Wish) -> None:
+    def _fill(self, bucket: Bucket, seen: sampling.Seen, wish: sampling.Wish) -> None:
         """Put a batch into a bucket's memory; the samples that are too many repeat the last one."""
         missing = bucket.size - len(seen.prompts)
         inputs = bucket.inputs

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-import torch
-
-from wam_policy.config import Family
+from wam_policy.data.config import DataConfig
 from wam_policy.errors import ConfigError
-from wam_policy.models.light_objective import LightLossConfig
-from wam_policy.models.objective import LossConfig
-from wam_policy.models.variants import VariantName
+from wam_policy.models.fast_wam.loss import LossConfig
+from wam_policy.models.fast_wam.variants import VariantName
+from wam_policy.models.light_wam.loss import LightLossConfig
 from wam_policy.normalize import Mode
 
 Part = Literal["all", "video", "action", "embodiment", "lora"]
@@ -39,49 +37,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1 or self.clip <= 0 or self.learning_rate < 0:
             raise ConfigError(f"`ema` must lie in [0, 1), `clip` be positive, `learning_rate` not negative, got {self}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Windows of a LeRobot dataset, and the codec that encodes them."""
-
-    dataset: tuple[str, ...]
-    """LeRobot v2.1 or v3.0 folders or Hub ids, with `meta/wam_contract.json`, as `wam record` writes it, or of a `preset`."""
-    codec: Path | None = None
-    """Folder of the video codec, in diffusers' layout; the default is that of the policy a run begins from."""
-    preset: str | None = None
-    """What the papers trained on, "libero" or "robotwin" ("real_robot" for a Light-WAM): cameras and canvas, frames, names,
-    scaling, prompts, actions played. What a preset says can't be said otherwise."""
-    cache: Path | None = None
-    """Folder of the encoded windows, made if it doesn't exist; None keeps them in memory only, several processes in `latents/`
-    of the run: the first one encodes."""
-    cameras: tuple[str, ...] = ()
-    """Cameras, in canvas order; none said: those of the policy a run begins from, else front and wrist."""
-    camera_map: dict[str, str] = field(default_factory=dict)
-    """Where a camera is in the data: name, feature, name, feature, …; the default is `observation.images.<name>`, or that of an
-    alias (`wam_policy.cameras`)."""
-    frames: int = 0
-    """Pixel frames per window, the observation included; 0: likewise, else 5."""
-    stride: int = 0
-    """Rows from one frame to the next; 0: likewise, else 4. The horizon is (frames - 1) * stride actions."""
-    every: int = 1
-    """A window begins at every so many rows."""
-    threads: int = field(default_factory=torch.get_num_threads)
-    """CPU threads."""
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to compute; of several processes (`torchrun`) each takes its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig(DataConfig):
-    """Encoding of a dataset's windows before a training, which then finds them; started again, it goes on."""
-
-    cache: Path
-    """Folder of the encoded windows."""
-    init: str | Path | None = None
-    """The policy that the training begins from, whose contract the windows follow: a folder, a Hub id or "embedded:<name>"."""
-    family: Family = "fast_wam"
-    """Whose pictures a `preset` means: the families resize them differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,3 +211,8 @@ class LightTrainConfig(RunConfig):
     weights. A Light-WAM's own sizes count, not `sizes`."""
     sizes: LightSizeConfig = field(default_factory=LightSizeConfig)
     loss: LightLossConfig = field(default_factory=LightLossConfig)
+
+
+AnyTrainConfig = TrainConfig | LightTrainConfig
+
+DataT = TypeVar("DataT", bound=DataConfig)

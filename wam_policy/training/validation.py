@@ -11,16 +11,16 @@ import torch
 from rich.console import Console
 from torch.utils._pytree import tree_map_only
 
-from wam_policy import acting
-from wam_policy.evaluation import EvalConfig, evaluate
-from wam_policy.models.light_wam import LightWAM, pool
-from wam_policy.models.objective import Batch
+from wam_policy import sampling
+from wam_policy.data.encoded_dataset import Examples
+from wam_policy.data.sampler import generators
+from wam_policy.evaluation.evaluate import EvalConfig, evaluate
+from wam_policy.models.fast_wam.loss import Batch
+from wam_policy.models.light_wam.model import LightWAM, pool
 from wam_policy.policy import WAMPolicy
 from wam_policy.training.config import LightTrainConfig, TrainConfig
-from wam_policy.training.examples import Examples
-from wam_policy.training.sampler import generators
-from wam_policy.training.seeing import pictures, video_psnr
-from wam_policy.training.step import losses, losses_of
+from wam_policy.training.report import pictures, video_psnr
+from wam_policy.training.train_step import losses, losses_of
 
 SEED = 420_042  # of what is held out, and of the random numbers of a validation
 
@@ -99,7 +99,7 @@ def predicted(policy: WAMPolicy, batch: Batch, *, imagine: bool = False) -> tupl
     context = policy.model.context(batch.context, batch.proprio)
 
     def noise(shape: tuple[int, ...]) -> torch.Tensor:
-        return acting.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
+        return sampling.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
 
-    wish = acting.Wish(horizon, noise, noise, imagine=imagine)
-    return acting.act(policy.spec, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish)
+    wish = sampling.Wish(horizon, noise, noise, imagine=imagine)
+    return sampling.act(policy.spec, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish)

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: recognised, renamed, and given a contract."""

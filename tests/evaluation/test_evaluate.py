@@ -1,0 +1,233 @@
+"""Evaluation on the toy env: what is counted, what is written, and that a killed run goes on where it was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_light_policy, make_policy
+
+from wam_policy import WAMPolicy
+from wam_policy.errors import CheckpointError, ConfigError, ResultsError
+from wam_policy.evaluation.compare import CompareConfig, compare
+from wam_policy.evaluation.demo import DemoConfig, demo
+from wam_policy.evaluation.evaluate import EvalConfig, evaluate
+from wam_policy.evaluation.results import wilson_interval
+
+
+@pytest.fixture
+def config(tmp_path):
+    folder = make_policy().save_pretrained(tmp_path / "checkpoint")
+    return EvalConfig(
+        checkpoint=str(folder),
+        env="tiny:Toy-v0",
+        tasks=("touch", "leave"),
+        episodes=5,
+        envs=2,
+        out=tmp_path / "out",
+        video=False,
+    )
+
+
+def rows(config):
+    return [json.loads(line) for line in (config.out / "episodes.jsonl").read_text().splitlines()]
+
+
+def test_every_episode_is_counted_once_with_its_seed(config):
+    summary = evaluate(config)
+    assert {(row["task"], row["seed"]) for row in rows(config)} == {(t, s) for t in config.tasks for s in range(5)}
+    assert len(rows(config)) == 10
+    assert all(row["success"] == (row["seed"] != 3) for row in rows(config))
+    assert {row["steps"] for row in rows(config) if row["task"] == "touch"} == {6}
+    assert all(row["reward"] == row["steps"] for row in rows(config))
+    assert summary["mean_success"] == pytest.approx(0.8)
+    assert summary["tasks"]["touch"]["episodes"] == 5 and summary["seeds"] == [0, 4]
+    assert summary["latency_ms"]["median"] > 0 and len(summary["checkpoint_sha256"]) == 64
+    assert json.loads((config.out / "summary.json").read_text()) == summary
+
+
+def test_a_finished_evaluation_grows_by_more_episodes_and_repeats_none(config):
+    evaluate(replace(config, tasks=("touch",), episodes=2))
+    first = rows(config)
+    evaluate(replace(config, tasks=("touch",), episodes=3))
+    assert rows(config)[:2] == first and len(rows(config)) == 3
+
+
+def test_a_killed_evaluation_goes_on_and_loses_nothing(config):
+    config = replace(config, tasks=("touch",), episodes=40)
+    command = [sys.executable, "-m", "wam_policy.cli", "eval", "--checkpoint", config.checkpoint, "--env", config.env]
+    command += ["--tasks", "touch", "--episodes", "40", "--out", str(config.out), "--no-video"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = config.out / "episodes.jsonl"
+    while running.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    assert 3 <= len(before) < 40
+    with path.open("a") as file:
+        file.write('{"task": "touch", "se')  # a line that was being written
+    evaluate(config)
+    assert path.read_text().splitlines(keepends=True)[: len(before)] == before
+    assert sorted(row["seed"] for row in rows(config)) == list(range(40))
+
+
+def test_results_of_another_checkpoint_are_not_mixed_in(config, tmp_path):
+    evaluate(replace(config, tasks=("touch",), episodes=1))
+    other = make_policy(dtype="bfloat16").save_pretrained(tmp_path / "other")
+    with pytest.raises(ResultsError, match="results of another checkpoint"):
+        evaluate(replace(config, checkpoint=str(other)))
+
+
+def test_a_video_shows_the_cameras_of_a_whole_episode(config):
+    import av
+
+    evaluate(replace(config, tasks=("touch",), episodes=1, video=True))
+    with av.open(str(config.out / "touch.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 7 and frames[0].shape == (256, 512, 3)  # the last is what the last action led to
+
+
+def test_imagined_futures_are_compared_with_what_happened_and_filmed(config):
+    import av
+
+    summary = evaluate(replace(config, episodes=1, imagine=True))
+    scores = json.loads((config.out / "summary.json").read_text())["imagination"]
+    assert scores == summary["imagination"] and set(scores) == {"touch", "leave"}
+    frames_ahead = 4  # frames 5 of stride 1
+    assert all(len(score["psnr_db"]) == len(score["still_psnr_db"]) == frames_ahead for score in scores.values())
+    with av.open(str(config.out / "touch_imagined.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 5 and frames[0].shape == (256, 256, 3)  # the next would begin where the episode ends
+
+
+@pytest.fixture
+def light(tmp_path):
+    folder = make_light_policy().save_pretrained(tmp_path / "light")
+    return EvalConfig(
+        checkpoint=str(folder),
+        env="tiny:ToyLarge-v0",
+        tasks=("touch",),
+        episodes=1,
+        envs=1,
+        out=tmp_path / "light-out",
+        video=False,
+    )
+
+
+def test_what_the_action_head_looks_at_is_filmed(light):
+    import av
+
+    evaluate(replace(light, explain=True))
+    with av.open(str(light.out / "touch_explained.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 2 and frames[0].shape == (192, 128, 3)  # 6 steps, 3 a chunk; the canvas and 2 taps, twice as large
+
+
+def test_a_light_wam_s_pooled_futures_are_compared_with_pooled_pictures(light):
+    score = evaluate(replace(light, imagine=True))["imagination"]["touch"]
+    assert len(score["psnr_db"]) == 4 and all(0 < db < 100 for db in score["psnr_db"])
+
+
+def test_chunks_are_played_as_the_caller_says_and_results_are_not_mixed(config, light):
+    summary = evaluate(replace(light, replan=1, horizon=6, ensemble=0.1))
+    assert summary["playing"] == {"replan": 1, "horizon": 6, "ensemble": 0.1}
+    assert len(rows(light)[0]["latency_ms"]) == rows(light)[0]["steps"] == 6
+    with pytest.raises(ResultsError, match="results of another"):
+        evaluate(replace(light, replan=2))
+
+
+def test_what_the_policy_can_t_do_is_refused_before_anything_is_played(config, light, tmp_path):
+    lean = WAMPolicy.from_pretrained(light.checkpoint).save_pretrained(tmp_path / "lean", form="lean")
+    for wrong, message in (
+        (replace(config, explain=True), "pools by learned queries"),
+        (replace(light, checkpoint=str(lean), imagine=True), "only acts"),
+        (replace(light, horizon=2), "`replan` is 3, a chunk holds 2"),
+        (replace(light, checkpoint=str(lean), horizon=9), "knows 4 steps of a chunk"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate(wrong)
+        assert not wrong.out.exists()
+
+
+def test_films_show_what_was_measured(light):
+    import av
+
+    evaluate(replace(light, replan=1, explain=True))
+    with av.open(str(light.out / "touch_explained.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 6  # a chunk for every step
+
+
+def test_the_peak_memory_of_an_evaluation_that_goes_on_is_kept(config):
+    evaluate(replace(config, tasks=("touch",), episodes=1))
+    path = config.out / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_memory_bytes": 2**40}))
+    assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] == 2**40
+    path.write_text(json.dumps({"device": "cuda", "peak_memory_bytes": 2**40}))  # another device's says nothing
+    assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] < 2**40
+
+
+def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    other = make_policy(dtype="bfloat16").save_pretrained(tmp_path / "other")
+    compared = CompareConfig(
+        checkpoints=(config.checkpoint, str(other)),
+        env=config.env,
+        tasks=config.tasks,
+        episodes=2,
+        envs=1,
+        out=tmp_path / "both",
+    )
+    summaries = compare(compared)
+    assert list(summaries) == ["checkpoint", "other"] and json.loads((tmp_path / "both/summary.json").read_text()) == summaries
+    for summary in summaries.values():
+        assert summary["parameters"] > 0 and summary["peak_memory_bytes"] > 2**27 and summary["tasks"]["leave"]["episodes"] == 2
+    with pytest.raises(ConfigError, match="names of their own"):
+        replace(compared, checkpoints=("a/x", "b/x"))
+    with pytest.raises(ResultsError, match="ended with code 1"):
+        compare(replace(compared, checkpoints=("./nowhere",)))
+
+
+def test_an_env_without_a_task_argument_is_evaluated_once(config):
+    summary = evaluate(replace(config, env="tiny:ToyBare-v0", tasks=(), episodes=1, envs=1))
+    assert summary["tasks"]["tiny:ToyBare-v0"]["success"] == 1
+
+
+def test_the_demo_never_removes_a_folder_that_is_not_a_demo(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ResultsError, match="choose another"):
+        demo(DemoConfig(out=tmp_path))
+    assert (tmp_path / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("change", [{"episodes": 0}, {"envs": 0}])
+def test_nothing_to_evaluate_is_refused(config, change):
+    with pytest.raises(ConfigError, match="must be positive"):
+        replace(config, **change)
+
+
+def test_an_unknown_embedded_checkpoint_lists_those_there_are(config):
+    with pytest.raises(CheckpointError, match="metaworld-fast-wam"):
+        evaluate(replace(config, checkpoint="embedded:nothing"))
+
+
+@given(st.integers(1, 500), st.integers(0, 500))
+def test_the_interval_holds_the_rate_and_narrows_with_more_episodes(episodes, wins):
+    wins = min(wins, episodes)
+    low, high = wilson_interval(wins, episodes)
+    assert 0 <= low <= wins / episodes <= high <= 1
+    wider = wilson_interval(wins, episodes)
+    narrower = wilson_interval(4 * wins, 4 * episodes)
+    assert narrower[1] - narrower[0] < wider[1] - wider[0]
+
+
+def test_the_interval_is_wilson_s():
+    assert wilson_interval(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)

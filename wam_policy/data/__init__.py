@@ -1,0 +1,1 @@
+"""Datasets: reading, writing, recording, cutting into windows, encoding."""

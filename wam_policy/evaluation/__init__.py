@@ -1,0 +1,1 @@
+"""Playing policies in simulators, and what comes of it: results, comparisons, videos."""

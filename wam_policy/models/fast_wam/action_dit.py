@@ -1,0 +1,19 @@
+"""The action expert: a small DiT over the actions of one chunk. Source: spec/fastwam.md section 2.4."""
+
+from __future__ import annotations
+
+from wam_policy.models.config import FastWAMConfig, shared
+from wam_policy.models.layers.linear import Linear
+from wam_policy.models.layers.precision import Precision
+from wam_policy.models.layers.transformer import DiT
+
+
+class ActionDiT(DiT):
+    """Embeds noisy actions [B, T, A] as tokens and reads tokens back as velocities; both are bare linear layers."""
+
+    def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
+        super().__init__(
+            dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **shared(config), precision=precision
+        )
+        self.action_encoder = Linear(config.action_dim, self.dim)
+        self.head = Linear(self.dim, config.action_dim)

@@ -1,0 +1,1 @@
+"""The parts that both families are made of."""

@@ -1,0 +1,118 @@
+"""Light-WAM: a frozen video expert with LoRA and in-stream adapters, whose states a regression head turns into a chunk.
+
+Source: spec/lightwam.md sections 1 and 3.
+"""
+
+# B batch, C latent channels, F latent frames, h w latent grid, L text tokens, T actions in a chunk, A numbers per action
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
+from torch import Tensor, nn
+
+from wam_policy.models.config import LightWAMConfig
+from wam_policy.models.layers.linear import Linear
+from wam_policy.models.layers.lora import attach
+from wam_policy.models.layers.mot import run
+from wam_policy.models.layers.precision import FAST, Precision
+from wam_policy.models.layers.rope import Rope
+from wam_policy.models.layers.transformer import SharedText, Text, append_proprio
+from wam_policy.models.layers.video_dit import VideoDiT
+from wam_policy.models.light_wam.action_head import StateFusionActionExpert, Taps
+from wam_policy.models.light_wam.folded import LeanVideo
+
+
+class Adapter(nn.Module):
+    """A residual bottleneck in the stream; new, it adds nothing."""
+
+    def __init__(self, dim: int, inner: int, scale: float, eps: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.norm = nn.LayerNorm(dim, eps)
+        self.down_proj, self.up_proj = Linear(dim, inner), Linear(inner, dim)
+        nn.init.zeros_(self.up_proj.weight)
+        nn.init.zeros_(self.up_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to tokens [B, S, D]."""
+        return self.scale * self.up_proj(F.gelu(self.down_proj(self.norm(x)), approximate="tanh"))
+
+
+class LightWAM(nn.Module):
+    """The video expert with what adapts it, the action head and the proprio encoder."""
+
+    def __init__(self, config: LightWAMConfig, precision: Precision = FAST) -> None:
+        super().__init__()
+        self.config, self.precision = config, precision
+        self.video = VideoDiT(config, precision) if config.lean_steps is None else LeanVideo(config, precision)
+        if config.lora_rank:
+            attach(self.video, config.lora_paths(), rank=config.lora_rank, alpha=config.lora_alpha)
+        self.adapters = nn.ModuleDict(
+            {str(tap): Adapter(config.video_dim, config.adapter_dim, config.adapter_scale, config.eps) for tap in config.taps}
+        )
+        self.expert = StateFusionActionExpert(config)
+        self.proprio_encoder = None if config.proprio_dim is None else Linear(config.proprio_dim, config.text_dim)
+
+    def context(self, prompt: Tensor, proprio: Tensor | None) -> Tensor:
+        """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
+        return append_proprio(prompt, proprio, self.proprio_encoder)
+
+    def _recorder(self) -> tuple[list[dict[str, Tensor]], Callable[[int, Tensor], Tensor]]:
+        """A list, and what adapts the tokens after each block and records the taps' features in that list."""
+        taps: list[dict[str, Tensor]] = []
+
+        def adapt(i: int, x: Tensor) -> Tensor:
+            if str(i) not in self.adapters:
+                return x
+            delta = self.adapters[str(i)](x)
+            taps.append({"backbone": x, "adapted": x + delta, "delta": delta})
+            return taps[-1]["adapted"]
+
+        return taps, adapt
+
+    def states(self, first_frame: Tensor, text: Text | SharedText, rope: Rope | None = None) -> Taps:
+        """What the taps record of the observation [B, C, 1, h, w]; blocks after the last tap are not run.
+
+        Args:
+            first_frame: its latents.
+            text: from `video.embed_text`.
+            rope: of its tokens; None: it is made.
+        """
+        taps, adapt = self._recorder()
+        rope = self.video.rope(first_frame) if rope is None else rope
+        if isinstance(self.video, LeanVideo):
+            assert isinstance(text, Text), "a lean model's text is kept"
+            self.video.watch(first_frame, rope, text, adapt)
+            return taps
+        still = self.video.embed_time(first_frame.new_zeros(1, 1))
+        stream = self.video.stream(first_frame, self.video.shared_modulations(still), rope, text)
+        run(stream, keep=False, after=adapt, blocks=self.config.taps[-1] + 1)
+        return taps
+
+    def velocity(self, latents: Tensor, t: Tensor, text: Text | SharedText) -> Tensor:
+        """Velocity [B, C, F, h, w] of a pooled clip whose first frame is clean, at timesteps `t` [B] of the later frames."""
+        assert isinstance(self.video, VideoDiT), "a lean model has no video head"
+        frames, rows, columns = grid = self.video.grid(latents)
+        time = self.video.embed_clip_time(t, frames)
+        stream = self.video.stream(latents, self.video.shared_modulations(time), self.video.rope(latents), text)
+        x, _ = run(stream, first=rows * columns if frames > 1 else 0, keep=False, after=self._recorder()[1])
+        return self.video.read(x, time.embedding, grid)
+
+    def act(self, first_frame: Tensor, context: Tensor, horizon: int) -> Tensor:
+        """Actions [B, horizon, A] for latents [B, C, 1, h, w] of the observation and `context` from `context()`."""
+        return self.expert(self.states(first_frame, self.video.embed_text(context)), horizon)
+
+
+def trained(name: str) -> bool:
+    """Whether the parameter of this name is trained; the rest, the video expert's trunk, is frozen.
+
+    Source: spec/lightwam.md section 1.5.
+    """
+    return not name.startswith("video.") or name.startswith("video.head.") or ".lora_" in name
+
+
+def pool(latents: Tensor, factor: int) -> Tensor:
+    """Average latents [B, C, F, h, w] over squares of `factor` latent pixels."""
+    return F.avg_pool3d(latents, (1, factor, factor))

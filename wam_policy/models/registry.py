@@ -1,0 +1,62 @@
+"""Builds the model that sizes are of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wam_policy.errors import ConfigError
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig
+from wam_policy.models.fast_wam.loss import Batch, Draws, LossConfig, draw, training_losses
+from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.fast_wam.variants import VariantName
+from wam_policy.models.layers.precision import FAST, Precision
+from wam_policy.models.light_wam.loss import LightDraws, LightLossConfig, light_draw, light_losses
+from wam_policy.models.light_wam.model import LightWAM
+
+Model = FastWAM | LightWAM
+
+
+def build(sizes: FastWAMConfig | LightWAMConfig, precision: Precision = FAST) -> Model:
+    """A new model of these sizes; under `torch.device("meta")` without memory of its own."""
+    if isinstance(sizes, FastWAMConfig):
+        return FastWAM(sizes, precision)
+    return LightWAM(sizes, precision)
+
+
+AnyDraws = Draws | LightDraws
+AnyLossConfig = LossConfig | LightLossConfig
+
+
+class Parts(NamedTuple):
+    """The losses of one batch."""
+
+    total: Tensor
+    video: Tensor
+    action: Tensor
+
+
+def draws_of(model: Model, batch: Batch, generator: torch.Generator | None, variant: VariantName | None) -> AnyDraws:
+    """The random numbers of a batch; a Fast-WAM's depend on its variant, which a Light-WAM hasn't."""
+    if isinstance(model, FastWAM):
+        return draw(batch, generator, variant or "fast")
+    return light_draw(batch, model.config.video_pool, generator)
+
+
+def losses_of(model: Model, batch: Batch, draws: AnyDraws, config: AnyLossConfig, variant: VariantName | None) -> Parts:
+    """The losses of a batch, given its random numbers.
+
+    Raises:
+        ConfigError: the losses or the random numbers are the other family's.
+    """
+    if isinstance(model, FastWAM):
+        if not isinstance(config, LossConfig) or not isinstance(draws, Draws):
+            raise ConfigError("a Fast-WAM's loss is a `LossConfig`, its random numbers are `Draws`")
+        fast = training_losses(model, batch, draws, config, variant or "fast")
+        return Parts(fast.total, fast.video, fast.action)
+    if not isinstance(config, LightLossConfig) or not isinstance(draws, LightDraws):
+        raise ConfigError("a Light-WAM's loss is a `LightLossConfig`, its random numbers are `LightDraws`")
+    light = light_losses(model, batch, draws, config)
+    return Parts(light.total, light.video, light.action)

@@ -1,0 +1,1 @@
+"""What a control step costs: time, operations, memory."""

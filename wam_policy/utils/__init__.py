@@ -1,0 +1,1 @@
+"""Files, the compiler and the environment: what every other package may use."""

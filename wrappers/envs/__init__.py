@@ -1,0 +1,1 @@
+"""Simulators as Gymnasium envs, one a file."""
