@@ -56,40 +56,40 @@ light-checkpoint: $(RUN)/light/.done  ## remake the embedded Light-WAM on the em
 	cp $(RUN)/light/curve.jsonl $(SHIPPED_LIGHT)/curves/light.jsonl
 
 twin: $(RUN)/no-video/.done  ## the same policy without video co-training
-	$(BIN)/wam eval --checkpoint $(RUN)/no-video/checkpoint --out runs/eval-no-video
+	$(BIN)/wam eval --checkpoint $(RUN)/no-video/checkpoint --output-dir runs/eval-no-video
 
 $(RUN)/plain/meta/info.json: | $(VENV)/.ready
-	$(BIN)/wam record --out $(RUN)/plain --seed 1000000 \
+	$(BIN)/wam record --output-dir $(RUN)/plain --seed 1000000 \
 	  --tasks reach-v3 260 button-press-topdown-v3 60 drawer-open-v3 60 window-open-v3 60
 
 $(RUN)/shoved/meta/info.json: | $(VENV)/.ready
-	$(BIN)/wam record --out $(RUN)/shoved --seed 2000000 --shoves 0.03 \
+	$(BIN)/wam record --output-dir $(RUN)/shoved --seed 2000000 --perturbation-rate 0.03 \
 	  --tasks reach-v3 220 button-press-topdown-v3 45 drawer-open-v3 45 window-open-v3 45
 
 $(RUN)/codec-2/.done: $(RUN)/plain/meta/info.json
-	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-1 --steps 600 --detail 4 --seed 0
-	$(BIN)/wam train-codec --dataset $(RUN)/plain --out $(RUN)/codec-2 --steps 600 --detail 30 --seed 1 --init $(RUN)/codec-1
+	$(BIN)/wam train-codec --dataset $(RUN)/plain --output-dir $(RUN)/codec-1 --steps 600 --foreground-weight 4 --seed 0
+	$(BIN)/wam train-codec --dataset $(RUN)/plain --output-dir $(RUN)/codec-2 --steps 600 --foreground-weight 30 --seed 1 --pretrained-path $(RUN)/codec-1
 	touch $@
 
-RECIPE := --optimizer.learning-rate 1e-3 --optimizer.warmup 100 --optimizer.ema 0.998
+RECIPE := --optimizer.learning-rate 1e-3 --optimizer.warmup-steps 100 --optimizer.ema-decay 0.998
 TRAIN := $(BIN)/wam train --dataset $(RUN)/shoved --codec $(RUN)/codec-2 --cache $(RUN)/latents \
-  --every 2 --replan 4 --steps 2500 $(RECIPE)
+  --window-stride 2 --replan 4 --steps 2500 $(RECIPE)
 
 $(RUN)/fast/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
-	$(TRAIN) --out $(RUN)/fast
+	$(TRAIN) --output-dir $(RUN)/fast
 	touch $@
 
 $(RUN)/no-video/.done: $(RUN)/codec-2/.done $(RUN)/shoved/meta/info.json
-	$(TRAIN) --out $(RUN)/no-video --loss.lambda-video 0
+	$(TRAIN) --output-dir $(RUN)/no-video --loss.lambda-video 0
 	touch $@
 
 $(RUN)/light/.done: $(RUN)/shoved/meta/info.json
-	$(BIN)/wam train-light --dataset $(RUN)/shoved --codec $(SHIPPED)/vae --init $(SHIPPED) \
-	  --cache $(RUN)/latents-light --every 2 --replan 4 --steps 2500 $(RECIPE) --out $(RUN)/light
+	$(BIN)/wam train-light --dataset $(RUN)/shoved --codec $(SHIPPED)/vae --pretrained-path $(SHIPPED) \
+	  --cache $(RUN)/latents-light --window-stride 2 --replan 4 --steps 2500 $(RECIPE) --output-dir $(RUN)/light
 	touch $@
 
 evaluate: $(VENV)/.ready  ## the README's table: both embedded policies, 50 episodes per task on seeds never trained on
-	$(BIN)/wam compare --out runs/compare
+	$(BIN)/wam compare --output-dir runs/compare
 
 question: $(RUN)/shoved/meta/info.json  ## the papers' question: five ways of training, eleven runs (hours; goes on where it was)
 	$(BIN)/python benchmarks/papers_question.py --dataset $(RUN)/shoved

@@ -40,7 +40,10 @@ def environment(folder: Path) -> dict[str, str]:
     library = folder / SOURCE.with_suffix(".so").name
     words = ["-shared", "-fPIC", "-std=c++20", *(f"-I{path}" for path in include_paths())]
     places = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    subprocess.run(["g++", *words, str(SOURCE), "-o", str(library), *places, "-ltorch_cpu", "-lc10"], check=True)
+    subprocess.run(
+        ["g++", *words, str(SOURCE), "-o", str(library), *places, "-ltorch_cpu", "-lc10"],
+        check=True,
+    )
     return os.environ | {"LD_PRELOAD": str(library)}
 
 

@@ -31,10 +31,10 @@ from wam_policy import WAMPolicy
 from wam_policy.config import Family
 from wam_policy.inference import compile_inference
 from wam_policy.models.layers import linear
-from wam_policy.profiling.benchmark import counted, plain_step
+from wam_policy.profiling.benchmark import count_row, reference_step
 from wam_policy.profiling.measurement import Clock, Row
-from wam_policy.profiling.observations import synthetic
-from wam_policy.profiling.reference import Plain, savings_of
+from wam_policy.profiling.observations import random_observation
+from wam_policy.profiling.reference import ReferenceForward, savings_of
 from wam_policy.profiling.roofline import measure_machine
 from wam_policy.utils.environment import peak_memory
 
@@ -72,10 +72,10 @@ class InferenceConfig:
 
 def _plain(loaded: WAMPolicy, savings: Sequence[str]) -> Callable[[dict[str, Any]], np.ndarray]:
     """The plain way of a control step."""
-    way, clock = Plain(loaded, savings), Clock(loaded.device)
+    way, clock = ReferenceForward(loaded, savings), Clock(loaded.device)
     if linear.SLOW_BFLOAT16:
         loaded.vae.model.float()
-    return lambda seen: loaded.finish(plain_step(loaded, way, clock, seen))
+    return lambda seen: loaded.denormalize_actions(reference_step(loaded, way, clock, seen))
 
 
 def measure(config: InferenceConfig) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def measure(config: InferenceConfig) -> dict[str, Any]:
         savings = set(savings_of(loaded)) - set(config.without) if config.way == "caches" else set()
         step = _plain(loaded, sorted(savings))
         linear.SLOW_BFLOAT16 = linear.SLOW_BFLOAT16 and config.way == "plain_wide"
-    seen = [synthetic(loaded, config.batch, seed) for seed in range(config.inputs)]
+    seen = [random_observation(loaded, config.batch, seed) for seed in range(config.inputs)]
     step(seen[0])
     ready = time.perf_counter() - began
     actions, seconds = [], []
@@ -109,19 +109,31 @@ def measure(config: InferenceConfig) -> dict[str, Any]:
 def roof(loaded: WAMPolicy, batch: int) -> str:
     """What the machine's measured rates allow: no batching makes an observation's products cheaper than this."""
     row = Row("", batch, {})
-    counted(loaded, row, synthetic(loaded, batch, 0))
-    flops, machine = sum(counts.flops for counts in row.counts.values()), measure_machine(loaded.device, loaded.dtype)
-    return (
-        f"{machine.describe()}; {flops / batch / 1e12:.2f} TFLOP an observation: at least {flops / batch / machine.flops:.2f} s"
+    count_row(loaded, row, random_observation(loaded, batch, 0))
+    flops, machine = (
+        sum(counts.flops for counts in row.counts.values()),
+        measure_machine(loaded.device, loaded.dtype),
     )
+    return f"{machine.describe()}; {flops / batch / 1e12:.2f} TFLOP an observation: at least {flops / batch / machine.flops:.2f} s"
 
 
 def run(config: InferenceConfig, way: Way, out: Path) -> dict[str, Any]:
     """One way in a fresh process."""
-    options = [f"--{name}={value}" for name, value in asdict(config).items() if name in ("family", "size", "dtype", "repeats")]
-    options += [f"--inputs={config.inputs}", f"--batch={config.batch}", f"--way={way}", f"--out={out}"]
+    options = [
+        f"--{name}={value}"
+        for name, value in asdict(config).items()
+        if name in ("family", "size", "dtype", "repeats")
+    ]
+    options += [
+        f"--inputs={config.inputs}",
+        f"--batch={config.batch}",
+        f"--way={way}",
+        f"--out={out}",
+    ]
     options += ["--without", *config.without] if config.without else []
-    result = subprocess.run([sys.executable, __file__, *options], check=True, stdout=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        [sys.executable, __file__, *options], check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -130,14 +142,21 @@ def main(config: InferenceConfig) -> None:
     if config.way is not None:
         print(json.dumps(measure(config)))
         return
-    policy(config.family, config.size, getattr(torch, config.dtype))  # writes the weights, if they aren't there
+    policy(
+        config.family, config.size, getattr(torch, config.dtype)
+    )  # writes the weights, if they aren't there
     median: dict[Way, float] = {}
     actions: dict[Way, np.ndarray] = {}
-    print(f"{config.family}, {config.size}, {config.dtype}, batch {config.batch}, {os.cpu_count()} cores, prompt {TASK!r}")
+    print(
+        f"{config.family}, {config.size}, {config.dtype}, batch {config.batch}, {os.cpu_count()} cores, prompt {TASK!r}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for way in config.ways:
             found = run(config, way, Path(folder) / f"{way}.npy")
-            median[way], actions[way] = statistics.median(found["seconds"]), np.load(Path(folder) / f"{way}.npy")
+            median[way], actions[way] = (
+                statistics.median(found["seconds"]),
+                np.load(Path(folder) / f"{way}.npy"),
+            )
             spread = f"{min(found['seconds']):.3f} … {max(found['seconds']):.3f}"
             cost = f"ready in {found['ready']:.0f} s, peak {found['peak'] / 2**30:.2f} GiB"
             print(f"{way:10} {median[way]:8.3f} s ({spread}), {cost}: {WHAT[way]}", flush=True)
@@ -147,8 +166,13 @@ def main(config: InferenceConfig) -> None:
     for way in config.ways[1:]:
         each = np.abs(actions[way] - actions[first]).reshape(config.inputs, -1).max(1)
         low, middle, high = np.quantile(each, (0.1, 0.5, 0.9))
-        print(f"{way} against {first}: {median[first] / median[way]:.2f} × faster; largest difference of an action, ", end="")
-        print(f"over {config.inputs} inputs: {low:.1e} {middle:.1e} {high:.1e} (10, 50, 90 %), worst {each.max():.1e}")
+        print(
+            f"{way} against {first}: {median[first] / median[way]:.2f} × faster; largest difference of an action, ",
+            end="",
+        )
+        print(
+            f"over {config.inputs} inputs: {low:.1e} {middle:.1e} {high:.1e} (10, 50, 90 %), worst {each.max():.1e}"
+        )
     if {"plain", "caches", "compiled"} <= set(config.ways):
         worst = float(np.abs(actions["compiled"] - actions["plain"]).max())
         print(

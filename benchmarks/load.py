@@ -30,7 +30,7 @@ from random_policy import full, write
 from wam_policy import WAMPolicy
 from wam_policy.config import Family
 from wam_policy.hub import checkpoint
-from wam_policy.profiling.observations import synthetic
+from wam_policy.profiling.observations import random_observation
 from wam_policy.utils.environment import peak_memory
 
 GIB = 2**30
@@ -72,13 +72,17 @@ def load(folder: Path) -> dict[str, Any]:
     mapped = time.perf_counter() - began
     for parameter in policy.model.parameters():
         parameter.detach().view(torch.uint8).flatten()[::4096].sum()
-    return {"seconds": time.perf_counter() - began, "mapped": mapped, "peak": peak_memory(torch.device("cpu"))}
+    return {
+        "seconds": time.perf_counter() - began,
+        "mapped": mapped,
+        "peak": peak_memory(torch.device("cpu")),
+    }
 
 
 def predict(folder: Path) -> dict[str, Any]:
     """Load the policy and answer one LIBERO observation."""
     policy = WAMPolicy.from_pretrained(folder)
-    seen = synthetic(policy, 1, 0)
+    seen = random_observation(policy, 1, 0)
     began = time.perf_counter()
     chunk = policy.predict_chunk(seen)
     seconds = time.perf_counter() - began
@@ -86,7 +90,11 @@ def predict(folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak_memory(torch.device("cpu"))}
 
 
-STAGES: dict[Stage, Callable[[Path], dict[str, Any]]] = {"read": read, "load": load, "predict": predict}
+STAGES: dict[Stage, Callable[[Path], dict[str, Any]]] = {
+    "read": read,
+    "load": load,
+    "predict": predict,
+}
 
 
 def run(stage: Stage, folder: Path, *, cold: bool) -> dict[str, Any]:
@@ -132,7 +140,9 @@ def main(config: LoadConfig) -> None:
         )
     print(f"peak RSS of load, every page touched: {max(peaks) / GIB:.2f} GiB")
     answered = run("predict", folder, cold=False)
-    print(f"predict_chunk, bfloat16, CPU: {answered['seconds']:.0f} s, peak RSS {answered['peak'] / GIB:.2f} GiB")
+    print(
+        f"predict_chunk, bfloat16, CPU: {answered['seconds']:.0f} s, peak RSS {answered['peak'] / GIB:.2f} GiB"
+    )
     print(f"peak_minus_file_gib={(max(peaks) - size) / GIB:.3f} load_over_read={ratios[True]:.3f}")
 
 

@@ -49,12 +49,20 @@ class RealtimeConfig:
     """Used by the benchmark itself: one policy and task, in this process."""
 
 
-def play(env: Any, policy: WAMPolicy, config: RealtimeConfig, method: Method, seed: int) -> dict[str, Any]:
+def play(
+    env: Any, policy: WAMPolicy, config: RealtimeConfig, method: Method, seed: int
+) -> dict[str, Any]:
     """One episode: whether it succeeded, after how many steps, and its actions."""
     observation, _ = env.reset(seed=seed)
     executor = DelayedExecutor(config.delay)
     act = waiting(policy, config) if method == "wait" else None
-    runner = RealtimeRunner(policy, every=config.every, delay=config.delay, method="continue", executor=executor)
+    runner = RealtimeRunner(
+        policy,
+        execution_horizon=config.every,
+        delay=config.delay,
+        method="continue",
+        executor=executor,
+    )
     if method == "naive":
         runner.method = "naive"
     actions = []
@@ -64,14 +72,18 @@ def play(env: Any, policy: WAMPolicy, config: RealtimeConfig, method: Method, se
         actions.append(action)
         observation, _, terminated, truncated, info = env.step(action)
         if terminated or truncated:
-            return {"success": bool(info["is_success"]), "steps": len(actions), "actions": np.stack(actions)}
+            return {
+                "success": bool(info["is_success"]),
+                "steps": len(actions),
+                "actions": np.stack(actions),
+            }
 
 
 def waiting(policy: WAMPolicy, config: RealtimeConfig) -> Callable[[Any], np.ndarray]:
     """Acts like a robot that stands still while a chunk is computed: the fingers as they are, no movement."""
     queue: list[np.ndarray] = []
-    still = np.zeros(policy.spec.action.layout.dim, np.float32)
-    gripper = policy.spec.action.layout.gripper
+    still = np.zeros(policy.config.action.layout.dim, np.float32)
+    gripper = policy.config.action.layout.gripper
 
     def act(observation: Any) -> np.ndarray:
         if not queue:
@@ -94,12 +106,16 @@ def jerk(actions: np.ndarray) -> float:
 def measure(config: RealtimeConfig) -> dict[str, Any]:
     """One policy in one task, every method, the same episodes."""
     assert config.task is not None
-    torch.set_num_threads(1)  # two of these run side by side, and threads that wait for each other would stop both
+    torch.set_num_threads(
+        1
+    )  # two of these run side by side, and threads that wait for each other would stop both
     policy = WAMPolicy.from_pretrained(embedded(config.policies[0]))
     env = policy.wrap(gym.make("wam_policy/MetaWorld-v0", task=config.task))
     found: dict[str, Any] = {}
     for method in METHODS:
-        episodes = [play(env, policy, config, method, config.seed + i) for i in range(config.episodes)]
+        episodes = [
+            play(env, policy, config, method, config.seed + i) for i in range(config.episodes)
+        ]
         found[method] = {
             "successes": sum(e["success"] for e in episodes),
             "steps": [e["steps"] for e in episodes if e["success"]],
@@ -110,9 +126,15 @@ def measure(config: RealtimeConfig) -> dict[str, Any]:
 
 def run(config: RealtimeConfig, policy: str, task: str) -> dict[str, Any]:
     """One policy and task in a process of its own: a process draws with one GL context."""
-    options = [f"--{name}={getattr(config, name)}" for name in ("episodes", "seed", "delay", "every")]
+    options = [
+        f"--{name}={getattr(config, name)}" for name in ("episodes", "seed", "delay", "every")
+    ]
     command = [sys.executable, __file__, *options, "--policies", policy, "--task", task]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[
+            -1
+        ]
+    )
 
 
 def main(config: RealtimeConfig) -> None:
@@ -120,10 +142,14 @@ def main(config: RealtimeConfig) -> None:
     if config.task is not None:
         print(json.dumps(measure(config)))
         return
-    print(f"chunks take {config.delay} control steps, asked for after {config.every}; {config.episodes} episodes per task")
+    print(
+        f"chunks take {config.delay} control steps, asked for after {config.every}; {config.episodes} episodes per task"
+    )
     for policy in config.policies:
         with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda task, policy=policy: run(config, policy, task), config.tasks))
+            found = list(
+                pool.map(lambda task, policy=policy: run(config, policy, task), config.tasks)
+            )
         for method in METHODS:
             summary(policy, method, [task[method] for task in found], config.episodes)
 

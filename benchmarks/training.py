@@ -32,13 +32,13 @@ from wam_policy.config import Family
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.loss import Batch, LossConfig
 from wam_policy.models.fast_wam.model import FastWAM
-from wam_policy.models.layers.text_padding import condensed
+from wam_policy.models.layers.text_padding import condense_padding
 from wam_policy.models.light_wam.loss import LightLossConfig
-from wam_policy.models.light_wam.model import trained
-from wam_policy.models.registry import draws_of, losses_of
+from wam_policy.models.light_wam.model import is_trainable
+from wam_policy.models.registry import compute_losses, sample_noise
 from wam_policy.training.compile import compile_training
 from wam_policy.training.config import OptimizerConfig
-from wam_policy.training.optimizer import adamw, update
+from wam_policy.training.optimizer import adamw, optimizer_step
 from wam_policy.utils.environment import forget_peak_memory, peak_memory
 
 Way = Literal["plain", "latents", "eager", "compiled", "checkpointing"]
@@ -94,8 +94,14 @@ def loss_of(model: Any, way: Way) -> Callable[[Batch, torch.Generator], Tensor]:
     config: Any = LossConfig(action_shift=5.0) if isinstance(model, FastWAM) else LightLossConfig()
     if way in REFERENCE:
         plain: Any = plain_fast if isinstance(model, FastWAM) else plain_light
-        return lambda batch, generator: plain(model, batch, draws_of(model, batch, generator, None), config)
-    return lambda batch, generator: losses_of(model, batch, draws_of(model, batch, generator, None), config, None).total
+        return lambda batch, generator: plain(
+            model, batch, sample_noise(model, batch, generator, None), config
+        )
+    return lambda batch, generator: (
+        compute_losses(
+            model, batch, sample_noise(model, batch, generator, None), config, None
+        ).total
+    )
 
 
 def measure(config: TrainingConfig) -> dict[str, Any]:
@@ -104,9 +110,14 @@ def measure(config: TrainingConfig) -> dict[str, Any]:
     parts = random_parts(smaller(config.family, config.size), config.size, torch.float32)
     model, vae = parts.model, parts.vae()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(isinstance(model, FastWAM) or trained(name))
+        parameter.requires_grad_(isinstance(model, FastWAM) or is_trainable(name))
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():  # gates as open as trained ones: else the loss hardly knows of the blocks
+    for (
+        name,
+        parameter,
+    ) in (
+        model.named_parameters()
+    ):  # gates as open as trained ones: else the loss hardly knows of the blocks
         if name.endswith(".modulation"):
             parameter.data.normal_(generator=generator)
     if config.way in ("compiled", "checkpointing"):
@@ -122,13 +133,18 @@ def measure(config: TrainingConfig) -> dict[str, Any]:
         latents = encoded(vae, clips) if cached is None else cached[step]
         batch, generator = random_batch(model, latents, step), torch.Generator().manual_seed(step)
         if config.way not in REFERENCE:
-            context, bias = condensed(batch.context, proprio=True, dtype=torch.float32)
+            context, bias = condense_padding(batch.context, proprio=True, dtype=torch.float32)
             batch = batch._replace(context=context, text_bias=bias)
         loss(batch, generator).backward()
-        norms.append(update(optimizer, options, step, 1000))
+        norms.append(optimizer_step(optimizer, options, step, 1000))
         seconds.append(time.perf_counter() - began)
     peak = peak_memory(torch.device("cpu"))
-    return {"seconds": seconds[WARMUPS:], "first": seconds[0], "norms": [float(norm) for norm in norms], "peak": peak}
+    return {
+        "seconds": seconds[WARMUPS:],
+        "first": seconds[0],
+        "norms": [float(norm) for norm in norms],
+        "peak": peak,
+    }
 
 
 def main(config: TrainingConfig) -> None:
@@ -139,7 +155,9 @@ def main(config: TrainingConfig) -> None:
     print(f"{config.family}, {config.size}, float32, batch {config.batch}, {os.cpu_count()} cores")
     found: dict[Way, dict[str, Any]] = {}
     for way in config.ways:
-        options = [f"--{name}={getattr(config, name)}" for name in ("family", "size", "batch", "repeats")]
+        options = [
+            f"--{name}={getattr(config, name)}" for name in ("family", "size", "batch", "repeats")
+        ]
         command = [sys.executable, __file__, *options, f"--way={way}"]
         result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[way] = one = json.loads(result.stdout.splitlines()[-1])
@@ -147,16 +165,23 @@ def main(config: TrainingConfig) -> None:
         spread = f"{min(one['seconds']):.2f} … {max(one['seconds']):.2f}"
         rate, peak = config.batch / median, one["peak"] / 2**30
         first = f"first step {one['first']:.0f} s"
-        print(f"{way:14} {median:6.2f} s ({spread}), {rate:.2f} samples/s, peak {peak:.2f} GiB, {first}", flush=True)
+        print(
+            f"{way:14} {median:6.2f} s ({spread}), {rate:.2f} samples/s, peak {peak:.2f} GiB, {first}",
+            flush=True,
+        )
     if "compiled" not in found:
         return
     compiled = found["compiled"]
     for way in ("latents", "plain"):
         if way in found:
             plain = found[way]
-            worst = max(abs(a / b - 1) for a, b in zip(compiled["norms"], plain["norms"], strict=True))
+            worst = max(
+                abs(a / b - 1) for a, b in zip(compiled["norms"], plain["norms"], strict=True)
+            )
             speedup = statistics.median(plain["seconds"]) / statistics.median(compiled["seconds"])
-            print(f"compiled against {way}, over {len(plain['norms'])} steps the norm of all gradients differs by {worst:.0e}")
+            print(
+                f"compiled against {way}, over {len(plain['norms'])} steps the norm of all gradients differs by {worst:.0e}"
+            )
             print(f"speedup={speedup:.2f} memory_ratio={compiled['peak'] / plain['peak']:.2f}")
 
 

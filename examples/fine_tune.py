@@ -11,8 +11,10 @@ from wam_policy.data.lerobot_reader import LeRobotDataset
 from wam_policy.data.window_dataset import WindowDataset
 
 folder, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"), dtype=torch.float32)  # or "organisation/name" on the Hub
-windows = WindowDataset(LeRobotDataset(folder), policy.spec)
+policy = WAMPolicy.from_pretrained(
+    embedded("metaworld-fast-wam"), dtype=torch.float32
+)  # or "organisation/name" on the Hub
+windows = WindowDataset(LeRobotDataset(folder), policy.config)
 loader = DataLoader(windows, batch_size=16, shuffle=True, drop_last=True)
 optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=1e-4, betas=(0.9, 0.95))
 

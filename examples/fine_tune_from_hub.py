@@ -16,9 +16,13 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 policy = WAMPolicy.from_pretrained(repo, device=device, dtype=torch.float32)
 policy.model.video.requires_grad_(False)
 compile_training(policy.model)
-sampling = policy.spec.sampling
-loss_config = LossConfig(lambda_video=0.0, video_shift=sampling.video_shift, action_shift=sampling.action_shift)
-loader = DataLoader(WindowDataset(LeRobotDataset(folder), policy.spec), batch_size=8, shuffle=True, drop_last=True)
+sampling = policy.config.sampling
+loss_config = LossConfig(
+    lambda_video=0.0, video_shift=sampling.video_shift, action_shift=sampling.action_shift
+)
+loader = DataLoader(
+    WindowDataset(LeRobotDataset(folder), policy.config), batch_size=8, shuffle=True, drop_last=True
+)
 optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
 
 done = 0

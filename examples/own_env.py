@@ -13,7 +13,9 @@ class MyRobot(gym.Env):
     """Stands for your simulator: a nested observation, another order of actions, another gripper convention."""
 
     picture = spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    observation_space = spaces.Dict({"top": picture, "hand": picture, "arm": spaces.Box(-np.inf, np.inf, (4,), np.float32)})
+    observation_space = spaces.Dict(
+        {"top": picture, "hand": picture, "arm": spaces.Box(-np.inf, np.inf, (4,), np.float32)}
+    )
     action_space = spaces.Box(np.array([0, -1, -1, -1], np.float32), np.ones(4, np.float32))
 
     def reset(self, *, seed=None, options=None):
@@ -29,7 +31,12 @@ env = policy.wrap(
     MyRobot(),
     cameras={"front": "top", "wrist": "hand"},
     state="arm",
-    state_names=("gripper_opening", "hand_x", "hand_y", "hand_z"),  # picked by name, whatever their order
+    state_names=(
+        "gripper_opening",
+        "hand_x",
+        "hand_y",
+        "hand_z",
+    ),  # picked by name, whatever their order
     instruction="open the drawer",
     action=ActionLayout(
         names=("claw", "delta_x", "delta_y", "delta_z"),

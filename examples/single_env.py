@@ -5,7 +5,9 @@ import gymnasium as gym
 from wam_policy import WAMPolicy
 from wam_policy.checkpoints import embedded
 
-policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"))  # or "organisation/name" on the Hub
+policy = WAMPolicy.from_pretrained(
+    embedded("metaworld-fast-wam")
+)  # or "organisation/name" on the Hub
 env = policy.wrap(gym.make("wam_policy/MetaWorld-v0", task="drawer-open-v3"))
 
 observation, info = env.reset(seed=0)

@@ -12,7 +12,11 @@ _LAYOUTS = {"row": "side by side", "t": "the first at twice that size above the 
 def contract_rows(config: PolicyConfig) -> dict[str, str]:
     """A contract in words, an aspect a row."""
     layout, sampling, cameras = config.action.layout, config.sampling, config.cameras
-    kind = f", variant `{config.variant}`" if config.variant is not None else f", {_FORMS[config.form]}"
+    kind = (
+        f", variant `{config.variant}`"
+        if config.variant is not None
+        else f", {_FORMS[config.form]}"
+    )
     chunk = f"{config.action.horizon} actions, replanned after {config.action.replan}"
     if config.action.supervised_steps is not None:
         chunk += f"; only the first {config.action.supervised_steps} were trained"
@@ -26,7 +30,9 @@ def contract_rows(config: PolicyConfig) -> dict[str, str]:
         **({} if config.trained_on is None else {"Trained on": config.trained_on}),
         **({} if config.base is None else {"Base": _base(config.base)}),
         "Cameras": f"{', '.join(cameras.names)}; {cameras.height}×{cameras.width} each, {_LAYOUTS[cameras.layout]}",
-        "State": "none" if config.state is None else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
+        "State": "none"
+        if config.state is None
+        else f"{', '.join(config.state.names)} ({config.state.normalization.mode})",
         "Action": f"{', '.join(layout.names)} ({config.action.normalization.mode}); {layout.control}",
         "Gripper": _gripper(config),
         "Chunk": chunk,
@@ -51,7 +57,7 @@ def _gripper(config: PolicyConfig) -> str:
     return f"`{layout.names[layout.gripper.index]}`: {layout.gripper.open:g} open, {layout.gripper.closed:g} closed"
 
 
-def card(config: PolicyConfig, *, load_by: str, notes: str = "") -> str:
+def render_card(config: PolicyConfig, *, load_by: str, notes: str = "") -> str:
     """The text of `README.md`: Hub metadata, how to load, the contract in a table, and `notes` (results, recipe)."""
     table = "\n".join(f"| {key} | {value} |" for key, value in contract_rows(config).items())
     return (

@@ -21,14 +21,14 @@ from wam_policy.config import FORMAT_VERSION, DtypeName, Form, Source
 from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.hub import checkpoint, components, forms, request, weights
 from wam_policy.hub import load as reader
-from wam_policy.hub.download import Download
+from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.foreign import contracts, wan
-from wam_policy.hub.foreign.identify import Foreign
-from wam_policy.hub.foreign.shapes import sizes
-from wam_policy.models.encoders.text import Prompts
+from wam_policy.hub.foreign.identify import ForeignCheckpoint
+from wam_policy.hub.foreign.shapes import infer_config
+from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import build_vae
 from wam_policy.models.fast_wam.variants import VariantName
-from wam_policy.presets import Trained
+from wam_policy.presets import ReleaseInfo
 from wam_policy.utils.io import replace_files
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class ConvertConfig:
     """What weights are stored and computed in; the default is what they are."""
     codec: Path | None = None
     """Folder of a video codec (diffusers' layout) to put into the checkpoint; without it, it names the Hub's."""
-    text: Path | None = None
+    text_encoder: Path | None = None
     """Folder of a text encoder (`text_encoder/`, `tokenizer/`) to put into the checkpoint; without it, it names the Hub's."""
     tokenizer: Path | None = None
     """For a text encoder: the folder of its tokenizer; the default is `google/umt5-xxl` beside the file."""
@@ -81,7 +81,7 @@ class ConvertConfig:
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
 
-    def wanted(self) -> request.Wanted:
+    def wanted(self) -> request.CheckpointRequest:
         """What is to be read, and what the caller says about it.
 
         Raises:
@@ -89,21 +89,25 @@ class ConvertConfig:
         """
         given = None
         if self.preset is not None:
-            given = Trained(
+            given = ReleaseInfo(
                 preset=self.preset,
                 variant=self.variant,
                 action_shift=self.action_shift,
                 head_dim=self.head_dim,
                 proprio=self.proprio,
             )
-        if (self.variant is None) != (self.action_shift is None) or (given is None and self.variant is not None):
+        if (self.variant is None) != (self.action_shift is None) or (
+            given is None and self.variant is not None
+        ):
             raise ConfigError(
                 "say all of --preset, --variant and --action-shift of a Fast-WAM, or none of them for a known release; "
                 "of a Light-WAM --preset alone"
             )
         if given is None and not self.proprio:
-            raise ConfigError("--no-proprio says what a policy was trained with: say its --preset too")
-        return request.Wanted(self.src, self.filename, given, self.stats)
+            raise ConfigError(
+                "--no-proprio says what a policy was trained with: say its --preset too"
+            )
+        return request.CheckpointRequest(self.src, self.filename, given, self.stats)
 
 
 def convert(config: ConvertConfig) -> Path:
@@ -113,17 +117,19 @@ def convert(config: ConvertConfig) -> Path:
         CheckpointError: the source can't be read or isn't the one wanted, the folder exists, the disk is too small.
         ConfigError: what was said doesn't fit the source.
     """
-    wanted, download, dst = config.wanted(), Download(revision=config.revision), config.dst
-    path = wanted.find(download)
+    wanted, download, dst = config.wanted(), DownloadOptions(revision=config.revision), config.dst
+    path = wanted.locate(download)
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists already; choose a new folder")
-    ours = path.is_dir() and checkpoint.is_ours(path)
+    ours = path.is_dir() and checkpoint.is_native(path)
     hashes = _hashes(path)
     if config.sha256 is not None and [*hashes.values()] != [config.sha256.lower()]:
-        raise CheckpointError(f"{path} isn't the wanted file: {config.sha256} was wanted, found {hashes}; fetch it again")
+        raise CheckpointError(
+            f"{path} isn't the wanted file: {config.sha256} was wanted, found {hashes}; fetch it again"
+        )
     if ours:
         return _reform(config, path, download, hashes)
-    found = reader.open_foreign(path)
+    found = reader.read_foreign(path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     _check_space(dst, found.tensors, dtype)
     origin = {"weights": found.layout}
@@ -135,12 +141,20 @@ def convert(config: ConvertConfig) -> Path:
         elif found.kind == "codec":
             _codec(dst, found, dtype, _map(origin, hashes))
         else:
-            _text_encoder(dst, found, dtype, config.tokenizer or path.parent / TOKENIZER_BESIDE, _map(origin, hashes))
+            _text_encoder(
+                dst,
+                found,
+                dtype,
+                config.tokenizer or path.parent / TOKENIZER_BESIDE,
+                _map(origin, hashes),
+            )
     logger.info("%s: %s, %s -> %s", path, found.kind, found.layout, dst)
     return dst
 
 
-def _reform(config: ConvertConfig, path: Path, download: Download, hashes: Mapping[str, str]) -> Path:
+def _reform(
+    config: ConvertConfig, path: Path, download: DownloadOptions, hashes: Mapping[str, str]
+) -> Path:
     """A checkpoint of ours in another form."""
     present = checkpoint.read_config(path)
     if config.form is None or present.form == config.form:
@@ -148,38 +162,63 @@ def _reform(config: ConvertConfig, path: Path, download: Download, hashes: Mappi
             f"{path} is a wam-policy checkpoint already, a {present.form} one: load it with WAMPolicy.from_pretrained, "
             f"or say another --form"
         )
-    options = ("filename", "preset", "variant", "action_shift", "stats", "codec", "text", "tokenizer")
+    options = (
+        "filename",
+        "preset",
+        "variant",
+        "action_shift",
+        "stats",
+        "codec",
+        "text_encoder",
+        "tokenizer",
+    )
     if said := [name for name in options if getattr(config, name) is not None]:
-        raise ConfigError(f"{path} says its whole contract: leave out --{', --'.join(said).replace('_', '-')}")
-    own = weights.read(path)
-    stored = next(iter(own.values())).dtype if config.dtype is None else getattr(torch, config.dtype)
+        raise ConfigError(
+            f"{path} says its whole contract: leave out --{', --'.join(said).replace('_', '-')}"
+        )
+    own = weights.read_weights(path)
+    stored = (
+        next(iter(own.values())).dtype if config.dtype is None else getattr(torch, config.dtype)
+    )
     _check_space(config.dst, own, stored)
-    parts = checkpoint.read(path, download, device=torch.device("cpu"), dtype=stored)
+    parts = checkpoint.read_checkpoint(path, download, device=torch.device("cpu"), dtype=stored)
     if config.dtype is not None:
         parts = replace(parts, config=replace(present, dtype=config.dtype))
     with _no_space(config.dst):
-        _write(config, parts, stored, _map({"weights": f"a {present.form} checkpoint, `{path.name}`"}, hashes))
+        _write(
+            config,
+            parts,
+            stored,
+            _map({"weights": f"a {present.form} checkpoint, `{path.name}`"}, hashes),
+        )
     return config.dst
 
 
-def _write(config: ConvertConfig, parts: checkpoint.Parts, dtype: torch.dtype | None, notes: str) -> None:
+def _write(
+    config: ConvertConfig, parts: checkpoint.PolicyParts, dtype: torch.dtype | None, notes: str
+) -> None:
     """Write a policy in the form that is wanted."""
     base = None if config.base is None else Source(repo=config.base, revision=config.base_revision)
-    shaped = forms.shaped(parts, config.form, base, dtype, config.dst)
-    checkpoint.write(config.dst, shaped, dtype=dtype, load_by=f"path/to/{config.dst.name}", notes=notes)
+    shaped = forms.to_form(parts, config.form, base, dtype, config.dst)
+    checkpoint.write_checkpoint(
+        config.dst, shaped, dtype=dtype, load_by=f"path/to/{config.dst.name}", notes=notes
+    )
 
 
 def _policy(
     config: ConvertConfig,
-    wanted: request.Wanted,
-    found: Foreign,
+    wanted: request.CheckpointRequest,
+    found: ForeignCheckpoint,
     path: Path,
     origin: Mapping[str, str],
     hashes: Mapping[str, str],
 ) -> None:
     """A whole checkpoint, whose frozen parts are the Hub's or copied into it."""
-    contract, said = contracts.contract_of(found, path, wanted)
-    parts_from = {"codec": (contract.vae, config.codec), "text encoder": (contract.text, config.text)}
+    contract, said = contracts.foreign_config(found, path, wanted)
+    parts_from = {
+        "codec": (contract.vae, config.codec),
+        "text encoder": (contract.text, config.text_encoder),
+    }
     for name, (source, folder) in parts_from.items():
         if folder is not None:
             said = {**said, name: f"`{folder.name}`, copied into this checkpoint"}
@@ -189,76 +228,103 @@ def _policy(
         contract,
         dtype=config.dtype or contract.dtype,
         vae=contract.vae if config.codec is None else Source(subfolder="vae"),
-        text=contract.text if config.text is None else Source(subfolder="text"),
+        text=contract.text if config.text_encoder is None else Source(subfolder="text"),
     )
     dtype, here = getattr(torch, contract.dtype), torch.device("cpu")
     model = checkpoint.empty_model(contract)
-    weights.assign(model, found.tensors, str(path), dtype=dtype, device=here)
+    weights.assign_weights(model, found.tensors, str(path), dtype=dtype, device=here)
 
     def load(loader: Callable[..., T], folder: Path | None) -> T:
         assert folder is not None  # `write` asks for what lives in the checkpoint only
-        return loader(Source(subfolder=folder.resolve().name), folder.resolve().parent, Download(), dtype=dtype, device=here)
+        return loader(
+            Source(subfolder=folder.resolve().name),
+            folder.resolve().parent,
+            DownloadOptions(),
+            dtype=dtype,
+            device=here,
+        )
 
-    prompts = Prompts(
+    prompts = PromptEmbeddings(
         {},
         token_length=contract.prompt.token_length,
         text_dim=contract.model.text_dim,
-        encoder=lambda: load(components.load_text, config.text),
+        encoder=lambda: load(components.load_text, config.text_encoder),
     )
-    parts = checkpoint.Parts(contract, model, lambda: load(components.load_vae, config.codec), prompts)
+    parts = checkpoint.PolicyParts(
+        contract, model, lambda: load(components.load_vae, config.codec), prompts
+    )
     _write(config, parts, None, _map({**origin, **said}, hashes))
 
 
-def _part(config: ConvertConfig, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:
+def _part(
+    config: ConvertConfig, found: ForeignCheckpoint, dtype: torch.dtype | None, notes: str
+) -> None:
     """A folder to train from: the weights that there are, and the sizes they tell."""
-    base = {"format_version": FORMAT_VERSION, "sizes": sizes(found.tensors, found.head_dim or config.head_dim)}
-    title = f"# {config.dst.name}\n\nParts of a policy, to train from: `wam train --init {config.dst.name}`\n\n"
+    base = {
+        "format_version": FORMAT_VERSION,
+        "sizes": infer_config(found.tensors, found.head_dim or config.head_dim),
+    }
+    title = f"# {config.dst.name}\n\nParts of a policy, to train from: `wam train --pretrained-path {config.dst.name}`\n\n"
     with replace_files(config.dst, checkpoint.BASE) as stage:
-        weights.write(stage, found.tensors, dtype=dtype)
+        weights.write_weights(stage, found.tensors, dtype=dtype)
         (stage / "README.md").write_text(f"{title}{notes}\n")
         (stage / checkpoint.BASE).write_text(json.dumps(base, indent=2) + "\n")
 
 
-def _codec(dst: Path, found: Foreign, dtype: torch.dtype | None, notes: str) -> None:
+def _codec(dst: Path, found: ForeignCheckpoint, dtype: torch.dtype | None, notes: str) -> None:
     """A video codec in diffusers' layout."""
     config, tensors = wan.codec(found.tensors)
     with torch.device("meta"):
-        weights.fit(tensors, build_vae(config).model.state_dict(), "the codec")
+        weights.check_fit(tensors, build_vae(config).model.state_dict(), "the codec")
     with replace_files(dst, checkpoint.CONFIG) as stage:
-        weights.write(stage, tensors, components.VAE_STEM, dtype=dtype)
-        (stage / "README.md").write_text(f"# {dst.name}\n\nA video codec, `diffusers.AutoencoderKLWan`.\n\n{notes}\n")
+        weights.write_weights(stage, tensors, components.VAE_STEM, dtype=dtype)
+        (stage / "README.md").write_text(
+            f"# {dst.name}\n\nA video codec, `diffusers.AutoencoderKLWan`.\n\n{notes}\n"
+        )
         (stage / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _text_encoder(dst: Path, found: Foreign, dtype: torch.dtype | None, tokenizer: Path, notes: str) -> None:
+def _text_encoder(
+    dst: Path, found: ForeignCheckpoint, dtype: torch.dtype | None, tokenizer: Path, notes: str
+) -> None:
     """A text encoder in transformers' layout, its tokenizer beside it."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     files = [file for file in tokenizer.glob("*") if file.suffix in TOKENIZER_FILES]
     if not files:
-        raise CheckpointError(f"a text encoder needs its tokenizer, and there is none at {tokenizer}: say --tokenizer FOLDER")
+        raise CheckpointError(
+            f"a text encoder needs its tokenizer, and there is none at {tokenizer}: say --tokenizer FOLDER"
+        )
     fields, tensors = wan.text_encoder(found.tensors)
     config = UMT5Config(**fields, architectures=["UMT5EncoderModel"])
     with torch.device("meta"):
         expected = UMT5EncoderModel(config).state_dict()
     tied = {"encoder.embed_tokens.weight": tensors["shared.weight"]}
-    weights.fit(tensors | tied, expected, "the text encoder")
+    weights.check_fit(tensors | tied, expected, "the text encoder")
     with replace_files(dst, f"{components.TEXT_ENCODER}/{checkpoint.CONFIG}") as stage:
         folders = [stage / components.TEXT_ENCODER, stage / components.TOKENIZER]
         for folder in folders:
             folder.mkdir()
-        weights.write(folders[0], tensors, dtype=dtype)
+        weights.write_weights(folders[0], tensors, dtype=dtype)
         config.save_pretrained(folders[0])
         for file in files:
             shutil.copy(file, folders[1])
-        (stage / "README.md").write_text(f"# {dst.name}\n\nA text encoder, `transformers.UMT5EncoderModel`.\n\n{notes}\n")
+        (stage / "README.md").write_text(
+            f"# {dst.name}\n\nA text encoder, `transformers.UMT5EncoderModel`.\n\n{notes}\n"
+        )
 
 
 def _map(origin: Mapping[str, str], hashes: Mapping[str, str]) -> str:
     """What came from where, for the card."""
     rows = {**origin, **{f"`{name}`": f"sha256 `{digest}`" for name, digest in hashes.items()}}
     return "\n".join(
-        ["## Where this came from", "", "| | |", "|---|---|", *(f"| {key} | {row} |" for key, row in rows.items())]
+        [
+            "## Where this came from",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {key} | {row} |" for key, row in rows.items()),
+        ]
     )
 
 
@@ -276,7 +342,9 @@ def _check_space(dst: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | 
     needed = SPARE * sum(x.numel() * (dtype or x.dtype).itemsize for x in tensors.values())
     there = next(folder for folder in dst.resolve().parents if folder.is_dir())
     if (free := shutil.disk_usage(there).free) < needed:
-        raise CheckpointError(f"{dst} needs {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB left")
+        raise CheckpointError(
+            f"{dst} needs {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB left"
+        )
 
 
 @contextmanager
@@ -287,4 +355,6 @@ def _no_space(dst: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"can't write {dst}: {error}; nothing is left of it, the source is as it was") from error
+        raise CheckpointError(
+            f"can't write {dst}: {error}; nothing is left of it, the source is as it was"
+        ) from error

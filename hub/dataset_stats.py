@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from wam_policy.errors import CheckpointError, DatasetError
-from wam_policy.normalize import Mode, Normalization, needs, statistics
+from wam_policy.normalize import Mode, Normalization, compute_statistics, required_statistics
 from wam_policy.utils.io import write_text
 
 ALL = ("min", "max", "mean", "std", "q01", "q99")  # that a mode may need
 KEY = "default"  # the released files hold one group of statistics for all datasets
 
 
-def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = ()) -> Normalization:
+def read_normalization(
+    path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = ()
+) -> Normalization:
     """The normalisation of a whole vector, the same for every step of a chunk.
 
     Args:
@@ -30,12 +32,15 @@ def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = 
     Raises:
         CheckpointError: no such file, or it lacks these statistics or has them of another length.
     """
-    wanted = {*needs(mode), *also}
+    wanted = {*required_statistics(mode), *also}
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         found = data[vector][KEY]
         normalization = Normalization(
-            mode=mode, statistics={name: tuple(map(float, found[f"global_{name}"])) for name in ALL if name in wanted}
+            mode=mode,
+            statistics={
+                name: tuple(map(float, found[f"global_{name}"])) for name in ALL if name in wanted
+            },
         )
         normalization.check(vector, dim)
     except OSError as error:
@@ -50,12 +55,15 @@ def read(path: Path, vector: str, mode: Mode, dim: int, also: tuple[str, ...] = 
     return normalization
 
 
-def is_of(path: Path, dataset: str) -> bool:
+def was_computed_from(path: Path, dataset: str) -> bool:
     """Whether there is such a file, and it says that it was computed from the data of this SHA-256."""
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("dataset_sha256") == dataset
+    return (
+        path.is_file()
+        and json.loads(path.read_text(encoding="utf-8")).get("dataset_sha256") == dataset
+    )
 
 
-def check_of(path: Path, *, dataset: str, rows: int) -> None:
+def check_computed_from(path: Path, *, dataset: str, rows: int) -> None:
     """Refuse a file of other data: by what it says it was computed from, else by the number of rows.
 
     Args:
@@ -75,8 +83,14 @@ def check_of(path: Path, *, dataset: str, rows: int) -> None:
         )
 
 
-def write(
-    path: Path, state: np.ndarray | None, action: np.ndarray, steps: Iterable[np.ndarray], *, episodes: int, dataset: str
+def write_stats(
+    path: Path,
+    state: np.ndarray | None,
+    action: np.ndarray,
+    steps: Iterable[np.ndarray],
+    *,
+    episodes: int,
+    dataset: str,
 ) -> None:
     """Write statistics as the reference has them; the quantiles and deviations are true ones, of all rows alike.
 
@@ -90,8 +104,10 @@ def write(
     """
 
     def group(rows: np.ndarray, steps: Iterable[np.ndarray]) -> dict[str, Any]:
-        whole = {f"global_{name}": list(values) for name, values in statistics(rows).items()}
-        each = [statistics(step) for step in steps]
+        whole = {
+            f"global_{name}": list(values) for name, values in compute_statistics(rows).items()
+        }
+        each = [compute_statistics(step) for step in steps]
         return whole | {f"stepwise_{name}": [list(step[name]) for step in each] for name in each[0]}
 
     found: dict[str, Any] = {} if state is None else {"state": {KEY: group(state, [state])}}

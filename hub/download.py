@@ -19,11 +19,11 @@ from huggingface_hub.errors import (
 from wam_policy.errors import CheckpointError
 
 PATTERNS = ["*.json", "*.safetensors", "*.md", "*.model", "*.txt"]  # never pickles, never code
-RECORDING = ["meta/*", "data/*", "videos/*"]  # of a LeRobot dataset
+DATASET_PATTERNS = ["meta/*", "data/*", "videos/*"]  # of a LeRobot dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Download:
+class DownloadOptions:
     """How files are fetched; the meaning of each field is huggingface_hub's."""
 
     revision: str | None = None
@@ -33,9 +33,9 @@ class Download:
     token: str | bool | None = None
 
 
-def locate(
+def resolve_folder(
     id_or_folder: str | Path,
-    download: Download,
+    download: DownloadOptions,
     patterns: list[str] = PATTERNS,
     kind: Literal["model", "dataset"] = "model",
 ) -> Path:
@@ -48,8 +48,15 @@ def locate(
     if folder.is_dir():
         return folder
     name = str(id_or_folder)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or isinstance(id_or_folder, Path):
-        raise CheckpointError(f"no folder or file {name!r}; give an existing one, or a Hub id 'organisation/name'")
+    if (
+        folder.is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") != 1
+        or isinstance(id_or_folder, Path)
+    ):
+        raise CheckpointError(
+            f"no folder or file {name!r}; give an existing one, or a Hub id 'organisation/name'"
+        )
     offline = constants.HF_HUB_OFFLINE or download.local_files_only
     try:
         return Path(
@@ -67,7 +74,9 @@ def locate(
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub id: {error}") from error
     except GatedRepoError as error:
-        raise CheckpointError(f"{name!r} is gated: accept its terms on the Hub and pass `token=…`") from error
+        raise CheckpointError(
+            f"{name!r} is gated: accept its terms on the Hub and pass `token=…`"
+        ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{name!r} has no revision {download.revision!r}") from error
     except RepositoryNotFoundError as error:
@@ -76,7 +85,11 @@ def locate(
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         why = "offline mode is on" if offline else "the Hub can't be reached"
-        cure = "unset HF_HUB_OFFLINE and `local_files_only` once to download it" if offline else "check the network"
+        cure = (
+            "unset HF_HUB_OFFLINE and `local_files_only` once to download it"
+            if offline
+            else "check the network"
+        )
         raise CheckpointError(f"{name!r} isn't in the local cache and {why}; {cure}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"can't download {name!r}: {error}") from error

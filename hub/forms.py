@@ -11,12 +11,18 @@ import torch
 from wam_policy.config import Form, Source
 from wam_policy.errors import ConfigError
 from wam_policy.hub import frozen_base
-from wam_policy.hub.checkpoint import Parts
-from wam_policy.models.light_wam.fold import lean
-from wam_policy.models.light_wam.model import LightWAM, trained
+from wam_policy.hub.checkpoint import PolicyParts
+from wam_policy.models.light_wam.fold import fold_to_lean
+from wam_policy.models.light_wam.model import LightWAM, is_trainable
 
 
-def shaped(parts: Parts, form: Form | None, base: Source | None, dtype: torch.dtype | None, folder: Path) -> Parts:
+def to_form(
+    parts: PolicyParts,
+    form: Form | None,
+    base: Source | None,
+    dtype: torch.dtype | None,
+    folder: Path,
+) -> PolicyParts:
     """The parts of a policy as `checkpoint.write` is to write them.
 
     Args:
@@ -40,17 +46,23 @@ def shaped(parts: Parts, form: Form | None, base: Source | None, dtype: torch.dt
     if wanted == config.form and wanted != "slim":
         return parts
     if not isinstance(model, LightWAM) or model.config.lean_steps is not None:
-        raise ConfigError(f"only a whole Light-WAM can be made {wanted}; this is a {config.form} {config.family}")
+        raise ConfigError(
+            f"only a whole Light-WAM can be made {wanted}; this is a {config.form} {config.family}"
+        )
     if wanted == "fat":
         return replace(parts, config=replace(config, base=None))
     if wanted == "lean":
-        small = lean(model, config.action.horizon)
+        small = fold_to_lean(model, config.action.horizon)
         return replace(parts, config=replace(config, base=None, model=small.config), model=small)
-    held = {name: x for name, x in model.state_dict().items() if not trained(name)}
+    held = {name: x for name, x in model.state_dict().items() if not is_trainable(name)}
     source = base if base is not None or config.base is None else config.base.source
     if source is None:
-        raise ConfigError("a slim checkpoint names its frozen weights: say where they are, `base=Source(repo=…)`")
+        raise ConfigError(
+            "a slim checkpoint names its frozen weights: say where they are, `base=Source(repo=…)`"
+        )
     frozen_base.refuse_own(source, folder)
-    if base is None and config.base is not None and frozen_base.is_base(config.base, held):
+    if base is None and config.base is not None and frozen_base.matches_base(config.base, held):
         return parts
-    return replace(parts, config=replace(config, base=frozen_base.base_of(held, source, dtype, folder)))
+    return replace(
+        parts, config=replace(config, base=frozen_base.make_base(held, source, dtype, folder))
+    )

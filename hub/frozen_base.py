@@ -12,7 +12,7 @@ from torch import Tensor
 from wam_policy.config import Base, DtypeName, Source
 from wam_policy.errors import ConfigError, WeightsError
 from wam_policy.hub import components, weights
-from wam_policy.hub.download import Download
+from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.foreign import identify
 
 SHORT: tuple[DtypeName, ...] = ("bfloat16", "float16")
@@ -27,7 +27,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def base_of(held: Mapping[str, Tensor], source: Source, dtype: torch.dtype | None, folder: Path) -> Base:
+def make_base(
+    held: Mapping[str, Tensor], source: Source, dtype: torch.dtype | None, folder: Path
+) -> Base:
     """What a slim checkpoint says about a policy's frozen weights, compared with those at their place.
 
     They are hashed in the shortest dtype that holds them exactly: weights that were once stored in it are recognised again,
@@ -45,10 +47,18 @@ def base_of(held: Mapping[str, Tensor], source: Source, dtype: torch.dtype | Non
     """
     stored = {name: x if dtype is None else x.to(dtype) for name, x in held.items()}
     own = str(next(iter(stored.values())).dtype).removeprefix("torch.")
-    exact = (name for name in SHORT if all(torch.equal(x.to(getattr(torch, name)).to(x.dtype), x) for x in stored.values()))
+    exact = (
+        name
+        for name in SHORT
+        if all(torch.equal(x.to(getattr(torch, name)).to(x.dtype), x) for x in stored.values())
+    )
     name: DtypeName = next(exact, own)  # type: ignore[arg-type]  # `Base` checks it
-    base = Base(source=source, dtype=name, sha256=digest({n: x.to(getattr(torch, name)) for n, x in stored.items()}))
-    frozen_weights(base, held, folder, Download())
+    base = Base(
+        source=source,
+        dtype=name,
+        sha256=digest({n: x.to(getattr(torch, name)) for n, x in stored.items()}),
+    )
+    read_base_weights(base, held, folder, DownloadOptions())
     return base
 
 
@@ -58,13 +68,20 @@ def refuse_own(source: Source, folder: Path) -> None:
     Raises:
         ConfigError: it is in the checkpoint's folder.
     """
-    if source.repo is None or (Path(source.repo).expanduser() / source.subfolder).resolve() == folder.resolve():
-        raise ConfigError("a slim checkpoint's base must be another folder or repository: it would overwrite it")
+    if (
+        source.repo is None
+        or (Path(source.repo).expanduser() / source.subfolder).resolve() == folder.resolve()
+    ):
+        raise ConfigError(
+            "a slim checkpoint's base must be another folder or repository: it would overwrite it"
+        )
 
 
-def is_base(base: Base, held: Mapping[str, Tensor]) -> bool:
+def matches_base(base: Base, held: Mapping[str, Tensor]) -> bool:
     """Whether a policy's frozen weights are, to the bit, those of a base."""
-    return digest({name: x.to(getattr(torch, base.dtype)) for name, x in held.items()}) == base.sha256
+    return (
+        digest({name: x.to(getattr(torch, base.dtype)) for name, x in held.items()}) == base.sha256
+    )
 
 
 def refuse_unpublished(base: Base, repo_id: str) -> None:
@@ -75,12 +92,18 @@ def refuse_unpublished(base: Base, repo_id: str) -> None:
     """
     repo = base.source.repo or ""
     if Path(repo).expanduser().exists() or repo.count("/") != 1 or repo.startswith((".", "~")):
-        raise ConfigError(f"the base {repo!r} is a folder of this machine: upload it too, and name its Hub id")
+        raise ConfigError(
+            f"the base {repo!r} is a folder of this machine: upload it too, and name its Hub id"
+        )
     if repo == repo_id:
-        raise ConfigError(f"a slim checkpoint's base must be another repository: the upload would replace {repo_id!r}")
+        raise ConfigError(
+            f"a slim checkpoint's base must be another repository: the upload would replace {repo_id!r}"
+        )
 
 
-def frozen_weights(base: Base, expected: Mapping[str, Tensor], folder: Path, download: Download) -> dict[str, Tensor]:
+def read_base_weights(
+    base: Base, expected: Mapping[str, Tensor], folder: Path, download: DownloadOptions
+) -> dict[str, Tensor]:
     """The weights a slim checkpoint leaves out.
 
     Args:
@@ -93,11 +116,11 @@ def frozen_weights(base: Base, expected: Mapping[str, Tensor], folder: Path, dow
         CheckpointError: they can't be found.
         WeightsError: they are not the ones the checkpoint was trained on.
     """
-    place = components.folder(base.source, folder, download)
+    place = components.component_folder(base.source, folder, download)
     ours = any(place.glob("model*.safetensors"))
-    there = weights.read(place) if ours else identify.read(place).tensors
+    there = weights.read_weights(place) if ours else identify.read_foreign_file(place).tensors
     found = {name: x for name, x in there.items() if name in expected}
-    weights.fit(found, expected, f"the base {place}")
+    weights.check_fit(found, expected, f"the base {place}")
     found = {name: x.to(getattr(torch, base.dtype)) for name, x in found.items()}
     if (seen := digest(found)) != base.sha256:
         raise WeightsError(

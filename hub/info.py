@@ -18,7 +18,7 @@ from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import CheckpointError
 from wam_policy.hub import checkpoint, components, load, request, weights
 from wam_policy.hub.card import contract_rows
-from wam_policy.hub.download import Download, locate
+from wam_policy.hub.download import DownloadOptions, resolve_folder
 from wam_policy.hub.foreign import contracts, lerobot
 from wam_policy.models.encoders.vae import build_vae
 
@@ -42,8 +42,8 @@ def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
         CheckpointError: there is none, or it can't be read.
         ConfigError: its contract can't be right.
     """
-    download = Download(revision=config.revision)
-    rows = _rows(request.Wanted(config.src, config.filename), download)
+    download = DownloadOptions(revision=config.revision)
+    rows = _rows(request.CheckpointRequest(config.src, config.filename), download)
     table = Table(show_header=False)
     for key, value in rows.items():
         table.add_row(key, value)
@@ -51,22 +51,27 @@ def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
     return rows
 
 
-def _rows(wanted: request.Wanted, download: Download) -> dict[str, str]:
-    if wanted.filename is None and not Path(wanted.place).expanduser().is_file():
-        folder = locate(wanted.place, download, ["*.json", "*.md"])
-        if checkpoint.is_ours(folder):
+def _rows(wanted: request.CheckpointRequest, download: DownloadOptions) -> dict[str, str]:
+    if wanted.filename is None and not Path(wanted.source).expanduser().is_file():
+        folder = resolve_folder(wanted.source, download, ["*.json", "*.md"])
+        if checkpoint.is_native(folder):
             return _parts(folder) if (folder / checkpoint.BASE).is_file() else _ours(folder)
         if (folder / checkpoint.CONFIG).is_file():
             lerobot.is_lerobot(folder)  # refuses other policies before their weights are fetched
-    path = wanted.find(download)
-    found = load.open_foreign(path)
-    rows = {"Format": f"{found.layout} ({path.name}): {found.kind}", "Parameters": _per_part(found.tensors)}
+    path = wanted.locate(download)
+    found = load.read_foreign(path)
+    rows = {
+        "Format": f"{found.layout} ({path.name}): {found.kind}",
+        "Parameters": _per_part(found.tensors),
+    }
     if found.kind != "policy":
         return rows | {"To use it": f"wam convert {path} FOLDER"}
-    if not contracts.tells(found, path, wanted):
-        unknown = "unknown: the file doesn't say what it was trained for (wam convert --preset … does)"
+    if not contracts.release_is_known(found, path, wanted):
+        unknown = (
+            "unknown: the file doesn't say what it was trained for (wam convert --preset … does)"
+        )
         return rows | {"Stored in": _stored(found.tensors), "Contract": unknown}
-    contract, origin = contracts.contract_of(found, path, wanted)
+    contract, origin = contracts.foreign_config(found, path, wanted)
     said = {f"From: {name}": where for name, where in origin.items()}
     return rows | _contract(contract, path.parent, {}) | said
 
@@ -78,19 +83,30 @@ def _ours(folder: Path) -> dict[str, str]:
         "Format": f"wam-policy, version {contract.format_version}",
         "Parameters": _per_part(checkpoint.empty_model(contract).state_dict()),
     }
-    return rows | _contract(contract, folder, weights.read_file(prompts) if prompts.is_file() else {})
+    return rows | _contract(
+        contract, folder, weights.read_weights_file(prompts) if prompts.is_file() else {}
+    )
 
 
 def _parts(folder: Path) -> dict[str, str]:
     sizes = json.loads((folder / checkpoint.BASE).read_text(encoding="utf-8"))["sizes"]
     told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return {"Format": "wam-policy, parts to train from", "Sizes": told, "To use it": f"wam train --init {folder}"}
+    return {
+        "Format": "wam-policy, parts to train from",
+        "Sizes": told,
+        "To use it": f"wam train --pretrained-path {folder}",
+    }
 
 
-def _contract(contract: PolicyConfig, folder: Path, prompts: Mapping[str, Tensor]) -> dict[str, str]:
+def _contract(
+    contract: PolicyConfig, folder: Path, prompts: Mapping[str, Tensor]
+) -> dict[str, str]:
     """The contract, and what it takes to run it."""
     dtype = getattr(torch, contract.dtype)
-    model = sum(x.numel() for x in checkpoint.empty_model(contract).state_dict().values()) * dtype.itemsize
+    model = (
+        sum(x.numel() for x in checkpoint.empty_model(contract).state_dict().values())
+        * dtype.itemsize
+    )
     needs = [f"{_size(model)} for the weights in {contract.dtype}"]
     codec = _codec(contract.vae, folder)
     if codec is not None:
@@ -109,7 +125,9 @@ def _contract(contract: PolicyConfig, folder: Path, prompts: Mapping[str, Tensor
 
 
 def _place(source: Source) -> str:
-    return f"{source.repo or 'this checkpoint'}{f', {source.subfolder}/' if source.subfolder else ''}"
+    return (
+        f"{source.repo or 'this checkpoint'}{f', {source.subfolder}/' if source.subfolder else ''}"
+    )
 
 
 def _codec(source: Source, folder: Path) -> tuple[int, int] | None:

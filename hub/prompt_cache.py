@@ -43,9 +43,21 @@ class PromptCache:
                 return load_file(own)[NAME]
             if foreign:
                 found = torch.load(foreign[0], weights_only=True, map_location="cpu")
-                return found["context"][found["mask"].bool()]  # rows of padding aren't zero in these files
-        except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise PromptError(f"{own if own.is_file() else foreign[0]} is broken, remove it: {error}") from error
+                return found["context"][
+                    found["mask"].bool()
+                ]  # rows of padding aren't zero in these files
+        except (
+            SafetensorError,
+            OSError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            EOFError,
+            pickle.UnpicklingError,
+        ) as error:
+            raise PromptError(
+                f"{own if own.is_file() else foreign[0]} is broken, remove it: {error}"
+            ) from error
         return None
 
     def put(self, prompt: str, embedding: Tensor) -> None:

@@ -8,7 +8,7 @@ from wam_policy.errors import CheckpointError
 from wam_policy.hub import checkpoint
 
 
-def upload(
+def upload_folder(
     folder: Path,
     repo_id: str,
     *,
@@ -38,5 +38,7 @@ def upload(
             create_pr=create_pr,
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"can't upload to {repo_id!r}: {error}; check the token's write access") from error
+        raise CheckpointError(
+            f"can't upload to {repo_id!r}: {error}; check the token's write access"
+        ) from error
     return str(commit.commit_url)

@@ -17,7 +17,7 @@ SHARD_BYTES = 5 * 10**9
 CAST_BYTES = 256 * 2**20  # of a file that is cast, so much is in memory at a time
 
 
-def files(folder: Path, stem: str) -> list[Path]:
+def weight_files(folder: Path, stem: str) -> list[Path]:
     """The files of a model: `<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists."""
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.is_file():
@@ -32,26 +32,30 @@ def files(folder: Path, stem: str) -> list[Path]:
         raise WeightsError(f"{index} isn't a safetensors index: {error}") from error
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
-        raise WeightsError(f"{folder} lacks the shards {missing}; download them with `force_download=True`")
+        raise WeightsError(
+            f"{folder} lacks the shards {missing}; download them with `force_download=True`"
+        )
     return [folder / name for name in names]
 
 
-def read(folder: Path, stem: str = "model", only: frozenset[str] | None = None) -> dict[str, Tensor]:
+def read_weights(
+    folder: Path, stem: str = "model", only: frozenset[str] | None = None
+) -> dict[str, Tensor]:
     """All tensors of a model, or those named by `only`, memory-mapped where the platform allows.
 
     Raises:
         WeightsError: files are missing, truncated or not safetensors, or two shards hold the same tensor.
     """
     tensors: dict[str, Tensor] = {}
-    for path in files(folder, stem):
-        shard = read_file(path, only)
+    for path in weight_files(folder, stem):
+        shard = read_weights_file(path, only)
         if repeated := sorted(shard.keys() & tensors.keys()):
             raise WeightsError(f"{path} repeats tensors of another shard: {repeated[:5]}")
         tensors |= shard
     return tensors
 
 
-def read_file(path: Path, only: frozenset[str] | None = None) -> dict[str, Tensor]:
+def read_weights_file(path: Path, only: frozenset[str] | None = None) -> dict[str, Tensor]:
     """The tensors of one file, or those of them named by `only`, memory-mapped where the platform allows.
 
     Raises:
@@ -59,7 +63,11 @@ def read_file(path: Path, only: frozenset[str] | None = None) -> dict[str, Tenso
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.offset_keys() if only is None or name in only}
+            return {
+                name: file.get_tensor(name)
+                for name in file.offset_keys()
+                if only is None or name in only
+            }
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path} can't be read as safetensors ({error}): it is truncated, corrupted or of another format; "
@@ -67,7 +75,7 @@ def read_file(path: Path, only: frozenset[str] | None = None) -> dict[str, Tenso
         ) from error
 
 
-def fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+def check_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors that are not exactly those expected, by name and shape, or that are of several dtypes.
 
     Raises:
@@ -100,11 +108,15 @@ def check_dtype(tensors: Mapping[str, Tensor], what: str) -> None:
     """
     one_of_each = {x.dtype: name for name, x in tensors.items()}
     if len(one_of_each) > 1 or not all(dtype.is_floating_point for dtype in one_of_each):
-        found = ", ".join(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in one_of_each.items())
-        raise WeightsError(f"{what} must hold one floating dtype, it holds {found}; cast it to one before it is loaded")
+        found = ", ".join(
+            f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in one_of_each.items()
+        )
+        raise WeightsError(
+            f"{what} must hold one floating dtype, it holds {found}; cast it to one before it is loaded"
+        )
 
 
-def load(
+def load_weights(
     model: nn.Module,
     folder: Path,
     stem: str = "model",
@@ -131,9 +143,9 @@ def load(
     Raises:
         WeightsError: see `read` and `fit`.
     """
-    tensors = read(folder, stem)
+    tensors = read_weights(folder, stem)
     expected = {name: x for name, x in model.state_dict().items() if name.startswith(holds)}
-    fit(tensors, expected, str(folder / stem))
+    check_fit(tensors, expected, str(folder / stem))
     wanted = {name: x for name, x in tensors.items() if name.startswith(only)}
     if device.type == "cpu" and all(x.dtype == dtype for x in wanted.values()):
         model.load_state_dict(wanted, strict=False, assign=True)
@@ -141,18 +153,27 @@ def load(
     pieces = list(_pieces(wanted))
     del tensors, wanted  # or the mapped files would count as memory for as long as the cast takes
     for piece in pieces:
-        cast = {name: x.to(device, dtype) for name, x in read(folder, stem, piece).items()}
+        cast = {name: x.to(device, dtype) for name, x in read_weights(folder, stem, piece).items()}
         model.load_state_dict(cast, strict=False, assign=True)
 
 
-def assign(model: nn.Module, tensors: dict[str, Tensor], what: str, *, dtype: torch.dtype, device: torch.device) -> None:
+def assign_weights(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    what: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
     """Give a model built on the `meta` device these tensors; `tensors` is emptied, so that each is freed once it is cast.
 
     Raises:
         WeightsError: see `fit`.
     """
-    fit(tensors, model.state_dict(), what)
-    model.load_state_dict({name: tensors.pop(name).to(device, dtype) for name in list(tensors)}, assign=True)
+    check_fit(tensors, model.state_dict(), what)
+    model.load_state_dict(
+        {name: tensors.pop(name).to(device, dtype) for name in list(tensors)}, assign=True
+    )
 
 
 def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[frozenset[str]]:
@@ -168,7 +189,7 @@ def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[frozenset[str]]:
     yield frozenset(piece)
 
 
-def write(
+def write_weights(
     folder: Path,
     tensors: Mapping[str, Tensor],
     stem: str = "model",
@@ -205,4 +226,6 @@ def write(
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
     for name, shard in zip(names, shards, strict=True):
-        save_file({key: stored(tensors[key]) for key in shard}, folder / name, metadata={"format": "pt"})
+        save_file(
+            {key: stored(tensors[key]) for key in shard}, folder / name, metadata={"format": "pt"}
+        )

@@ -21,7 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 TOLERANCE, GRADIENT_TOLERANCE, PIXEL_TOLERANCE, IO_TOLERANCE = 2e-5, 1e-4, 1e-4, 1e-6
-GIVEN = ("weights/", "in/", "vae38/weights/", "vae16/weights/", "schedule/weight_t")  # what the reference was given
+GIVEN = (
+    "weights/",
+    "in/",
+    "vae38/weights/",
+    "vae16/weights/",
+    "schedule/weight_t",
+)  # what the reference was given
 
 
 class Row(NamedTuple):
@@ -42,7 +48,9 @@ def error(ours: Tensor, recorded: Tensor) -> float:
         return float("inf")
     if recorded.dtype == torch.bool:
         return float((ours != recorded).sum())
-    return float((ours.double() - recorded.double()).abs().max() / recorded.double().abs().max().clamp(min=1))
+    return float(
+        (ours.double() - recorded.double()).abs().max() / recorded.double().abs().max().clamp(min=1)
+    )
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,7 +63,9 @@ def values(path: Path, recorded: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our value of everything recorded in a file."""
     match path.name.split("_")[0]:
         case "lightwam":
-            return dict(light_wam.tensors(recorded, json.loads(path.with_suffix(".json").read_text())))
+            return dict(
+                light_wam.tensors(recorded, json.loads(path.with_suffix(".json").read_text()))
+            )
         case "init":
             return dict(init.tensors(*read(path, "fastwam")))
         case "bf16":
@@ -68,21 +78,28 @@ def values(path: Path, recorded: dict[str, Tensor]) -> dict[str, Tensor]:
         case "io":
             return dict(io.tensors(recorded, path))
         case _:
-            return dict(fast_wam.tensors(recorded, json.loads(path.with_suffix(".json").read_text())))
+            return dict(
+                fast_wam.tensors(recorded, json.loads(path.with_suffix(".json").read_text()))
+            )
 
 
 def tolerances(path: Path, recorded: dict[str, Tensor]) -> dict[str, float]:
     """How far each recorded tensor may be from ours."""
     if path.name.startswith("bf16_"):
         exact, _ = read(path, "fastwam")
-        limits = {name: bf16.tolerance(x, exact.get(name) if "/infer/" in name else None) for name, x in recorded.items()}
+        limits = {
+            name: bf16.tolerance(x, exact.get(name) if "/infer/" in name else None)
+            for name, x in recorded.items()
+        }
         if bf16.LIGHT in recorded:
             limits[bf16.LIGHT] = bf16.light_tolerance(recorded[bf16.LIGHT], read(path, "lightwam"))
         return limits
     if path.name.startswith("io_"):
         return dict.fromkeys(recorded, IO_TOLERANCE)
     kinds = {"/grad/": GRADIENT_TOLERANCE, "/reconstruction": PIXEL_TOLERANCE}
-    return {name: next((t for part, t in kinds.items() if part in name), TOLERANCE) for name in recorded}
+    return {
+        name: next((t for part, t in kinds.items() if part in name), TOLERANCE) for name in recorded
+    }
 
 
 def compare(path: Path) -> list[Row]:
@@ -90,9 +107,12 @@ def compare(path: Path) -> list[Row]:
     torch.manual_seed(0)
     recorded = load_file(path)
     wanted = {
-        name: x.clamp(-1, 1) if name.endswith("/reconstruction") else x  # the decoder clamps, the recording doesn't
+        name: x.clamp(-1, 1)
+        if name.endswith("/reconstruction")
+        else x  # the decoder clamps, the recording doesn't
         for name, x in recorded.items()
-        if not name.startswith(GIVEN) and not any(part in name for part in ("/draw", "/noise_", "/obs/", "/model/action"))
+        if not name.startswith(GIVEN)
+        and not any(part in name for part in ("/draw", "/noise_", "/obs/", "/model/action"))
     }
     if not wanted:
         return []
@@ -117,7 +137,9 @@ def main(paths: list[str]) -> int:
             failed += 1
             continue
         for row in rows:
-            print(f"{'ok  ' if row.passed else 'OVER'} {row.error:9.2e} (≤ {row.tolerance:.0e})  {row.name}")
+            print(
+                f"{'ok  ' if row.passed else 'OVER'} {row.error:9.2e} (≤ {row.tolerance:.0e})  {row.name}"
+            )
         over = sum(not row.passed for row in rows)
         print(f"{path}: {len(rows) - over} of {len(rows)} tensors within tolerance")
         failed += over + (not rows)

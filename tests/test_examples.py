@@ -38,15 +38,24 @@ def test_the_example_runs(path):
 
 @pytest.mark.slow
 def test_the_fine_tuning_examples_make_policies(tmp_path, monkeypatch):
-    data = record(RecordConfig(out=tmp_path / "data", tasks={"drawer-open-v3": 1}, workers=1))
+    data = record(
+        RecordConfig(output_dir=tmp_path / "data", tasks={"drawer-open-v3": 1}, num_workers=1)
+    )
     plain, from_hub = (p for p in EXAMPLES if p.name.startswith("fine_tune"))
     run(plain, data, tmp_path / "policy", 2)
-    assert WAMPolicy.from_pretrained(tmp_path / "policy").spec.family == "fast_wam"
+    assert WAMPolicy.from_pretrained(tmp_path / "policy").config.family == "fast_wam"
     with serving(monkeypatch, tmp_path / "cache") as hub:
         folder = embedded("metaworld-fast-wam")
-        hub.repos["lab/policy"] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        hub.repos["lab/policy"] = {
+            str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        }
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
         run(from_hub, "lab/policy", data, tmp_path / "tuned", 2)
-    before, after = (WAMPolicy.from_pretrained(place).model for place in (folder, tmp_path / "tuned"))
-    assert torch.equal(before.video.head.head.weight, after.video.head.head.weight.to(before.video.head.head.weight))
+    before, after = (
+        WAMPolicy.from_pretrained(place).model for place in (folder, tmp_path / "tuned")
+    )
+    assert torch.equal(
+        before.video.head.head.weight,
+        after.video.head.head.weight.to(before.video.head.head.weight),
+    )

@@ -12,22 +12,27 @@ from wam_policy import WAMPolicy
 from wam_policy.data.lerobot_reader import LeRobotDataset
 from wam_policy.data.window_dataset import WindowDataset
 from wam_policy.errors import ConfigError, DatasetError, ObservationError, PromptError
-from wam_policy.fine_tuning import encode
+from wam_policy.fine_tuning import encode_batch
 from wam_policy.models.fast_wam.loss import LossConfig
 from wam_policy.models.layers.rope import action_rope, video_rope
 from wam_policy.models.light_wam.loss import LightLossConfig
-from wam_policy.models.light_wam.model import trained
-from wam_policy.models.registry import draws_of, losses_of
+from wam_policy.models.light_wam.model import is_trainable
+from wam_policy.models.registry import compute_losses, sample_noise
 from wam_policy.training.compile import compile_training
 
 
 def make_batch(policy, size=2, seed=0):
-    rng, spec = np.random.default_rng(seed), policy.spec
+    rng, spec = np.random.default_rng(seed), policy.config
     side, frames = spec.cameras.height, spec.video.frames
-    clips = {f"images.{n}": rng.integers(0, 256, (size, frames, side, side, 3), np.uint8) for n in spec.cameras.names}
+    clips = {
+        f"images.{n}": rng.integers(0, 256, (size, frames, side, side, 3), np.uint8)
+        for n in spec.cameras.names
+    }
     return clips | {
         "state": rng.normal(size=(size, len(spec.state.names))).astype(np.float32),
-        "action": rng.uniform(-1, 1, (size, spec.action.horizon, spec.action.layout.dim)).astype(np.float32),
+        "action": rng.uniform(-1, 1, (size, spec.action.horizon, spec.action.layout.dim)).astype(
+            np.float32
+        ),
         "instruction": ["touch the cube"] * size,
     }
 
@@ -52,16 +57,22 @@ def test_a_light_wam_s_trunk_is_frozen():
     policy = make_light_policy()
     parameters = policy.trainable_parameters()
     policy.training_step(make_batch(policy))[0].backward()
-    wanted = [x for name, x in policy.model.named_parameters() if trained(name)]
-    assert len(parameters) == len(wanted) and all(a is b for a, b in zip(parameters, wanted, strict=True))
-    assert all(x.grad is None for name, x in policy.model.named_parameters() if not trained(name))
+    wanted = [x for name, x in policy.model.named_parameters() if is_trainable(name)]
+    assert len(parameters) == len(wanted) and all(
+        a is b for a, b in zip(parameters, wanted, strict=True)
+    )
+    assert all(
+        x.grad is None for name, x in policy.model.named_parameters() if not is_trainable(name)
+    )
 
 
 def test_an_encoded_batch_gives_the_same_loss_and_losses_can_be_weighed():
     policy = make_policy()
     batch, generator = make_batch(policy), torch.Generator()
-    encoded = encode(policy, batch)
-    raw, coded = (policy.training_step(x, generator=generator.manual_seed(3))[0] for x in (batch, encoded))
+    encoded = encode_batch(policy, batch)
+    raw, coded = (
+        policy.training_step(x, generator=generator.manual_seed(3))[0] for x in (batch, encoded)
+    )
     assert torch.equal(raw, coded)
     loss = LossConfig(action_shift=5.0, lambda_video=0.0)
     total, metrics = policy.training_step(batch, loss=loss)
@@ -71,9 +82,15 @@ def test_an_encoded_batch_gives_the_same_loss_and_losses_can_be_weighed():
 def test_padding_is_left_out_of_the_loss():
     policy = make_policy()
     batch = make_batch(policy)
-    actions, frames = np.ones(batch["action"].shape[:2], bool), np.ones((2, policy.spec.video.frames), bool)
+    actions, frames = (
+        np.ones(batch["action"].shape[:2], bool),
+        np.ones((2, policy.config.video.frames), bool),
+    )
     frames[:, 0] = False
-    for padding, lost in (({"action_is_pad": actions}, "action"), ({"frame_is_pad": frames}, "video")):
+    for padding, lost in (
+        ({"action_is_pad": actions}, "action"),
+        ({"frame_is_pad": frames}, "video"),
+    ):
         _, metrics = policy.training_step(batch | padding)
         assert metrics.pop(lost) == 0 and all(value > 0 for value in metrics.values())
 
@@ -81,7 +98,11 @@ def test_padding_is_left_out_of_the_loss():
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"action": np.zeros((2, 3, 3))}, DatasetError, r"'action': expected \[2, 4, 3\], got \[2, 3, 3\]"),
+        (
+            {"action": np.zeros((2, 3, 3))},
+            DatasetError,
+            r"'action': expected \[2, 4, 3\], got \[2, 3, 3\]",
+        ),
         ({"action": np.full((2, 4, 3), np.nan)}, DatasetError, "isn't finite in sample 0"),
         ({"images.front": np.zeros((2, 1, 16, 16, 3), np.uint8)}, DatasetError, "expected clips"),
         ({"action_is_pad": np.zeros((2, 4))}, DatasetError, "expected bool"),
@@ -103,12 +124,17 @@ def learned(policy, batch):
     def keep(x):
         storage = x.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes(), x  # which lives as long, so that no other takes its place
+            kept[storage.data_ptr()] = (
+                storage.nbytes(),
+                x,
+            )  # which lives as long, so that no other takes its place
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         loss = policy.training_step(batch, generator=torch.Generator().manual_seed(0))[0]
-    gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    gradients = torch.autograd.grad(
+        loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+    )
     return gradients, sum(size for size, _ in kept.values())
 
 
@@ -116,7 +142,7 @@ def learned(policy, batch):
 def test_blocks_computed_anew_keep_less_and_learn_the_same_compiled_or_not(make):
     policy = make()
     policy.trainable_parameters()
-    batch = encode(policy, make_batch(policy))
+    batch = encode_batch(policy, make_batch(policy))
     theirs, most = learned(policy, batch)
     for backend in (None, "aot_eager"):
         compile_training(policy.model, backend=backend, checkpointing=True)
@@ -147,7 +173,9 @@ def test_a_lean_policy_and_short_floats_are_not_trained_silently(tmp_path):
 def test_what_is_frozen_already_stays_so():
     policy = make_policy()
     policy.model.video.requires_grad_(False)
-    assert len(policy.trainable_parameters()) == len([n for n, _ in policy.model.named_parameters() if n[:6] != "video."])
+    assert len(policy.trainable_parameters()) == len(
+        [n for n, _ in policy.model.named_parameters() if n[:6] != "video."]
+    )
 
 
 def test_a_policy_that_acted_in_inference_mode_can_be_trained():
@@ -172,8 +200,10 @@ def test_a_block_compiled_for_training_serves_any_shape_when_it_acts():
 
 def test_workers_read_what_their_parent_reads(tmp_path):
     policy, recording = make_policy(), LeRobotDataset(make_data(tmp_path / "data"))
-    windows = WindowDataset(recording, policy.spec)
-    alone = [windows[i] for i in range(len(windows))]  # whose files are open when the workers are forked
+    windows = WindowDataset(recording, policy.config)
+    alone = [
+        windows[i] for i in range(len(windows))
+    ]  # whose files are open when the workers are forked
     together = DataLoader(windows, batch_size=None, num_workers=2)
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one["images.front"], other["images.front"])
@@ -182,15 +212,19 @@ def test_workers_read_what_their_parent_reads(tmp_path):
 @pytest.mark.parametrize("make", [make_policy, make_light_policy])
 def test_the_benchmark_s_plain_losses_are_the_losses(make):
     policy, generator = make(), torch.Generator()
-    batch = encode(policy, make_batch(policy))
-    fast = policy.spec.family == "fast_wam"
-    config, plain = (LossConfig(action_shift=5.0), plain_fast) if fast else (LightLossConfig(), plain_light)
-    draws = draws_of(policy.model, batch, generator, policy.spec.variant)
-    found = losses_of(policy.model, batch, draws, config, policy.spec.variant).total
+    batch = encode_batch(policy, make_batch(policy))
+    fast = policy.config.family == "fast_wam"
+    config, plain = (
+        (LossConfig(action_shift=5.0), plain_fast) if fast else (LightLossConfig(), plain_light)
+    )
+    draws = sample_noise(policy.model, batch, generator, policy.config.variant)
+    found = compute_losses(policy.model, batch, draws, config, policy.config.variant).total
     assert torch.allclose(found, plain(policy.model, batch, draws, config), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("make", "other"), [(make_policy, LightLossConfig()), (make_light_policy, LossConfig())])
+@pytest.mark.parametrize(
+    ("make", "other"), [(make_policy, LightLossConfig()), (make_light_policy, LossConfig())]
+)
 def test_the_other_family_s_loss_is_refused(make, other):
     policy = make()
     with pytest.raises(ConfigError, match="WAM's loss is a"):
@@ -201,7 +235,7 @@ def test_windows_of_a_recording_go_through_a_loader_into_a_step(tmp_path):
     policy, recording = make_policy(), LeRobotDataset(make_data(tmp_path / "data"))
     for task in set(recording.instructions()):
         policy.add_prompt(task, torch.ones(2, policy.config.model.text_dim))
-    windows = WindowDataset(recording, policy.spec)
+    windows = WindowDataset(recording, policy.config)
     assert len(windows) == recording.length
     loss, _ = policy.training_step(next(iter(DataLoader(windows, batch_size=3, shuffle=True))))
     assert loss.isfinite()

@@ -6,7 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import LIGHT_SIZES, ToyEnv, make_light_config, make_light_policy, make_observation, make_policy
+from tiny import (
+    LIGHT_SIZES,
+    ToyEnv,
+    make_light_config,
+    make_light_policy,
+    make_observation,
+    make_policy,
+)
 
 from wam_policy import images
 from wam_policy.config import ActionConfig, GripperSnap, PolicyConfig, VideoConfig
@@ -73,10 +80,14 @@ def test_a_missing_state_is_an_error(light):
 
 def test_it_imagines_on_the_pooled_grid_and_acts_the_same(light):
     imagined = light.imagine(see(2))
-    assert imagined.frames.shape == (2, 5, 16, 32, 3) and imagined.frames.dtype == np.uint8  # half of 32×64
+    assert (
+        imagined.frames.shape == (2, 5, 16, 32, 3) and imagined.frames.dtype == np.uint8
+    )  # half of 32×64
     assert np.allclose(imagined.actions, light.predict_chunk(see(2)), atol=1e-6)
     other = light.imagine(see(2), noise_video=torch.randn(4, 2, 2, 4))
-    assert not np.array_equal(other.frames, imagined.frames) and np.array_equal(other.actions, imagined.actions)
+    assert not np.array_equal(other.frames, imagined.frames) and np.array_equal(
+        other.actions, imagined.actions
+    )
 
 
 def test_it_drives_an_env_by_stable_baselines_signature(light):
@@ -137,7 +148,10 @@ def test_a_queue_can_t_play_more_than_a_chunk_holds_and_asks_for_chunks_of_its_h
 def test_snapping_grippers_are_not_averaged():
     stats = {"min": (-1.0, -1.0, 0.0), "max": (1.0, 1.0, 90.0)}
     action = make_light_config().action
-    snapping = {"normalization": Normalization(mode="min_max", statistics=stats), "snap": GripperSnap(indices=(2,), within=5.0)}
+    snapping = {
+        "normalization": Normalization(mode="min_max", statistics=stats),
+        "snap": GripperSnap(indices=(2,), within=5.0),
+    }
     with pytest.raises(ConfigError, match="can't be averaged"):
         replace(action, **snapping, ensemble=0.0)
     with pytest.raises(ConfigError, match="can't be averaged"):
@@ -148,22 +162,35 @@ def test_a_snapping_gripper_is_snapped_in_what_the_policy_predicts():
     stats = {"min": (-1.0, -1.0, 0.0), "max": (1.0, 1.0, 90.0)}
     action = make_light_config().action
     snapping = replace(
-        action, normalization=Normalization(mode="min_max", statistics=stats), snap=GripperSnap(indices=(2,), within=5.0)
+        action,
+        normalization=Normalization(mode="min_max", statistics=stats),
+        snap=GripperSnap(indices=(2,), within=5.0),
     )
     grippers = make_light_policy(action=snapping).predict_chunk(see(3))[..., 2]
-    assert (grippers == grippers.round()).all() and ((grippers == 0) | (grippers > 5)).all() and (grippers <= 90).all()
+    assert (
+        (grippers == grippers.round()).all()
+        and ((grippers == 0) | (grippers > 5)).all()
+        and (grippers <= 90).all()
+    )
 
 
 @pytest.mark.parametrize(
     ("snap", "message"),
-    [(GripperSnap(indices=(3,), within=5.0), "don't fit"), (GripperSnap(indices=(2,), within=-1.0), "don't fit")],
+    [
+        (GripperSnap(indices=(3,), within=5.0), "don't fit"),
+        (GripperSnap(indices=(2,), within=-1.0), "don't fit"),
+    ],
 )
 def test_a_snapping_gripper_that_is_not_there_is_refused(snap, message):
     with pytest.raises(ConfigError, match=message):
         replace(make_light_config().action, snap=snap)
     unknown = Normalization(mode="z_score", statistics={"mean": (0.0,) * 3, "std": (1.0,) * 3})
     with pytest.raises(ConfigError, match="needs the action statistics"):
-        replace(make_light_config().action, normalization=unknown, snap=GripperSnap(indices=(2,), within=5.0))
+        replace(
+            make_light_config().action,
+            normalization=unknown,
+            snap=GripperSnap(indices=(2,), within=5.0),
+        )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +198,13 @@ def test_a_snapping_gripper_that_is_not_there_is_refused(snap, message):
     [
         ({"variant": "fast"}, "a Light-WAM has neither"),
         ({"family": "fast_wam"}, "the family is 'fast_wam'"),
-        ({"action": replace(make_light_config().action, horizon=8), "video": VideoConfig(frames=5, stride=1)}, "span 4 steps"),
+        (
+            {
+                "action": replace(make_light_config().action, horizon=8),
+                "video": VideoConfig(frames=5, stride=1),
+            },
+            "span 4 steps",
+        ),
     ],
 )
 def test_a_contract_that_contradicts_itself_is_refused(changes, message):
@@ -194,7 +227,9 @@ def test_supervised_steps_lie_within_the_chunk(steps):
 def test_an_explanation_is_a_map_per_tap_and_query_over_the_canvas(light):
     explained = light.explain(see(2))
     assert explained.maps.shape == (2, 2, 5, 32, 64) and explained.canvas.shape == (2, 32, 64, 3)
-    assert np.allclose(explained.maps.mean((-1, -2)) * 2 * 4, 1, atol=0.02)  # 2×4 tokens, whose weights sum to 1
+    assert np.allclose(
+        explained.maps.mean((-1, -2)) * 2 * 4, 1, atol=0.02
+    )  # 2×4 tokens, whose weights sum to 1
     assert np.array_equal(explained.canvas[0, :, :32], see(2)["images.front"][0])
     assert np.allclose(explained.actions, light.predict_chunk(see(2)), atol=1e-6)
     assert light.explain(see(), horizon=7).actions.shape == (7, 3)
@@ -208,8 +243,15 @@ def test_a_map_shows_where_a_query_looks(light):
     tokens[0, 5, 0] = 30.0
     pooler = light.model.expert.layer_poolers[0]["adapted"]
     with torch.no_grad():
-        torch.nn.init.eye_(pooler.attn.in_proj_weight[:16]), torch.nn.init.eye_(pooler.attn.in_proj_weight[16:32])
-        pooler.attn.in_proj_bias.zero_(), pooler.token_norm.weight.fill_(1), pooler.token_norm.bias.zero_()
+        (
+            torch.nn.init.eye_(pooler.attn.in_proj_weight[:16]),
+            torch.nn.init.eye_(pooler.attn.in_proj_weight[16:32]),
+        )
+        (
+            pooler.attn.in_proj_bias.zero_(),
+            pooler.token_norm.weight.fill_(1),
+            pooler.token_norm.bias.zero_(),
+        )
         pooler.query_tokens.zero_()
         pooler.query_tokens[:, 0] = 20.0
         assert (pooler.attention(tokens)[0, 0, :, 5] > 0.99).all()
@@ -223,10 +265,12 @@ def test_the_lean_form_looks_at_the_same(light, tmp_path):
 
 
 def test_maps_are_cut_into_their_cameras(light):
-    cameras = split(light.explain(see()).maps, light.spec.cameras)
+    cameras = split(light.explain(see()).maps, light.config.cameras)
     assert list(cameras) == ["front", "wrist"] and cameras["wrist"].shape == (2, 5, 32, 32)
-    t = replace(light.spec.cameras, names=("a", "b", "c"), layout="t")
-    pictures = [np.full((1, *size, 3), i, np.uint8) for i, size in enumerate(images.tiles(3, 32, 32, "t"))]
+    t = replace(light.config.cameras, names=("a", "b", "c"), layout="t")
+    pictures = [
+        np.full((1, *size, 3), i, np.uint8) for i, size in enumerate(images.tiles(3, 32, 32, "t"))
+    ]
     parts = split(images.compose(pictures, "t")[0, :, :, 0], t)
     assert [set(np.unique(part)) for part in parts.values()] == [{0}, {1}, {2}]
 
@@ -241,9 +285,15 @@ def test_heat_is_red_where_most_is_looked_at():
 
 def test_a_query_that_does_not_count_is_not_drawn(light):
     with torch.no_grad():
-        light.model.expert.layer_poolers[0]["adapted"].query_merge_logits[:] = torch.tensor([50.0, 0, 0, 0, 0])
+        light.model.expert.layer_poolers[0]["adapted"].query_merge_logits[:] = torch.tensor(
+            [50.0, 0, 0, 0, 0]
+        )
     weights = light.explain(see()).weights
-    assert weights.shape == (2, 5) and np.allclose(weights.sum(1), 1) and np.allclose(weights[0], [1, 0, 0, 0, 0])
+    assert (
+        weights.shape == (2, 5)
+        and np.allclose(weights.sum(1), 1)
+        and np.allclose(weights[0], [1, 0, 0, 0, 0])
+    )
     maps = np.zeros((1, 2, 4, 4))
     maps[0, 0, 1, 1] = maps[0, 1, 2, 2] = 1
     drawn = overlay(np.full((4, 4, 3), 100, np.uint8), maps, np.array([[1.0, 0.0]]))

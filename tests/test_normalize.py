@@ -5,15 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from wam_policy.errors import ConfigError
-from wam_policy.normalize import Normalization, statistics
+from wam_policy.normalize import Normalization, compute_statistics
 
-rows = arrays(np.float32, st.tuples(st.integers(2, 20), st.just(3)), elements=st.floats(-100, 100, width=32))
+rows = arrays(
+    np.float32, st.tuples(st.integers(2, 20), st.just(3)), elements=st.floats(-100, 100, width=32)
+)
 
 
 @pytest.mark.parametrize("mode", ["min_max", "quantile", "z_score", "identity"])
 @given(rows)
 def test_the_inverse_gives_back_what_was_not_clamped(mode, x):
-    normalization = Normalization(mode=mode, statistics=statistics(x))
+    normalization = Normalization(mode=mode, statistics=compute_statistics(x))
     normalized = normalization.normalize(x)
     assert (np.abs(normalized) <= 5).all() and normalized.dtype == np.float32
     inside = np.abs(normalized) < 5
@@ -22,9 +24,11 @@ def test_the_inverse_gives_back_what_was_not_clamped(mode, x):
 
 @given(rows)
 def test_min_max_spans_minus_one_to_one_where_there_is_a_range(x):
-    normalized = Normalization(mode="min_max", statistics=statistics(x)).normalize(x)
+    normalized = Normalization(mode="min_max", statistics=compute_statistics(x)).normalize(x)
     wide = np.ptp(x, axis=0) > 0.1
-    assert np.allclose(normalized[:, wide].min(0), -1, atol=1e-3) and np.allclose(normalized[:, wide].max(0), 1, atol=1e-3)
+    assert np.allclose(normalized[:, wide].min(0), -1, atol=1e-3) and np.allclose(
+        normalized[:, wide].max(0), 1, atol=1e-3
+    )
 
 
 def test_constant_numbers_are_shifted_to_zero_and_not_scaled():
@@ -34,7 +38,10 @@ def test_constant_numbers_are_shifted_to_zero_and_not_scaled():
 
 def test_only_the_forward_direction_clamps():
     normalization = Normalization(mode="min_max", statistics={"min": (-1.0,), "max": (1.0,)})
-    assert normalization.normalize(np.array([9.0])) == 5 and normalization.denormalize(np.array([9.0])) == 9
+    assert (
+        normalization.normalize(np.array([9.0])) == 5
+        and normalization.denormalize(np.array([9.0])) == 9
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,10 +61,14 @@ def test_statistics_that_can_t_be_are_refused(arguments, match):
 def test_lerobot_s_rule_does_not_clamp_and_takes_only_what_never_varied_as_constant():
     statistics = {"min": (0.0, 1.0, 3.0), "max": (2.0, 1.00001, 3.0)}
     theirs = Normalization(mode="min_max", statistics=statistics, rule="lerobot")
-    assert np.allclose(theirs.normalize(np.array([20.0, 1.00001, 3.0])), [19.0, 1.0, -1.0], atol=1e-2)
+    assert np.allclose(
+        theirs.normalize(np.array([20.0, 1.00001, 3.0])), [19.0, 1.0, -1.0], atol=1e-2
+    )
     assert np.allclose(theirs.denormalize(np.array([19.0, 1.0, -1.0])), [20.0, 1.00001, 3.0])
     reference = Normalization(mode="min_max", statistics=statistics)
-    assert np.allclose(reference.normalize(np.array([20.0, 1.00001, 3.0])), [5.0, 0.0, 0.0], atol=1e-4)
+    assert np.allclose(
+        reference.normalize(np.array([20.0, 1.00001, 3.0])), [5.0, 0.0, 0.0], atol=1e-4
+    )
 
 
 def test_an_unknown_rule_is_refused():

@@ -28,14 +28,20 @@ def test_pictures_of_another_rank_or_layout_are_refused(policy, shape):
 
 
 def test_pictures_of_another_size_are_refused_with_the_cure(policy):
-    refuse(policy, r"expected \(16, 16\).*ResizeObservation", **{"images.front": np.zeros((20, 16, 3), np.uint8)})
+    refuse(
+        policy,
+        r"expected \(16, 16\).*ResizeObservation",
+        **{"images.front": np.zeros((20, 16, 3), np.uint8)},
+    )
 
 
 def test_a_batched_camera_beside_a_single_one_is_refused(policy):
     refuse(policy, "batch axis", **{"images.front": np.zeros((2, 16, 16, 3), np.uint8)})
 
 
-@pytest.mark.parametrize("state", [np.zeros(3, np.float32), np.zeros((1, 2), np.float32), np.array(["a", "b"])])
+@pytest.mark.parametrize(
+    "state", [np.zeros(3, np.float32), np.zeros((1, 2), np.float32), np.array(["a", "b"])]
+)
 def test_a_state_of_another_length_rank_or_type_is_refused(policy, state):
     refuse(policy, r"expected \[2\] numbers \(x, y\)", state=state)
 

@@ -39,18 +39,30 @@ def test_the_hub_never_imports_gymnasium():
 
 
 def test_env_ids_are_known_whatever_is_imported_first():
-    for first, second in (("wam_policy.wrappers", "gymnasium"), ("gymnasium", "wam_policy"), ("wam_policy", "gymnasium")):
-        script = f"import {first}; from wam_policy import WAMPolicy; import {second}, gymnasium as g; "
+    for first, second in (
+        ("wam_policy.wrappers", "gymnasium"),
+        ("gymnasium", "wam_policy"),
+        ("wam_policy", "gymnasium"),
+    ):
+        script = (
+            f"import {first}; from wam_policy import WAMPolicy; import {second}, gymnasium as g; "
+        )
         script += "print('wam_policy/MetaWorld-v0' in g.registry)"
         assert run(sys.executable, "-c", script).stdout.strip() == "True"
 
 
 def test_every_folder_with_code_is_a_listed_package():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "wam_policy").rglob("__init__.py")}
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "wam_policy").rglob("__init__.py")
+    }
     for linked in ("wrappers", "hub"):  # `rglob` does not follow links
         folders |= {
-            ".".join(("wam_policy", *path.parent.relative_to(ROOT).parts)) for path in (ROOT / linked).rglob("__init__.py")
+            ".".join(("wam_policy", *path.parent.relative_to(ROOT).parts))
+            for path in (ROOT / linked).rglob("__init__.py")
         }
     assert listed == folders
 
@@ -63,9 +75,21 @@ def test_the_command_line_lists_its_commands_and_refuses_others():
 
 
 def test_the_command_line_prints_our_errors_without_a_traceback(tmp_path):
-    result = run(sys.executable, "-m", "wam_policy.cli", "eval", "--checkpoint", "./nowhere", "--out", str(tmp_path))
+    result = run(
+        sys.executable,
+        "-m",
+        "wam_policy.cli",
+        "eval",
+        "--checkpoint",
+        "./nowhere",
+        "--output-dir",
+        str(tmp_path),
+    )
     assert result.returncode == 1
-    assert result.stderr.strip().startswith("wam: no folder or file './nowhere'") and "Traceback" not in result.stderr
+    assert (
+        result.stderr.strip().startswith("wam: no folder or file './nowhere'")
+        and "Traceback" not in result.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["metaworld-fast-wam", "metaworld-light-wam"])
@@ -73,7 +97,7 @@ def test_the_embedded_checkpoints_are_small_and_load(name):
     folder = embedded(name)
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 16 * 2**20
     policy = WAMPolicy.from_pretrained(folder)
-    assert policy.spec.cameras.names == ("front", "wrist") and len(policy.prompts.table) == 4
+    assert policy.config.cameras.names == ("front", "wrist") and len(policy.prompts.table) == 4
 
 
 def test_the_readme_has_no_gaps():
@@ -83,16 +107,27 @@ def test_the_readme_has_no_gaps():
 @pytest.mark.slow
 def test_a_wheel_installed_elsewhere_has_every_package_and_the_embedded_checkpoint(tmp_path):
     source = tmp_path / "source"  # a copy: setuptools leaves its build folder behind
-    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info"))
+    shutil.copytree(
+        ROOT,
+        source,
+        symlinks=True,
+        ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info"),
+    )
     built = run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source))
     assert built.returncode == 0, built.stderr
     wheel = next(tmp_path.glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    code = [p for folder in ("wam_policy", "wrappers", "hub") for p in (ROOT / folder).rglob("*.py")]
+    code = [
+        p for folder in ("wam_policy", "wrappers", "hub") for p in (ROOT / folder).rglob("*.py")
+    ]
     paths = {str(p.relative_to(ROOT)) for p in code}
     expected = {name if name.startswith("wam_policy") else f"wam_policy/{name}" for name in paths}
     assert expected <= set(names) and "wam_policy/py.typed" in names
-    shipped = [p for p in (ROOT / "wam_policy/checkpoints").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    shipped = [
+        p
+        for p in (ROOT / "wam_policy/checkpoints").rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    ]
     assert {str(p.relative_to(ROOT)) for p in shipped} <= set(names)
     venv = tmp_path / "venv"
     assert run(sys.executable, "-m", "venv", str(venv)).returncode == 0
@@ -103,7 +138,9 @@ def test_a_wheel_installed_elsewhere_has_every_package_and_the_embedded_checkpoi
     (site / "dependencies.pth").write_text(
         next(p for p in sys.path if p.endswith("site-packages"))
     )  # ours, without its .pth files
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
     script = f"""
 import {", ".join(packages)}
 from wam_policy import WAMPolicy

@@ -10,12 +10,14 @@ from tiny import TASK, ToyEnv, make_observation, make_policy
 
 from wam_policy.config import SamplingConfig
 from wam_policy.errors import ConfigError, ObservationError, PromptError
-from wam_policy.models.encoders.text import Prompts, untrained_encoder
+from wam_policy.models.encoders.text import PromptEmbeddings, untrained_encoder
 
 
 def stack(observations: list[dict]) -> dict:
     return {
-        key: tuple(o[key] for o in observations) if key == "instruction" else np.stack([o[key] for o in observations])
+        key: tuple(o[key] for o in observations)
+        if key == "instruction"
+        else np.stack([o[key] for o in observations])
         for key in observations[0]
     }
 
@@ -26,7 +28,13 @@ def test_one_observation_gives_one_chunk(policy):
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 99), st.sampled_from([TASK, "leave the cube"])), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 99), st.sampled_from([TASK, "leave the cube"])),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_a_batch_equals_its_single_calls(samples):
     policy = make_policy()
     singles = [make_observation(seed=seed, task=task) for seed, task in samples]
@@ -37,22 +45,26 @@ def test_a_batch_equals_its_single_calls(samples):
 def test_a_batch_equals_its_single_calls_with_one_noise_each(policy):
     noise = np.random.default_rng(0).standard_normal((3, 4, 3))
     singles = [make_observation(seed=i) for i in range(3)]
-    expected = np.stack([policy.predict_chunk(o, noise=n) for o, n in zip(singles, noise, strict=True)])
+    expected = np.stack(
+        [policy.predict_chunk(o, noise=n) for o, n in zip(singles, noise, strict=True)]
+    )
     assert np.allclose(policy.predict_chunk(stack(singles), noise=noise), expected, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_chunk_and_another_seed_another():
     def chunk(seed):
-        return make_policy(sampling=SamplingConfig(steps=3, video_shift=5.0, action_shift=5.0, seed=seed)).predict_chunk(
-            make_observation()
-        )
+        return make_policy(
+            sampling=SamplingConfig(steps=3, video_shift=5.0, action_shift=5.0, seed=seed)
+        ).predict_chunk(make_observation())
 
     assert (chunk(1) == chunk(1)).all() and not np.allclose(chunk(1), chunk(2))
 
 
 def test_fresh_noise_differs_from_call_to_call_and_repeats_from_the_seed():
     def chunks():
-        policy = make_policy(sampling=SamplingConfig(steps=3, video_shift=5.0, action_shift=5.0, noise="fresh"))
+        policy = make_policy(
+            sampling=SamplingConfig(steps=3, video_shift=5.0, action_shift=5.0, noise="fresh")
+        )
         return [policy.predict_chunk(make_observation()) for _ in range(2)]
 
     first, second = chunks()
@@ -63,7 +75,9 @@ def test_fresh_noise_differs_from_call_to_call_and_repeats_from_the_seed():
 def test_picture_state_and_instruction_all_matter(policy):
     base = policy.predict_chunk(make_observation())
     for key in ("images.front", "images.wrist", "state"):
-        assert not np.allclose(policy.predict_chunk(make_observation() | {key: make_observation(seed=1)[key]}), base)
+        assert not np.allclose(
+            policy.predict_chunk(make_observation() | {key: make_observation(seed=1)[key]}), base
+        )
     assert not np.allclose(policy.predict_chunk(make_observation(task="leave the cube")), base)
 
 
@@ -107,16 +121,25 @@ def test_a_state_of_another_number_of_envs_is_refused(policy):
 
 def test_predict_that_is_not_deterministic_draws_new_noise(policy):
     start = np.array([True])
-    a, b = (policy.predict(make_observation(), episode_start=start, deterministic=False)[0] for _ in range(2))
+    a, b = (
+        policy.predict(make_observation(), episode_start=start, deterministic=False)[0]
+        for _ in range(2)
+    )
     assert not np.allclose(a, b)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_every_episode_of_a_vector_env_begins_with_its_own_chunk_in_every_autoreset_mode(policy, mode):
+def test_every_episode_of_a_vector_env_begins_with_its_own_chunk_in_every_autoreset_mode(
+    policy, mode
+):
     lengths = (2, 5)  # shorter and longer than the 3 actions that are played of a chunk
-    envs = policy.wrap(SyncVectorEnv([lambda n=n: ToyEnv(length=n) for n in lengths], autoreset_mode=mode))
+    envs = policy.wrap(
+        SyncVectorEnv([lambda n=n: ToyEnv(length=n) for n in lengths], autoreset_mode=mode)
+    )
     observation, _ = envs.reset(seed=3)
-    asked: list[int] = []  # of sub-env 0: how many actions old the chunk was, at every first step of an episode
+    asked: list[
+        int
+    ] = []  # of sub-env 0: how many actions old the chunk was, at every first step of an episode
     for _ in range(14):
         starts = observation["episode_start"].astype(bool)
         actions, queue = policy.predict(observation)
@@ -145,11 +168,13 @@ def test_an_encoder_is_asked_once_per_prompt():
         calls.append(1)
         return untrained_encoder(["do this", "do that"], 16, seed=0)
 
-    prompts = Prompts({}, token_length=5, text_dim=16, encoder=load)
+    prompts = PromptEmbeddings({}, token_length=5, text_dim=16, encoder=load)
     here = {"device": torch.device("cpu"), "dtype": torch.float32}
     first = prompts.embed(["do this", "do that"], **here)
     assert (prompts.embed(["do this"], **here) == first[:1]).all() and len(calls) == 1
-    assert (first[:, 3:] == 0).all() and (first[:, :3] != 0).all()  # two words and the end of sentence, then zeros
+    assert (first[:, 3:] == 0).all() and (
+        first[:, :3] != 0
+    ).all()  # two words and the end of sentence, then zeros
     assert not torch.allclose(first[0], first[1])
 
 
@@ -176,7 +201,9 @@ def test_the_fast_variant_acts_without_regard_to_what_it_imagines():
     policy, observation = make_policy(), make_observation()
     noises = (np.random.default_rng(seed).standard_normal((4, 2, 2, 4)) for seed in (0, 1))
     first, second = (policy.imagine(observation, noise_video=noise) for noise in noises)
-    assert np.array_equal(first.actions, second.actions) and not np.array_equal(first.frames, second.frames)
+    assert np.array_equal(first.actions, second.actions) and not np.array_equal(
+        first.frames, second.frames
+    )
 
 
 def test_optional_idm_samples_either_way_by_an_argument_or_by_its_contract():
@@ -184,9 +211,15 @@ def test_optional_idm_samples_either_way_by_an_argument_or_by_its_contract():
     idm, fast = (policy.predict_chunk(observation, mode=mode) for mode in ("idm", "first_frame"))
     assert not np.allclose(idm, fast, atol=1e-3)
     assert np.allclose(policy.predict_chunk(observation), idm, atol=1e-5)
-    assert np.allclose(make_policy().predict_chunk(observation), fast, atol=1e-5)  # the same weights, the fast variant
+    assert np.allclose(
+        make_policy().predict_chunk(observation), fast, atol=1e-5
+    )  # the same weights, the fast variant
     sampling = dataclasses.replace(policy.config.sampling, mode="first_frame")
-    assert np.allclose(make_policy(variant="optional_idm", sampling=sampling).predict_chunk(observation), fast, atol=1e-5)
+    assert np.allclose(
+        make_policy(variant="optional_idm", sampling=sampling).predict_chunk(observation),
+        fast,
+        atol=1e-5,
+    )
 
 
 def test_a_mode_the_variant_was_not_trained_for_is_refused():

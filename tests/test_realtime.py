@@ -12,7 +12,7 @@ from wam_policy.config import VideoConfig
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.inference import compile_inference
 from wam_policy.realtime import DelayedExecutor, RealtimeRunner, continuation_weights
-from wam_policy.sampling import Known
+from wam_policy.sampling import ActionTarget
 
 KINDS = pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)])
 
@@ -40,15 +40,25 @@ def test_fixed_actions_are_kept_and_free_ones_are_free(make, side):
     observation = make_observation(2, side=side)
     free = policy.predict_chunk(observation)
     wanted = np.clip(free[:, ::-1] * 0.5, -1, 1)
-    fixed = policy.predict_chunk(observation, known=Known(wanted, np.ones(12)))
+    fixed = policy.predict_chunk(observation, action_target=ActionTarget(wanted, np.ones(12)))
     assert np.allclose(fixed, wanted, atol=1e-5)
-    assert np.array_equal(policy.predict_chunk(observation, known=Known(wanted, np.zeros(12))), free)
+    assert np.array_equal(
+        policy.predict_chunk(observation, action_target=ActionTarget(wanted, np.zeros(12))), free
+    )
     weights = continuation_weights(12, 8, 3)
-    partly = policy.predict_chunk(observation, known=Known(wanted, weights))
-    assert np.allclose(partly[:, :3], wanted[:, :3], atol=1e-5) and not np.allclose(partly[:, 6:], wanted[:, 6:], atol=1e-2)
+    partly = policy.predict_chunk(observation, action_target=ActionTarget(wanted, weights))
+    assert np.allclose(partly[:, :3], wanted[:, :3], atol=1e-5) and not np.allclose(
+        partly[:, 6:], wanted[:, 6:], atol=1e-2
+    )
     compiled = compile_inference(policy, batch_sizes=(2, 4), backend=None)
-    assert np.allclose(compiled.predict_chunk(observation, known=Known(wanted, weights)), partly, atol=1e-5)
-    assert np.allclose(compiled.predict_chunk(observation), free, atol=1e-5)  # nothing of it is left for the next call
+    assert np.allclose(
+        compiled.predict_chunk(observation, action_target=ActionTarget(wanted, weights)),
+        partly,
+        atol=1e-5,
+    )
+    assert np.allclose(
+        compiled.predict_chunk(observation), free, atol=1e-5
+    )  # nothing of it is left for the next call
 
 
 def test_a_flow_head_fits_the_free_actions_to_the_fixed_ones():
@@ -56,7 +66,11 @@ def test_a_flow_head_fits_the_free_actions_to_the_fixed_ones():
     observation = make_observation()
     free, wanted = policy.predict_chunk(observation), np.full((12, 3), 0.9, np.float32)
     weights = (np.arange(12) < 4).astype(np.float32)
-    assert not np.allclose(policy.predict_chunk(observation, known=Known(wanted, weights))[4:], free[4:], atol=1e-4)
+    assert not np.allclose(
+        policy.predict_chunk(observation, action_target=ActionTarget(wanted, weights))[4:],
+        free[4:],
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +84,9 @@ def test_a_flow_head_fits_the_free_actions_to_the_fixed_ones():
 )
 def test_known_actions_that_can_t_be_are_refused(actions, weights):
     with pytest.raises(ObservationError, match="known actions"):
-        make_policy().predict_chunk(make_observation(), known=Known(actions, weights))
+        make_policy().predict_chunk(
+            make_observation(), action_target=ActionTarget(actions, weights)
+        )
 
 
 class Scripted:
@@ -78,13 +94,13 @@ class Scripted:
 
     def __init__(self, horizon: int = 12):
         self.horizon, self.asked = horizon, []
-        self.spec = long(make_policy).spec
+        self.config = long(make_policy).config
 
     def chunk_length(self, horizon=None):
         return self.horizon
 
-    def predict_chunk(self, observation, known=None):
-        self.asked.append((observation, known))
+    def predict_chunk(self, observation, action_target=None):
+        self.asked.append((observation, action_target))
         return (len(self.asked) + 0.01 * np.arange(self.horizon)[:, None]).astype(np.float32)
 
 
@@ -98,21 +114,31 @@ def play(runner, executor, steps):
 
 def test_the_next_chunk_is_asked_for_while_one_plays_and_skips_what_lies_in_the_past():
     policy, executor = Scripted(), DelayedExecutor(2)
-    runner = RealtimeRunner(policy, every=4, delay=2, executor=executor)
+    runner = RealtimeRunner(policy, execution_horizon=4, delay=2, executor=executor)
     actions = play(runner, executor, 12)
-    first = [1.0, 1.01, 1.02, 1.03, 1.04, 1.05]  # asked for the second one before 1.04, two more are played
+    first = [
+        1.0,
+        1.01,
+        1.02,
+        1.03,
+        1.04,
+        1.05,
+    ]  # asked for the second one before 1.04, two more are played
     second = [2.02, 2.03, 2.04, 2.05, 3.02, 3.03]
     assert np.allclose(actions, first + second)
     assert [observation for observation, _ in policy.asked] == [0, 4, 8]
     _, known = policy.asked[1]
-    assert np.allclose(known.actions[:8, 0], 1.04 + 0.01 * np.arange(8)) and (known.weights[:2] == 1).all()
+    assert (
+        np.allclose(known.actions[:8, 0], 1.04 + 0.01 * np.arange(8))
+        and (known.weights[:2] == 1).all()
+    )
     assert known.weights[2] < 1 and (known.weights[8:] == 0).all()
     assert runner.waits == 0 and runner.delay == 2
 
 
 def test_the_delay_is_forecast_from_what_was_measured_and_a_late_chunk_is_waited_for():
     policy, executor = Scripted(), DelayedExecutor(6)
-    runner = RealtimeRunner(policy, every=4, delay=1, executor=executor)
+    runner = RealtimeRunner(policy, execution_horizon=4, delay=1, executor=executor)
     play(runner, executor, 11)
     assert runner.delay == 6 and runner.waits == 0
     executor.delay = 50
@@ -122,13 +148,17 @@ def test_the_delay_is_forecast_from_what_was_measured_and_a_late_chunk_is_waited
 
 def test_naive_chunks_know_nothing_of_each_other():
     policy, executor = Scripted(), DelayedExecutor(2)
-    play(RealtimeRunner(policy, every=4, delay=2, method="naive", executor=executor), executor, 12)
+    play(
+        RealtimeRunner(policy, execution_horizon=4, delay=2, method="naive", executor=executor),
+        executor,
+        12,
+    )
     assert all(known is None for _, known in policy.asked)
 
 
 def test_a_reset_begins_with_a_chunk_of_the_new_episode():
     policy, executor = Scripted(), DelayedExecutor(3)
-    runner = RealtimeRunner(policy, every=4, delay=3, executor=executor)
+    runner = RealtimeRunner(policy, execution_horizon=4, delay=3, executor=executor)
     play(runner, executor, 5)
     runner.reset()
     assert float(runner.act("new")[0]) == 3.0 and policy.asked[-1] == ("new", None)
@@ -136,7 +166,7 @@ def test_a_reset_begins_with_a_chunk_of_the_new_episode():
 
 def test_an_episode_s_first_observation_begins_anew():
     policy, executor = Scripted(), DelayedExecutor(3)
-    runner = RealtimeRunner(policy, every=4, delay=3, executor=executor)
+    runner = RealtimeRunner(policy, execution_horizon=4, delay=3, executor=executor)
     play(runner, executor, 5)
     assert float(runner.act({"episode_start": np.array([True])})[0]) == 3.0
     with pytest.raises(ObservationError, match="begin together"):
@@ -145,13 +175,13 @@ def test_an_episode_s_first_observation_begins_anew():
 
 def test_chunks_are_computed_in_another_thread_and_their_errors_arrive():
     class Failing(Scripted):
-        def predict_chunk(self, observation, known=None):
+        def predict_chunk(self, observation, action_target=None):
             assert threading.current_thread() is not threading.main_thread()
             if self.asked:
                 raise ObservationError("the camera is gone")
-            return super().predict_chunk(observation, known)
+            return super().predict_chunk(observation, action_target)
 
-    runner = RealtimeRunner(Failing(), every=1)
+    runner = RealtimeRunner(Failing(), execution_horizon=1)
     with pytest.raises(ObservationError, match="camera is gone"):
         for step in range(13):
             runner.act(step)
@@ -161,13 +191,15 @@ def test_chunks_are_computed_in_another_thread_and_their_errors_arrive():
 @KINDS
 def test_a_real_policy_plays_on(make, side):
     policy = long(make)
-    runner = RealtimeRunner(policy, every=3)
+    runner = RealtimeRunner(policy, execution_horizon=3)
     actions = [runner.act(make_observation(2, seed=i, side=side)) for i in range(20)]
     assert all(action.shape == (2, 3) and np.isfinite(action).all() for action in actions)
     runner.close()
 
 
-@pytest.mark.parametrize("arguments", [{"every": 0}, {"every": 11, "delay": 2}, {"every": 4, "delay": -1}])
+@pytest.mark.parametrize(
+    "arguments", [{"every": 0}, {"every": 11, "delay": 2}, {"every": 4, "delay": -1}]
+)
 def test_chunks_that_don_t_last_are_refused(arguments):
     with pytest.raises(ConfigError, match="don't last"):
         RealtimeRunner(Scripted(), **arguments)

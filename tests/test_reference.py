@@ -17,12 +17,18 @@ reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
 
-@pytest.mark.parametrize("name", ["fastwam_dev", "lightwam_dev", "init_dev", "bf16_dev", "vae_dev", "text_dev", "io_dev"])
+@pytest.mark.parametrize(
+    "name", ["fastwam_dev", "lightwam_dev", "init_dev", "bf16_dev", "vae_dev", "text_dev", "io_dev"]
+)
 def test_every_recorded_tensor_is_within_tolerance(name, capsys):
-    assert reference.main([str(HERE / "golden" / f"{name}.safetensors")]) == 0, capsys.readouterr().out
+    assert reference.main([str(HERE / "golden" / f"{name}.safetensors")]) == 0, (
+        capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize(("kind", "values"), [("fastwam", reference.fast_wam), ("lightwam", reference.light_wam)])
+@pytest.mark.parametrize(
+    ("kind", "values"), [("fastwam", reference.fast_wam), ("lightwam", reference.light_wam)]
+)
 def test_the_reference_precision_gives_the_recorded_numbers_in_float32_too(kind, values):
     recorded = load_file(HERE / f"golden/{kind}_dev.safetensors")
     info = json.loads((HERE / f"golden/{kind}_dev.json").read_text())
@@ -31,12 +37,19 @@ def test_the_reference_precision_gives_the_recorded_numbers_in_float32_too(kind,
         ours = dict(values.inference(model, recorded, info["steps"]))
     else:
         ours = {"infer/action": values.actions(model, recorded, torch.float32, info["horizon"])}
-    assert ours and all(reference.error(x, recorded[name]) <= reference.TOLERANCE for name, x in ours.items())
+    assert ours and all(
+        reference.error(x, recorded[name]) <= reference.TOLERANCE for name, x in ours.items()
+    )
 
 
 def test_a_file_that_can_t_be_compared_fails_and_the_others_still_are(tmp_path, capsys):
     (tmp_path / "fastwam_x.safetensors").write_bytes(b"broken")
-    assert reference.main([str(tmp_path / "fastwam_x.safetensors"), str(HERE / "golden/text_dev.safetensors")]) == 1
+    assert (
+        reference.main(
+            [str(tmp_path / "fastwam_x.safetensors"), str(HERE / "golden/text_dev.safetensors")]
+        )
+        == 1
+    )
     assert "2 of 2 tensors" in capsys.readouterr().out
 
 
@@ -55,7 +68,10 @@ def test_a_model_without_proprio_and_with_other_steps_is_compared_too(tmp_path, 
     tensors = load_file(HERE / "golden/fastwam_dev.safetensors")
     bare = {name: x for name, x in tensors.items() if "proprio" not in name}
     save_file(bare, tmp_path / "bare.safetensors")
-    info = json.loads((HERE / "golden/fastwam_dev.json").read_text()) | {"proprio_dim": None, "steps": 4}
+    info = json.loads((HERE / "golden/fastwam_dev.json").read_text()) | {
+        "proprio_dim": None,
+        "steps": 4,
+    }
     (tmp_path / "bare.json").write_text(json.dumps(info))
     assert reference.main([str(tmp_path / "bare.safetensors")]) == 1
     out = capsys.readouterr().out
@@ -63,5 +79,8 @@ def test_a_model_without_proprio_and_with_other_steps_is_compared_too(tmp_path, 
 
 
 def test_a_file_with_nothing_to_compare_fails(tmp_path):
-    save_file({"in/x": load_file(HERE / "golden/fastwam_dev.safetensors")["in/action"]}, tmp_path / "empty.safetensors")
+    save_file(
+        {"in/x": load_file(HERE / "golden/fastwam_dev.safetensors")["in/action"]},
+        tmp_path / "empty.safetensors",
+    )
     assert reference.main([str(tmp_path / "empty.safetensors")]) == 1

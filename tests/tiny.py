@@ -17,10 +17,10 @@ from wam_policy.config import (
 )
 from wam_policy.contract import ActionLayout, EnvContract, Gripper
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import build_vae
 from wam_policy.models.layers.precision import PRECISIONS
-from wam_policy.models.registry import build
+from wam_policy.models.registry import build_model
 from wam_policy.normalize import Normalization
 from wam_policy.policy import WAMPolicy
 
@@ -109,8 +109,16 @@ LIGHT_SIZES = LightWAMConfig(
 
 def make_light_config(**changes) -> PolicyConfig:
     sampling = SamplingConfig(steps=3, video_shift=5.0, action_shift=None)
-    cameras = CameraConfig(names=("front", "wrist"), height=32, width=32)  # a latent grid that can be pooled
-    light = {"family": "light_wam", "variant": None, "model": LIGHT_SIZES, "sampling": sampling, "cameras": cameras}
+    cameras = CameraConfig(
+        names=("front", "wrist"), height=32, width=32
+    )  # a latent grid that can be pooled
+    light = {
+        "family": "light_wam",
+        "variant": None,
+        "model": LIGHT_SIZES,
+        "sampling": sampling,
+        "cameras": cameras,
+    }
     return make_config(**(light | changes))
 
 
@@ -129,16 +137,20 @@ def make_light_policy(**changes) -> WAMPolicy:
 
 def assemble(config: PolicyConfig, text_dim: int = 8) -> WAMPolicy:
     torch.manual_seed(0)
-    table = {config.prompt.prompt(task): torch.randn(3, text_dim) for task in (TASK, "leave the cube")}
+    table = {
+        config.prompt.prompt(task): torch.randn(3, text_dim) for task in (TASK, "leave the cube")
+    }
     return WAMPolicy(
         config,
-        build(config.model, PRECISIONS[config.precision]),
+        build_model(config.model, PRECISIONS[config.precision]),
         vae=build_vae(TINY_VAE).eval(),
-        prompts=Prompts(table, token_length=config.prompt.token_length, text_dim=text_dim),
+        prompts=PromptEmbeddings(table, token_length=config.prompt.token_length, text_dim=text_dim),
     )
 
 
-def make_observation(size: int | None = None, seed: int = 0, task: str = TASK, side: int = 16) -> dict:
+def make_observation(
+    size: int | None = None, seed: int = 0, task: str = TASK, side: int = 16
+) -> dict:
     """One observation the tiny policy can read, or a batch of `size`; a Light-WAM's pictures have a `side` of 32."""
     rng = np.random.default_rng(seed)
     shape = () if size is None else (size,)
@@ -155,7 +167,9 @@ def same(a: WAMPolicy, b: WAMPolicy) -> bool:
     ours, theirs = a.model.state_dict(), b.model.state_dict()
     chunks = [policy.predict_chunk(make_observation()) for policy in (a, b)]
     return (
-        ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours) and np.allclose(*chunks, atol=1e-5)
+        ours.keys() == theirs.keys()
+        and all(torch.equal(ours[n], theirs[n]) for n in ours)
+        and np.allclose(*chunks, atol=1e-5)
     )
 
 
@@ -172,12 +186,19 @@ class ToyEnv(gym.Env):
         width: int = 16,
         height: int = 16,
     ):
-        self.length, self.instruction, self.render_mode, self.size = length, instruction, render_mode, (height, width)
+        self.length, self.instruction, self.render_mode, self.size = (
+            length,
+            instruction,
+            render_mode,
+            (height, width),
+        )
         picture = spaces.Box(0, 255, (*self.size, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {
                 "pixels": spaces.Dict({"front": picture, "hand.cam": picture}),
-                "robot": spaces.Tuple((spaces.Box(-np.inf, np.inf, (3,), np.float64), spaces.Discrete(2))),
+                "robot": spaces.Tuple(
+                    (spaces.Box(-np.inf, np.inf, (3,), np.float64), spaces.Discrete(2))
+                ),
             }
         )
         self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -194,7 +215,10 @@ class ToyEnv(gym.Env):
         self.actions: list[np.ndarray] = []
 
     def _observation(self):
-        pictures = {name: self.np_random.integers(0, 256, (*self.size, 3), np.uint8) for name in ("front", "hand.cam")}
+        pictures = {
+            name: self.np_random.integers(0, 256, (*self.size, 3), np.uint8)
+            for name in ("front", "hand.cam")
+        }
         return {"pixels": pictures, "robot": (np.array([self.time, self.y, self.x]), 0)}
 
     def reset(self, *, seed=None, options=None):
@@ -235,6 +259,10 @@ class ToyTask(ToyEnv):
 
 
 gym.register("Toy-v0", entry_point=ToyTask, max_episode_steps=20)
-gym.register("ToyLarge-v0", entry_point=lambda side=32, **options: ToyTask(side=side, **options), max_episode_steps=20)
+gym.register(
+    "ToyLarge-v0",
+    entry_point=lambda side=32, **options: ToyTask(side=side, **options),
+    max_episode_steps=20,
+)
 gym.register("ToyPlain-v0", entry_point=lambda task, **_: ToyEnv())
 gym.register("ToyBare-v0", entry_point=ToyEnv)

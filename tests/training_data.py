@@ -7,11 +7,17 @@ from pathlib import Path
 from tiny import TINY_VAE
 
 from wam_policy.data.record import RecordConfig, record
-from wam_policy.training.config import LightSizeConfig, LightTrainConfig, OptimizerConfig, SizeConfig, TrainConfig
+from wam_policy.training.config import (
+    LightSizeConfig,
+    LightTrainConfig,
+    OptimizerConfig,
+    SizeConfig,
+    TrainConfig,
+)
 from wam_policy.training.train_codec import CodecConfig, train_codec
 
 ENV = "tiny:Toy-v0"
-RECIPE = OptimizerConfig(learning_rate=1e-3, warmup=2, ema=0.998)
+RECIPE = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.998)
 SIZES = SizeConfig(
     video_dim=16,
     video_ffn_dim=16,
@@ -24,16 +30,33 @@ SIZES = SizeConfig(
     freq_dim=8,
 )
 LIGHT_SIZES = LightSizeConfig(
-    taps=(0,), adapter_dim=4, lora_rank=2, lora_alpha=4.0, queries=3, pool_heads=2, layer_dim=16, trunk_dim=16, step_dim=8
+    taps=(0,),
+    adapter_dim=4,
+    lora_rank=2,
+    lora_alpha=4.0,
+    queries=3,
+    pool_heads=2,
+    layer_dim=16,
+    trunk_dim=16,
+    step_dim=8,
 )
 
 
 def make_data(out: Path) -> Path:
-    return record(RecordConfig(out=out, env=ENV, tasks={"touch": 3, "leave": 2}, workers=1, hold=0, seed=0))
+    return record(
+        RecordConfig(
+            output_dir=out,
+            env=ENV,
+            tasks={"touch": 3, "leave": 2},
+            num_workers=1,
+            frames_after_success=0,
+            seed=0,
+        )
+    )
 
 
 def make_codec(data: Path, out: Path) -> Path:
-    config = CodecConfig(dataset=data, out=out, steps=3, batch_size=2, threads=1)
+    config = CodecConfig(dataset=data, output_dir=out, steps=3, batch_size=2, num_threads=1)
     return train_codec(config, {k: v for k, v in TINY_VAE.items() if not k.startswith("latents")})
 
 
@@ -41,23 +64,29 @@ def _run(data, codec, out):
     return {
         "dataset": (str(data),),
         "codec": codec,
-        "out": out,
-        "stride": 1,
-        "every": 1,
+        "output_dir": out,
+        "frame_stride": 1,
+        "window_stride": 1,
         "replan": 2,
         "batch_size": 4,
         "optimizer": RECIPE,
         "compile": False,
-        "threads": 1,
+        "num_threads": 1,
     }
 
 
 def make_config(data, codec, out, **changes):
-    return TrainConfig(**(_run(data, codec, out) | {"sizes": SIZES, "steps": 12} | changes))
+    return TrainConfig(**(_run(data, codec, out) | {"model": SIZES, "steps": 12} | changes))
 
 
 def make_light(data, codec, init, out, **changes):
-    return LightTrainConfig(**(_run(data, codec, out) | {"init": init, "sizes": LIGHT_SIZES, "steps": 6} | changes))
+    return LightTrainConfig(
+        **(
+            _run(data, codec, out)
+            | {"pretrained_path": init, "model": LIGHT_SIZES, "steps": 6}
+            | changes
+        )
+    )
 
 
 def options(config, prefix=""):
@@ -70,7 +99,14 @@ def options(config, prefix=""):
         elif isinstance(value, bool):
             words.append(f"--{name}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
         elif isinstance(value, tuple | dict):
-            words += [f"--{name}", *map(str, chain(*value.items()) if isinstance(value, dict) else value)] if value else []
+            words += (
+                [
+                    f"--{name}",
+                    *map(str, chain(*value.items()) if isinstance(value, dict) else value),
+                ]
+                if value
+                else []
+            )
         elif value is not None:
             words.append(f"--{name}={value}")
     return words

@@ -35,7 +35,9 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if "gymnasium" in sys.modules:  # otherwise `WAMPolicy` or `wam_policy.wrappers` registers the env ids
+if (
+    "gymnasium" in sys.modules
+):  # otherwise `WAMPolicy` or `wam_policy.wrappers` registers the env ids
     from wam_policy.wrappers.envs.registration import register_envs
 
     register_envs()

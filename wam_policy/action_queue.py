@@ -15,7 +15,11 @@ class ActionQueue:
     """Chunks of N sub-envs and how far each has been played."""
 
     def __init__(
-        self, size: int, replan: int | Sequence[int], ensemble: float | None = None, horizon: int | None = None
+        self,
+        size: int,
+        replan: int | Sequence[int],
+        ensemble: float | None = None,
+        horizon: int | None = None,
     ) -> None:
         """Begin with nothing to play.
 
@@ -35,7 +39,9 @@ class ActionQueue:
             raise ConfigError(f"`replan` must be positive, got {replan}")
         self.size, self.ensemble, self.horizon = size, ensemble, horizon
         self._chunks: np.ndarray | None = None  # [N, K, T, A], the newest first
-        self._step = np.zeros((size, 0), int)  # [N, K], the step of each chunk that is next; T: it is over
+        self._step = np.zeros(
+            (size, 0), int
+        )  # [N, K], the step of each chunk that is next; T: it is over
         self._begun = np.zeros(size, int)  # chunks of each sub-env's episode
 
     def reset(self, mask: np.ndarray | None = None) -> None:
@@ -54,7 +60,9 @@ class ActionQueue:
 
     def push(self, chunks: np.ndarray, mask: np.ndarray) -> None:
         """Give new chunks [sum(mask), T, A] to the sub-envs where `mask` [N] is true."""
-        if self._chunks is None or self._chunks.shape[2] != chunks.shape[1]:  # another horizon: what was kept doesn't fit
+        if (
+            self._chunks is None or self._chunks.shape[2] != chunks.shape[1]
+        ):  # another horizon: what was kept doesn't fit
             keep = 1 if self.ensemble is None else -(-chunks.shape[1] // int(self.replan.min()))
             self._chunks = np.zeros((self.size, keep, *chunks.shape[1:]), chunks.dtype)
             self._step = np.full((self.size, keep), chunks.shape[1])
@@ -66,13 +74,21 @@ class ActionQueue:
     def pop(self) -> np.ndarray:
         """The next action of every sub-env, [N, A]; none may be empty."""
         if self._chunks is None or self.empty().any():
-            raise RuntimeError(f"sub-envs {np.flatnonzero(self.empty()).tolist()} have no chunk to play; push one first")
+            raise RuntimeError(
+                f"sub-envs {np.flatnonzero(self.empty()).tolist()} have no chunk to play; push one first"
+            )
         horizon = self._chunks.shape[2]
-        said = np.take_along_axis(self._chunks, np.minimum(self._step, horizon - 1)[:, :, None, None], axis=2)[:, :, 0]
+        said = np.take_along_axis(
+            self._chunks, np.minimum(self._step, horizon - 1)[:, :, None, None], axis=2
+        )[:, :, 0]
         speaks = self._step < horizon  # [N, K], the newest always
         self._step = np.minimum(self._step + 1, horizon)
         if self.ensemble is None:
             return said[:, 0]
-        rank = speaks.sum(1, keepdims=True) - np.cumsum(speaks, axis=1)  # 0 for the oldest that speaks
+        rank = speaks.sum(1, keepdims=True) - np.cumsum(
+            speaks, axis=1
+        )  # 0 for the oldest that speaks
         weights = np.where(speaks, np.exp(-self.ensemble * rank), 0)
-        return np.einsum("nk,nka->na", weights / weights.sum(1, keepdims=True), said).astype(said.dtype)
+        return np.einsum("nk,nka->na", weights / weights.sum(1, keepdims=True), said).astype(
+            said.dtype
+        )

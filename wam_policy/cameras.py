@@ -20,7 +20,7 @@ def canonical(name: str) -> str:
     return next((names[0] for names in ALIASES if name in names), name)
 
 
-def find(wanted: str, available: Collection[str]) -> str | None:
+def find_camera(wanted: str, available: Collection[str]) -> str | None:
     """The name in `available` of the wanted camera: its own, else an alias.
 
     Raises:
@@ -30,11 +30,13 @@ def find(wanted: str, available: Collection[str]) -> str | None:
         return wanted
     found = [name for name in available if canonical(name) == canonical(wanted)]
     if len(found) > 1:
-        raise ConfigError(f"{' and '.join(map(repr, found))} are names of one camera; say which of them is {wanted!r}")
+        raise ConfigError(
+            f"{' and '.join(map(repr, found))} are names of one camera; say which of them is {wanted!r}"
+        )
     return found[0] if found else None
 
 
-def swapped(places: Mapping[str, str]) -> tuple[str, str] | None:
+def find_swapped(places: Mapping[str, str]) -> tuple[str, str] | None:
     """A camera, and the other wanted one whose pictures its path leads to by name; None: there is none.
 
     Args:
@@ -42,7 +44,9 @@ def swapped(places: Mapping[str, str]) -> tuple[str, str] | None:
     """
     for name, path in places.items():
         parts = {canonical(part) for part in path.split(".")}
-        other = next((other for other in places if other != name and canonical(other) in parts), None)
+        other = next(
+            (other for other in places if other != name and canonical(other) in parts), None
+        )
         if other is not None and canonical(name) not in parts:
             return name, other
     return None

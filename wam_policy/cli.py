@@ -26,10 +26,26 @@ COMMANDS = {  # name -> (options, function, what it does)
         "measure several checkpoints beside each other",
     ),
     "infer": ("wam_policy.infer:InferConfig", "wam_policy.infer:infer", "ask a checkpoint once"),
-    "bench": ("wam_policy.profiling.benchmark:BenchConfig", "wam_policy.profiling.benchmark:bench", "measure a control step"),
-    "convert": ("wam_policy.hub.convert:ConvertConfig", "wam_policy.hub.convert:convert", "convert a foreign checkpoint"),
-    "info": ("wam_policy.hub.info:InfoConfig", "wam_policy.hub.info:info", "tell what a checkpoint is and needs"),
-    "record": ("wam_policy.data.record:RecordConfig", "wam_policy.data.record:record", "record demonstrations"),
+    "bench": (
+        "wam_policy.profiling.benchmark:BenchConfig",
+        "wam_policy.profiling.benchmark:bench",
+        "measure a control step",
+    ),
+    "convert": (
+        "wam_policy.hub.convert:ConvertConfig",
+        "wam_policy.hub.convert:convert",
+        "convert a foreign checkpoint",
+    ),
+    "info": (
+        "wam_policy.hub.info:InfoConfig",
+        "wam_policy.hub.info:info",
+        "tell what a checkpoint is and needs",
+    ),
+    "record": (
+        "wam_policy.data.record:RecordConfig",
+        "wam_policy.data.record:record",
+        "record demonstrations",
+    ),
     "import-minari": (
         "wam_policy.data.minari:MinariConfig",
         "wam_policy.data.minari:import_minari",
@@ -40,9 +56,21 @@ COMMANDS = {  # name -> (options, function, what it does)
         "wam_policy.training.train_codec:train_codec",
         "train a video codec",
     ),
-    "cache": ("wam_policy.data.config:CacheConfig", "wam_policy.training.cache:cache", "encode a dataset before a training"),
-    "train": ("wam_policy.training.config:TrainConfig", "wam_policy.training.trainer:train", "train a Fast-WAM"),
-    "train-light": ("wam_policy.training.config:LightTrainConfig", "wam_policy.training.trainer:train", "train a Light-WAM"),
+    "cache": (
+        "wam_policy.data.config:CacheConfig",
+        "wam_policy.training.cache:cache",
+        "encode a dataset before a training",
+    ),
+    "train": (
+        "wam_policy.training.config:TrainConfig",
+        "wam_policy.training.trainer:train",
+        "train a Fast-WAM",
+    ),
+    "train-light": (
+        "wam_policy.training.config:LightTrainConfig",
+        "wam_policy.training.trainer:train",
+        "train a Light-WAM",
+    ),
 }
 
 
@@ -59,14 +87,20 @@ def main(arguments: list[str] | None = None) -> int:
         if not wanted_help:
             print(f"wam: no command {arguments[0]!r}", file=sys.stderr)
         lines = [f"  {name:14} {text}" for name, (_, _, text) in COMMANDS.items()]
-        print("usage: wam COMMAND [OPTIONS]   (wam COMMAND --help lists the options)\n", *lines, sep="\n")
+        print(
+            "usage: wam COMMAND [OPTIONS]   (wam COMMAND --help lists the options)\n",
+            *lines,
+            sep="\n",
+        )
         return 0 if wanted_help else 2
     import tyro
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options, function, text = COMMANDS[arguments[0]]
     try:
-        config = tyro.cli(_load(options), args=arguments[1:], prog=f"wam {arguments[0]}", description=text)
+        config = tyro.cli(
+            _load(options), args=arguments[1:], prog=f"wam {arguments[0]}", description=text
+        )
         _load(function)(config)
     except WAMPolicyError as error:
         print(f"wam: {error}", file=sys.stderr)

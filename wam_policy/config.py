@@ -30,7 +30,10 @@ Pixels = Literal["uint8", "float"]
 Family = Literal["fast_wam", "light_wam"]
 Form = Literal["fat", "slim", "lean"]
 """All weights; only those that were trained; those that acting needs, folded together."""
-SIZES: dict[str, type[FastWAMConfig] | type[LightWAMConfig]] = {"fast_wam": FastWAMConfig, "light_wam": LightWAMConfig}
+SIZES: dict[str, type[FastWAMConfig] | type[LightWAMConfig]] = {
+    "fast_wam": FastWAMConfig,
+    "light_wam": LightWAMConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +46,9 @@ class CameraConfig:
     resize: Resize = "exact"  # what happens to pictures of another size
     layout: Layout = "row"  # where they stand: side by side, or the first above the other two
     pixels: Pixels = "uint8"  # what resized pictures are rounded to
-    before: tuple[int, int] | None = None  # height and width that every picture is brought to before that
+    before: tuple[int, int] | None = (
+        None  # height and width that every picture is brought to before that
+    )
 
     def __post_init__(self) -> None:
         check_names("camera names", self.names)
@@ -51,9 +56,13 @@ class CameraConfig:
             raise ConfigError(f"camera size must be positive, got {self.height}×{self.width}")
         for name, kind in (("resize", Resize), ("layout", Layout), ("pixels", Pixels)):
             if getattr(self, name) not in typing.get_args(kind):
-                raise ConfigError(f"unknown {name} {getattr(self, name)!r}; there are {typing.get_args(kind)}")
+                raise ConfigError(
+                    f"unknown {name} {getattr(self, name)!r}; there are {typing.get_args(kind)}"
+                )
         if self.layout == "t" and len(self.names) != 3:
-            raise ConfigError(f"a canvas in the form of a T holds three cameras, got {list(self.names)}")
+            raise ConfigError(
+                f"a canvas in the form of a T holds three cameras, got {list(self.names)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +74,9 @@ class VideoConfig:
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride < 1 or self.frames % 4 != 1:
-            raise ConfigError(f"frames must be 1 + 4·n and `stride` positive, got {self.frames} and {self.stride}")
+            raise ConfigError(
+                f"frames must be 1 + 4·n and `stride` positive, got {self.frames} and {self.stride}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +103,14 @@ class GripperSnap:
 
     def check(self, dim: int, normalization: Normalization) -> None:
         """Refuse a rule that doesn't fit the actions."""
-        if not self.indices or not all(0 <= index < dim for index in self.indices) or self.within < 0:
-            raise ConfigError(f"grippers {list(self.indices)} within {self.within} don't fit actions of {dim} numbers")
+        if (
+            not self.indices
+            or not all(0 <= index < dim for index in self.indices)
+            or self.within < 0
+        ):
+            raise ConfigError(
+                f"grippers {list(self.indices)} within {self.within} don't fit actions of {dim} numbers"
+            )
         missing = {"min", "max"} - normalization.statistics.keys()
         if missing:
             raise ConfigError(f"a snapping gripper needs the action statistics {sorted(missing)}")
@@ -101,7 +118,10 @@ class GripperSnap:
     def apply(self, actions: np.ndarray, normalization: Normalization) -> np.ndarray:
         """Actions [..., A] with their gripper numbers snapped, float32."""
         snapped, places = actions.copy(), list(self.indices)
-        low, high = (np.asarray(normalization.statistics[name], np.float32)[places] for name in ("min", "max"))
+        low, high = (
+            np.asarray(normalization.statistics[name], np.float32)[places]
+            for name in ("min", "max")
+        )
         grippers = np.round(np.clip(actions[..., places], low, high))
         snapped[..., places] = np.where(grippers - low <= self.within, low, grippers)
         return snapped
@@ -116,19 +136,27 @@ class ActionConfig:
     horizon: int  # actions per chunk
     replan: int  # actions played before the next chunk is asked for
     supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
-    ensemble: float | None = None  # decay of the weights by which chunks that overlap are averaged; None: the newest plays
+    ensemble: float | None = (
+        None  # decay of the weights by which chunks that overlap are averaged; None: the newest plays
+    )
     snap: GripperSnap | None = None  # what gripper numbers are rounded to
 
     def __post_init__(self) -> None:
         self.normalization.check("action", self.layout.dim)
         if not 1 <= self.replan <= self.horizon:
-            raise ConfigError(f"`replan` must lie between 1 and the horizon {self.horizon}, got {self.replan}")
+            raise ConfigError(
+                f"`replan` must lie between 1 and the horizon {self.horizon}, got {self.replan}"
+            )
         if self.supervised_steps is not None and not 1 <= self.supervised_steps <= self.horizon:
-            raise ConfigError(f"`supervised_steps` must lie between 1 and {self.horizon}, got {self.supervised_steps}")
+            raise ConfigError(
+                f"`supervised_steps` must lie between 1 and {self.horizon}, got {self.supervised_steps}"
+            )
         if self.snap is not None:
             self.snap.check(self.layout.dim, self.normalization)
             if self.ensemble is not None:
-                raise ConfigError("grippers that snap to their end can't be averaged: leave `ensemble` or `snap` out")
+                raise ConfigError(
+                    "grippers that snap to their end can't be averaged: leave `ensemble` or `snap` out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,11 +185,19 @@ class SamplingConfig:
     video_shift: float
     action_shift: float | None  # None: actions are read off in one pass, without noise
     seed: int = 42  # of the initial noise
-    noise: Literal["fixed", "fresh"] = "fixed"  # at every call the same noise (as the references do), or new noise
-    mode: ActionMode | None = None  # what the actions see while they are denoised; None: the variant's own way
+    noise: Literal["fixed", "fresh"] = (
+        "fixed"  # at every call the same noise (as the references do), or new noise
+    )
+    mode: ActionMode | None = (
+        None  # what the actions see while they are denoised; None: the variant's own way
+    )
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.video_shift <= 0 or (self.action_shift is not None and self.action_shift <= 0):
+        if (
+            self.steps < 1
+            or self.video_shift <= 0
+            or (self.action_shift is not None and self.action_shift <= 0)
+        ):
             raise ConfigError(f"steps and shifts must be positive, got {self}")
         if self.noise not in ("fixed", "fresh"):
             raise ConfigError(f"`noise` must be 'fixed' or 'fresh', got {self.noise!r}")
@@ -178,7 +214,9 @@ class Source:
     def __post_init__(self) -> None:
         path = PurePosixPath(self.subfolder)
         if path.is_absolute() or ".." in path.parts or "\\" in self.subfolder:
-            raise ConfigError(f"`subfolder` must stay inside its repository, got {self.subfolder!r}")
+            raise ConfigError(
+                f"`subfolder` must stay inside its repository, got {self.subfolder!r}"
+            )
         if self.repo is None and not self.subfolder:
             raise ConfigError("a part of this checkpoint itself needs a `subfolder` of its own")
 
@@ -208,7 +246,9 @@ class PolicyConfig:
     vae: Source
     text: Source | None  # None: the checkpoint's own table of prompt embeddings is all there is
     dtype: DtypeName = "float32"  # computed in, whatever the file stores
-    precision: Literal["fast", "reference"] = "fast"  # "reference" rounds where the released weights were trained to round
+    precision: Literal["fast", "reference"] = (
+        "fast"  # "reference" rounds where the released weights were trained to round
+    )
     base: Base | None = None  # of a slim checkpoint; None: all weights are in its own file
     trained_on: str | None = None  # the data, in words, for the card
     format_version: int = FORMAT_VERSION
@@ -216,21 +256,31 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         for field, known in _LITERALS.items():
             if getattr(self, field) not in known:
-                raise ConfigError(f"unknown {field} {getattr(self, field)!r}; this version knows {', '.join(map(str, known))}")
+                raise ConfigError(
+                    f"unknown {field} {getattr(self, field)!r}; this version knows {', '.join(map(str, known))}"
+                )
         if not isinstance(self.model, SIZES[self.family]):
-            raise ConfigError(f"`model` holds the sizes of a {type(self.model).__name__}, the family is {self.family!r}")
+            raise ConfigError(
+                f"`model` holds the sizes of a {type(self.model).__name__}, the family is {self.family!r}"
+            )
         flow_matching = self.family == "fast_wam"
-        if (self.variant is not None) != flow_matching or (self.sampling.action_shift is not None) != flow_matching:
+        if (self.variant is not None) != flow_matching or (
+            self.sampling.action_shift is not None
+        ) != flow_matching:
             raise ConfigError(
                 f"a Fast-WAM has a `variant` and an `action_shift`, a Light-WAM has neither; got {self.family!r} with "
                 f"{self.variant!r} and {self.sampling.action_shift}"
             )
         if self.base is not None and flow_matching:
-            raise ConfigError("only a Light-WAM, whose video expert is frozen, can leave its `base` to another checkpoint")
+            raise ConfigError(
+                "only a Light-WAM, whose video expert is frozen, can leave its `base` to another checkpoint"
+            )
         self.action_mode()
         state_dim = None if self.state is None else len(self.state.names)
         if self.model.proprio_dim != state_dim:
-            raise ConfigError(f"`model.proprio_dim` is {self.model.proprio_dim} but the state has {state_dim} numbers")
+            raise ConfigError(
+                f"`model.proprio_dim` is {self.model.proprio_dim} but the state has {state_dim} numbers"
+            )
         if self.model.action_dim != self.action.layout.dim:
             raise ConfigError(
                 f"`model.action_dim` is {self.model.action_dim} but the action layout has {self.action.layout.dim} names"
@@ -246,7 +296,11 @@ class PolicyConfig:
         """What of a Light-WAM a checkpoint holds; a Fast-WAM's is always whole."""
         if self.base is not None:
             return "slim"
-        return "lean" if isinstance(self.model, LightWAMConfig) and self.model.lean_steps is not None else "fat"
+        return (
+            "lean"
+            if isinstance(self.model, LightWAMConfig) and self.model.lean_steps is not None
+            else "fat"
+        )
 
     def action_mode(self, wanted: ActionMode | None = None) -> ActionMode:
         """How actions are sampled: as wanted, else as the contract says, else the variant's own way.
@@ -254,7 +308,9 @@ class PolicyConfig:
         Raises:
             ConfigError: the variant wasn't trained for it.
         """
-        modes: tuple[ActionMode, ...] = ("first_frame",) if self.variant is None else VARIANTS[self.variant].modes
+        modes: tuple[ActionMode, ...] = (
+            ("first_frame",) if self.variant is None else VARIANTS[self.variant].modes
+        )
         mode = wanted or self.sampling.mode or modes[0]
         if mode not in modes:
             raise ConfigError(
@@ -294,11 +350,16 @@ class PolicyConfig:
 
 def _literals(hint: Any) -> tuple[Any, ...]:
     """The values of a literal or of a union with one; `NoneType` stands for itself."""
-    values = [_literals(a) if typing.get_origin(a) is Literal else (a,) for a in typing.get_args(hint)]
+    values = [
+        _literals(a) if typing.get_origin(a) is Literal else (a,) for a in typing.get_args(hint)
+    ]
     return tuple(None if value is type(None) else value for part in values for value in part)
 
 
-_LITERALS = {name: _literals(typing.get_type_hints(PolicyConfig)[name]) for name in ("family", "variant", "dtype", "precision")}
+_LITERALS = {
+    name: _literals(typing.get_type_hints(PolicyConfig)[name])
+    for name in ("family", "variant", "dtype", "precision")
+}
 
 
 def _refuse_constant(name: str) -> float:
@@ -312,11 +373,18 @@ def from_plain(kind: type[T], data: Any, where: str = "") -> T:
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
-    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    required = {
+        n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
+    }
     missing = sorted(required - set(data))
     if unknown or missing:
         raise ConfigError(f"config entry {where or 'root'!r}: missing {missing}, unknown {unknown}")
-    return kind(**{name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in data.items()})
+    return kind(
+        **{
+            name: _value(hints[name], value, f"{where}.{name}".lstrip("."))
+            for name, value in data.items()
+        }
+    )
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -325,20 +393,30 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         kinds = [a for a in arguments if a is not type(None)]
-        if len(kinds) > 1 and isinstance(value, Mapping):  # several dataclasses: the one that has most of these fields
-            kinds.sort(key=lambda kind: -len(value.keys() & {field.name for field in dataclasses.fields(kind)}))
+        if len(kinds) > 1 and isinstance(
+            value, Mapping
+        ):  # several dataclasses: the one that has most of these fields
+            kinds.sort(
+                key=lambda kind: (
+                    -len(value.keys() & {field.name for field in dataclasses.fields(kind)})
+                )
+            )
         return _value(kinds[0], value, where)
     if dataclasses.is_dataclass(hint):
         return from_plain(typing.cast(type, hint), value, where)
     if origin is tuple and isinstance(value, list):
         if arguments[-1] is not Ellipsis and len(arguments) != len(value):
-            raise ConfigError(f"config entry {where!r}: expected {len(arguments)} values, got {value!r}")
+            raise ConfigError(
+                f"config entry {where!r}: expected {len(arguments)} values, got {value!r}"
+            )
         return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"config entry {where!r}: expected one of {list(arguments)}, got {value!r}")
+            raise ConfigError(
+                f"config entry {where!r}: expected one of {list(arguments)}, got {value!r}"
+            )
         return value
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
@@ -346,4 +424,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise ConfigError(f"config entry {where!r}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise ConfigError(
+        f"config entry {where!r}: expected {getattr(hint, '__name__', hint)}, got {value!r}"
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from wam_policy.errors import ConfigError
+from wam_policy.utils.deprecation import renamed
 
 
 def check_names(what: str, names: tuple[str, ...]) -> None:
@@ -39,9 +40,13 @@ class ActionLayout:
     def __post_init__(self) -> None:
         check_names("action names", self.names)
         if not self.control:
-            raise ConfigError("`control` must say what the action commands, for example 'end_effector_delta'")
+            raise ConfigError(
+                "`control` must say what the action commands, for example 'end_effector_delta'"
+            )
         if self.gripper is not None and not 0 <= self.gripper.index < len(self.names):
-            raise ConfigError(f"gripper index {self.gripper.index} is outside the {len(self.names)} action names")
+            raise ConfigError(
+                f"gripper index {self.gripper.index} is outside the {len(self.names)} action names"
+            )
 
     @property
     def dim(self) -> int:
@@ -62,11 +67,17 @@ class EnvContract:
     state: str | None = None  # path of a float vector
     state_names: tuple[str, ...] = field(default=())  # one a number of that vector
     instruction: str | None = None  # the sentence itself; None: the env's `instruction` attribute
-    turned: tuple[str, ...] = field(default=())  # cameras whose pictures are upside down; they are turned by 180°
+    # Cameras whose pictures are upside down: the wrapper rotates them by 180 degrees.
+    rotated_cameras: tuple[str, ...] = field(default=())
+    turned: InitVar[tuple[str, ...] | None] = None  # deprecated name of `rotated_cameras`
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, turned: tuple[str, ...] | None) -> None:
+        rotated = renamed("turned", turned, "rotated_cameras", self.rotated_cameras or None)
+        object.__setattr__(self, "rotated_cameras", rotated or ())
         check_names("camera names", tuple(self.cameras))
-        if unknown := sorted(set(self.turned) - set(self.cameras)):
-            raise ConfigError(f"`turned` names cameras there aren't: {unknown}; there are {sorted(self.cameras)}")
+        if unknown := sorted(set(self.rotated_cameras) - set(self.cameras)):
+            raise ConfigError(
+                f"`rotated_cameras` names cameras there aren't: {unknown}; there are {sorted(self.cameras)}"
+            )
         if self.state is not None:
             check_names("state names", self.state_names)

@@ -45,7 +45,9 @@ class MissingExtraError(WAMPolicyError, ImportError):
     """An optional dependency that isn't installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs {package!r}, which isn't installed: pip install 'wam-policy[{extra}]'")
+        super().__init__(
+            f"this needs {package!r}, which isn't installed: pip install 'wam-policy[{extra}]'"
+        )
 
 
 class CompileError(WAMPolicyError, RuntimeError):

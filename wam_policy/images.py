@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from wam_policy.config import CameraConfig
 
 
-def fit(
-    picture: np.ndarray, height: int, width: int, resize: Resize, name: str = "picture", *, pixels: Pixels = "uint8"
+def resize_pictures(
+    picture: np.ndarray,
+    height: int,
+    width: int,
+    resize: Resize,
+    name: str = "picture",
+    *,
+    pixels: Pixels = "uint8",
 ) -> np.ndarray:
     """Bring pictures to one size, bilinear and antialiased.
 
@@ -61,12 +67,17 @@ def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
     if frame.dtype == np.uint8:
         return resize(frame)
-    return np.stack([resize(np.ascontiguousarray(colour)) for colour in np.moveaxis(frame, -1, 0)], axis=-1)
+    return np.stack(
+        [resize(np.ascontiguousarray(colour)) for colour in np.moveaxis(frame, -1, 0)], axis=-1
+    )
 
 
 def tiles(cameras: int, height: int, width: int, layout: Layout) -> list[tuple[int, int]]:
     """Height and width of each camera's place on the canvas; in a "t" the first has twice the sides of the other two."""
-    return [(2 * height, 2 * width) if layout == "t" and i == 0 else (height, width) for i in range(cameras)]
+    return [
+        (2 * height, 2 * width) if layout == "t" and i == 0 else (height, width)
+        for i in range(cameras)
+    ]
 
 
 def compose(pictures: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
@@ -101,10 +112,10 @@ def canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndar
     Raises:
         ObservationError: a picture has another size than the contract allows.
     """
-    return to_model(levels(pictures, cameras))
+    return to_model_range(compose_canvas(pictures, cameras))
 
 
-def levels(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
+def compose_canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
     """The canvas of pictures by camera, uint8 [B, H, W, 3]: levels in [0, 255], [B, H', W', 3], uint8 or float32.
 
     Raises:
@@ -112,20 +123,24 @@ def levels(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndar
     """
     fitted = []
     for name, place in zip(
-        cameras.names, tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout), strict=True
+        cameras.names,
+        tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout),
+        strict=True,
     ):
         picture = pictures[name]
         for size in (place,) if cameras.before is None else (cameras.before, place):
-            picture = fit(picture, *size, cameras.resize, name, pixels=cameras.pixels)
+            picture = resize_pictures(picture, *size, cameras.resize, name, pixels=cameras.pixels)
         fitted.append(picture)
     return compose(fitted, cameras.layout)
 
 
-def to_model(canvas: np.ndarray) -> np.ndarray:
+def to_model_range(canvas: np.ndarray) -> np.ndarray:
     """Levels in [0, 255], [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
     return np.moveaxis((canvas.astype(np.float32) / 255 - 0.5) / 0.5, -1, -3)
 
 
 def to_pixels(frames: np.ndarray) -> np.ndarray:
     """Model frames float [..., 3, F, H, W] in [-1, 1] -> pixels uint8 [..., F, H, W, 3], cut off as the reference does."""
-    return np.moveaxis(((frames.astype(np.float32) + 1) * 127.5).clip(0, 255).astype(np.uint8), -4, -1)
+    return np.moveaxis(
+        ((frames.astype(np.float32) + 1) * 127.5).clip(0, 255).astype(np.uint8), -4, -1
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wam_policy.checkpoints import place
+from wam_policy.checkpoints import resolve_checkpoint
 from wam_policy.errors import ObservationError
 from wam_policy.policy import WAMPolicy
 
@@ -33,12 +33,14 @@ class InferConfig:
 
 def infer(config: InferConfig) -> dict[str, Any]:
     """Ask, print the answer, and return it."""
-    policy = WAMPolicy.from_pretrained(place(config.checkpoint), device=config.device)
+    policy = WAMPolicy.from_pretrained(resolve_checkpoint(config.checkpoint), device=config.device)
     if config.compile:
         policy = policy.compile(batch_sizes=(1,))
-    observation: dict[str, Any] = {f"images.{name}": _picture(path) for name, path in config.images.items()}
+    observation: dict[str, Any] = {
+        f"images.{name}": _picture(path) for name, path in config.images.items()
+    }
     observation |= {"state": np.array(config.state, np.float32), "instruction": config.instruction}
-    layout = policy.spec.action.layout
+    layout = policy.config.action.layout
     answer = {"names": list(layout.names), "actions": policy.predict_chunk(observation).tolist()}
     print(json.dumps(answer))
     return answer

@@ -26,7 +26,7 @@ _NEEDS: dict[str, tuple[str, str] | tuple[()]] = {
 }
 
 
-def needs(mode: Mode) -> tuple[str, ...]:
+def required_statistics(mode: Mode) -> tuple[str, ...]:
     """The statistics a mode needs.
 
     Raises:
@@ -51,10 +51,14 @@ class Normalization:
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
-            raise ConfigError(f"unknown normalisation rule {self.rule!r}; there are {get_args(Rule)}")
-        missing = [name for name in needs(self.mode) if name not in self.statistics]
+            raise ConfigError(
+                f"unknown normalisation rule {self.rule!r}; there are {get_args(Rule)}"
+            )
+        missing = [name for name in required_statistics(self.mode) if name not in self.statistics]
         if missing:
-            raise ConfigError(f"normalisation {self.mode!r} needs the statistics {missing}, got {sorted(self.statistics)}")
+            raise ConfigError(
+                f"normalisation {self.mode!r} needs the statistics {missing}, got {sorted(self.statistics)}"
+            )
         if len({len(values) for values in self.statistics.values()}) > 1:
             raise ConfigError("statistics of one vector must all have its length")
         for name, values in self.statistics.items():
@@ -65,7 +69,9 @@ class Normalization:
         """Refuse statistics that are not `dim` long."""
         for name, values in self.statistics.items():
             if len(values) != dim:
-                raise ConfigError(f"{what}: statistic {name!r} has {len(values)} numbers, the vector has {dim}")
+                raise ConfigError(
+                    f"{what}: statistic {name!r} has {len(values)} numbers, the vector has {dim}"
+                )
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Scale and offset of `x·scale + offset`; both are 1 and 0 for "identity".
@@ -75,7 +81,10 @@ class Normalization:
         dtype: Any = np.float32 if self.rule == "reference" else np.float64
         if self.mode == "identity":
             return np.ones((), dtype), np.zeros((), dtype)
-        first, second = (np.asarray(self.statistics[name], np.float32).astype(dtype) for name in _NEEDS[self.mode])
+        first, second = (
+            np.asarray(self.statistics[name], np.float32).astype(dtype)
+            for name in _NEEDS[self.mode]
+        )
         if self.mode == "z_score":
             return 1 / (second + EPSILON), -first / (second + EPSILON)
         extent = second - first
@@ -90,7 +99,9 @@ class Normalization:
         """Raw [..., D] -> normalised float32 [..., D], by the reference's rule clamped to ±5."""
         scale, offset = self.affine()
         normalized = x.astype(scale.dtype) * scale + offset
-        return (normalized if self.rule == "lerobot" else np.clip(normalized, -LIMIT, LIMIT)).astype(np.float32)
+        return (
+            normalized if self.rule == "lerobot" else np.clip(normalized, -LIMIT, LIMIT)
+        ).astype(np.float32)
 
     def denormalize(self, x: np.ndarray) -> np.ndarray:
         """Normalised [..., D] -> raw float32 [..., D]."""
@@ -98,7 +109,7 @@ class Normalization:
         return ((x.astype(scale.dtype) - offset) / scale).astype(np.float32)
 
 
-def statistics(x: np.ndarray) -> dict[str, tuple[float, ...]]:
+def compute_statistics(x: np.ndarray) -> dict[str, tuple[float, ...]]:
     """All the statistics a mode may need, of rows [N, D]."""
     x = np.asarray(x, np.float64)
     values = {

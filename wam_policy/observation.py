@@ -33,7 +33,9 @@ class Observation:
         return len(self.instructions)
 
 
-def check(observation: Any, cameras: Sequence[str], state_names: Sequence[str] | None) -> Observation:
+def check_observation(
+    observation: Any, cameras: Sequence[str], state_names: Sequence[str] | None
+) -> Observation:
     """Check an observation against what a policy needs.
 
     Args:
@@ -92,7 +94,9 @@ def _picture(observation: Mapping[str, Any], name: str) -> np.ndarray:
     return picture
 
 
-def _state(observation: Mapping[str, Any], names: Sequence[str], size: int, batched: bool) -> np.ndarray:
+def _state(
+    observation: Mapping[str, Any], names: Sequence[str], size: int, batched: bool
+) -> np.ndarray:
     if STATE not in observation:
         raise ObservationError(f"the observation has no 'state'; the policy needs {list(names)}")
     state = np.asarray(observation[STATE])
@@ -105,24 +109,32 @@ def _state(observation: Mapping[str, Any], names: Sequence[str], size: int, batc
     state = state.reshape(size, len(names)).astype(np.float32)
     bad = sorted({names[i] for i in np.argwhere(~np.isfinite(state))[:, 1]})
     if bad:
-        raise ObservationError(f"state isn't finite in {bad}; the simulation or a sensor has failed")
+        raise ObservationError(
+            f"state isn't finite in {bad}; the simulation or a sensor has failed"
+        )
     return state
 
 
 def _instructions(observation: Mapping[str, Any], size: int) -> tuple[str, ...]:
     if INSTRUCTION not in observation:
-        raise ObservationError("the observation has no 'instruction'; `policy.wrap(env, instruction='…')` adds one")
+        raise ObservationError(
+            "the observation has no 'instruction'; `policy.wrap(env, instruction='…')` adds one"
+        )
     given = observation[INSTRUCTION]
     sentences = (given,) * size if isinstance(given, str) else tuple(given)
     if len(sentences) != size or not all(isinstance(s, str) for s in sentences):
-        raise ObservationError(f"instruction: expected {size} strings (or one for all), got {given!r}")
+        raise ObservationError(
+            f"instruction: expected {size} strings (or one for all), got {given!r}"
+        )
     return tuple(str(s) for s in sentences)
 
 
 def _episode_start(given: Any, size: int) -> np.ndarray:
     flags = np.asarray(given)
     if flags.size != size:
-        raise ObservationError(f"episode_start: expected {size} flags, got shape {list(flags.shape)}")
+        raise ObservationError(
+            f"episode_start: expected {size} flags, got shape {list(flags.shape)}"
+        )
     return flags.reshape(size).astype(bool)
 
 

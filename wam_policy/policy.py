@@ -22,10 +22,10 @@ from wam_policy.action_queue import ActionQueue
 from wam_policy.config import Form, PolicyConfig, Source
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.hub import checkpoint, forms, frozen_base, load, request
-from wam_policy.hub.download import Download
+from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.prompt_cache import PromptCache
-from wam_policy.hub.upload import upload
-from wam_policy.models.encoders.text import Prompts
+from wam_policy.hub.upload import upload_folder
+from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.variants import ActionMode
 from wam_policy.models.light_wam import explain as light_wam_explain
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from wam_policy.inference.engine import Engine
     from wam_policy.models.fast_wam.loss import Batch
     from wam_policy.models.registry import AnyLossConfig
-    from wam_policy.presets import Trained
+    from wam_policy.presets import ReleaseInfo
 
 EnvT = TypeVar("EnvT", "gym.Env[Any, Any]", "gym.vector.VectorEnv")
 
@@ -48,7 +48,9 @@ class Imagined(NamedTuple):
     """A chunk of actions and what the model thinks will be seen while it plays."""
 
     actions: np.ndarray  # float32 [T, A], or [B, T, A] for a batch
-    frames: np.ndarray  # uint8 [F, H, W, 3], or [B, F, H, W, 3]: the canvas, the observed frame first
+    frames: (
+        np.ndarray
+    )  # uint8 [F, H, W, 3], or [B, F, H, W, 3]: the canvas, the observed frame first
 
 
 class Explained(NamedTuple):
@@ -67,7 +69,7 @@ class WAMPolicy:
         >>> from wam_policy import WAMPolicy
         >>> from wam_policy.checkpoints import embedded
         >>> policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"))
-        >>> policy.spec.cameras.names
+        >>> policy.config.cameras.names
         ('front', 'wrist')
     """
 
@@ -77,7 +79,7 @@ class WAMPolicy:
         model: Model,
         *,
         vae: VAE | Callable[[], VAE],
-        prompts: Prompts,
+        prompts: PromptEmbeddings,
         engine: Engine | None = None,
     ) -> None:
         """Put a policy together from its parts; `from_pretrained` is the usual way.
@@ -107,7 +109,7 @@ class WAMPolicy:
         local_files_only: bool = False,
         token: str | bool | None = None,
         filename: str | None = None,
-        trained: Trained | None = None,
+        trained: ReleaseInfo | None = None,
         stats: str | Path | None = None,
         device: str | torch.device = "cpu",
         text_device: str | torch.device | None = None,
@@ -139,15 +141,17 @@ class WAMPolicy:
             CheckpointError: no such checkpoint, or weights that can't be read or don't fit.
             ConfigError: a contract that is incomplete, inconsistent or of a newer format.
         """
-        download = Download(
+        download = DownloadOptions(
             revision=revision,
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,
             token=token,
         )
-        parts = load.read(
-            request.Wanted(id_or_folder, filename, trained, None if stats is None else Path(stats)),
+        parts = load.load_policy(
+            request.CheckpointRequest(
+                id_or_folder, filename, trained, None if stats is None else Path(stats)
+            ),
             download,
             device=torch.device(device),
             text_device=None if text_device is None else torch.device(text_device),
@@ -188,11 +192,17 @@ class WAMPolicy:
         return folder
 
     def _write(
-        self, folder: Path, dtype: torch.dtype | None, load_by: str, notes: str, form: Form | None, base: Source | None
+        self,
+        folder: Path,
+        dtype: torch.dtype | None,
+        load_by: str,
+        notes: str,
+        form: Form | None,
+        base: Source | None,
     ) -> PolicyConfig:
-        parts = checkpoint.Parts(self.config, self.model, lambda: self.vae, self.prompts)
-        shaped = forms.shaped(parts, form, base, dtype, folder)
-        checkpoint.write(folder, shaped, dtype=dtype, load_by=load_by, notes=notes)
+        parts = checkpoint.PolicyParts(self.config, self.model, lambda: self.vae, self.prompts)
+        shaped = forms.to_form(parts, form, base, dtype, folder)
+        checkpoint.write_checkpoint(folder, shaped, dtype=dtype, load_by=load_by, notes=notes)
         return shaped.config
 
     def push_to_hub(
@@ -227,7 +237,7 @@ class WAMPolicy:
             written = self._write(Path(folder), dtype, repo_id, notes, form, base)
             if written.base is not None:
                 frozen_base.refuse_unpublished(written.base, repo_id)
-            return upload(
+            return upload_folder(
                 Path(folder),
                 repo_id,
                 token=token,
@@ -278,7 +288,7 @@ class WAMPolicy:
         env: EnvT,
         *,
         cameras: Mapping[str, str] | None = None,
-        turned: tuple[str, ...] | None = None,
+        rotated_cameras: tuple[str, ...] | None = None,
         state: str | None = None,
         state_names: tuple[str, ...] | None = None,
         instruction: str | None = None,
@@ -292,7 +302,7 @@ class WAMPolicy:
             env: the env.
             cameras: camera name -> path in the observation ("pixels.front"), or "render()"; known aliases of the policy's
                 names will do (`wam_policy.cameras`).
-            turned: the cameras whose pictures are upside down, as LIBERO's are.
+            rotated_cameras: the cameras whose pictures are upside down, as LIBERO's are.
             state: path of the state vector.
             state_names: what its numbers are; the policy picks the ones it wants by name.
             instruction: the sentence to follow; the default is the env's `instruction` attribute.
@@ -306,7 +316,7 @@ class WAMPolicy:
 
         given = {
             "cameras": cameras,
-            "turned": turned,
+            "rotated_cameras": rotated_cameras,
             "state": state,
             "state_names": state_names,
             "instruction": instruction,
@@ -317,7 +327,7 @@ class WAMPolicy:
             cameras=self.config.cameras.names,
             state_names=None if self.config.state is None else self.config.state.names,
             layout=self.config.action.layout,
-            given={name: value for name, value in given.items() if value is not None},
+            overrides={name: value for name, value in given.items() if value is not None},
         )
         return cast("EnvT", wrapped)
 
@@ -329,7 +339,7 @@ class WAMPolicy:
         noise: np.ndarray | Tensor | None = None,
         *,
         seeds: Sequence[int] | None = None,
-        known: acting.Known | None = None,
+        action_target: acting.ActionTarget | None = None,
         mode: ActionMode | None = None,
         horizon: int | None = None,
     ) -> np.ndarray:
@@ -340,7 +350,7 @@ class WAMPolicy:
             noise: initial noise [T, A] or [B, T, A] of a Fast-WAM; the default is what the contract says: fixed by its seed and
                 the same for every sample, or fresh.
             seeds: a seed for each observation, to draw its initial noise from.
-            known: actions that are known before, which the chunk continues: a Fast-WAM fits the others to them, a
+            action_target: actions that are known before, which the chunk continues: a Fast-WAM fits the others to them, a
                 Light-WAM's are mixed with them.
             mode: what the actions see while they are denoised, where the variant leaves a choice (`models.variants`).
             horizon: actions per chunk T; the default is the contract's, which the policy was trained with. In a Light-WAM the
@@ -355,7 +365,9 @@ class WAMPolicy:
             ConfigError: the variant wasn't trained for this mode, a horizon below 1, noise for a model that takes none.
         """
         seen = self._check(observation)
-        chunks, _ = self._sample(seen, noise, seeds=seeds, known=known, mode=mode, horizon=horizon)
+        chunks, _ = self._sample(
+            seen, noise, seeds=seeds, known=action_target, mode=mode, horizon=horizon
+        )
         return chunks if seen.batched else chunks[0]
 
     def imagine(
@@ -388,7 +400,9 @@ class WAMPolicy:
             As `predict_chunk`.
         """
         seen = self._check(observation)
-        chunks, latents = self._sample(seen, noise, noise_video, mode=mode, horizon=horizon, imagine=True)
+        chunks, latents = self._sample(
+            seen, noise, noise_video, mode=mode, horizon=horizon, imagine=True
+        )
         assert latents is not None
         with torch.no_grad():
             video = self.vae.decode(latents.to(self.dtype))
@@ -419,7 +433,9 @@ class WAMPolicy:
         """
         seen = self._check(observation)
         if state is not None and state.size != len(seen):
-            raise ObservationError(f"`state` belongs to {state.size} envs, the observation has {len(seen)}")
+            raise ObservationError(
+                f"`state` belongs to {state.size} envs, the observation has {len(seen)}"
+            )
         queue = state if state is not None else self._queue
         if queue is None or queue.size != len(seen):
             queue = self.queue(len(seen))
@@ -429,8 +445,13 @@ class WAMPolicy:
         queue.reset(starts)
         empty = queue.empty()
         if empty.any():  # of a part of the envs nothing older may be used
-            seen = dataclasses.replace(seen, episode_start=starts if empty.all() else np.ones(len(seen), bool))
-            queue.push(self._sample(_pick(seen, empty), horizon=queue.horizon, fresh=not deterministic)[0], empty)
+            seen = dataclasses.replace(
+                seen, episode_start=starts if empty.all() else np.ones(len(seen), bool)
+            )
+            queue.push(
+                self._sample(_pick(seen, empty), horizon=queue.horizon, fresh=not deterministic)[0],
+                empty,
+            )
         actions = queue.pop()
         return (actions if seen.batched else actions[0]), queue
 
@@ -454,13 +475,20 @@ class WAMPolicy:
             ConfigError: more actions are to be played than a chunk holds, or grippers that snap are to be averaged.
         """
         action, steps = self.config.action, self.chunk_length(horizon)
-        played, decay = action.replan if replan is None else replan, action.ensemble if ensemble is None else ensemble
+        played, decay = (
+            action.replan if replan is None else replan,
+            action.ensemble if ensemble is None else ensemble,
+        )
         queue = ActionQueue(size, played, decay, steps)
         most = int(queue.replan.max())
         if most > steps:
-            raise ConfigError(f"`replan` is {most}, a chunk holds {steps} actions; play fewer of them")
+            raise ConfigError(
+                f"`replan` is {most}, a chunk holds {steps} actions; play fewer of them"
+            )
         if queue.ensemble is not None and action.snap is not None:
-            raise ConfigError("this policy's grippers snap to their end: chunks can't be averaged, leave `ensemble` out")
+            raise ConfigError(
+                "this policy's grippers snap to their end: chunks can't be averaged, leave `ensemble` out"
+            )
         if action.supervised_steps is not None and most > action.supervised_steps:
             warnings.warn(
                 f"{most} actions of each chunk are played, but only the first {action.supervised_steps} were trained; "
@@ -477,7 +505,7 @@ class WAMPolicy:
         """
         from wam_policy import fine_tuning as training
 
-        return training.trainable(self)
+        return training.trainable_parameters(self)
 
     def training_step(
         self,
@@ -505,7 +533,7 @@ class WAMPolicy:
         """
         from wam_policy import fine_tuning as training
 
-        return training.step(self, batch, loss, generator)
+        return training.training_step(self, batch, loss, generator)
 
     def compile(self, **options: Any) -> WAMPolicy:
         """The same policy with a compiled forward pass; see `wam_policy.inference.compile_inference` for the options."""
@@ -526,12 +554,18 @@ class WAMPolicy:
         Raises:
             As `predict_chunk`; ConfigError: the policy has no learned queries.
         """
-        model, seen = light_wam_explain.explainable(self.model), self._check(observation)
-        canvas = images.levels(seen.images, self.config.cameras).round().astype(np.uint8)
+        model, seen = light_wam_explain.check_can_explain(self.model), self._check(observation)
+        canvas = images.compose_canvas(seen.images, self.config.cameras).round().astype(np.uint8)
         height, width = canvas.shape[1:3]
-        actions, maps, weights = light_wam_explain.explain(model, *self._see(seen), (height, width), self.chunk_length(horizon))
-        chunks = self.finish(actions)
-        return Explained(chunks, canvas, maps, weights) if seen.batched else Explained(chunks[0], canvas[0], maps[0], weights)
+        actions, maps, weights = light_wam_explain.attention_maps(
+            model, *self._encode_observation(seen), (height, width), self.chunk_length(horizon)
+        )
+        chunks = self.denormalize_actions(actions)
+        return (
+            Explained(chunks, canvas, maps, weights)
+            if seen.batched
+            else Explained(chunks[0], canvas[0], maps[0], weights)
+        )
 
     def canvas(self, observation: Any) -> np.ndarray:
         """What the model sees of an observation or a batch: float32 [3, H, W] or [B, 3, H, W], in [-1, 1].
@@ -550,9 +584,11 @@ class WAMPolicy:
 
     def _check(self, observation: Any) -> observations.Observation:
         state = self.config.state
-        return observations.check(observation, self.config.cameras.names, None if state is None else state.names)
+        return observations.check_observation(
+            observation, self.config.cameras.names, None if state is None else state.names
+        )
 
-    def prepare(self, observation: Any) -> acting.Seen:
+    def prepare_input(self, observation: Any) -> acting.ModelInput:
         """An observation or a batch as a model takes it, always as a batch.
 
         Raises:
@@ -560,20 +596,24 @@ class WAMPolicy:
         """
         return self._prepare(self._check(observation))
 
-    def _prepare(self, seen: observations.Observation) -> acting.Seen:
+    def _prepare(self, seen: observations.Observation) -> acting.ModelInput:
         config, proprio = self.config, None
         if config.state is not None and seen.state is not None:
             proprio = config.state.normalization.normalize(seen.state)
         prompts = [config.prompt.prompt(instruction) for instruction in seen.instructions]
-        return acting.Seen(images.canvas(seen.images, config.cameras), proprio, prompts, seen.episode_start)
+        return acting.ModelInput(
+            images.canvas(seen.images, config.cameras), proprio, prompts, seen.episode_start
+        )
 
     @torch.no_grad()
-    def _see(self, seen: observations.Observation) -> tuple[Tensor, Tensor]:
+    def _encode_observation(self, seen: observations.Observation) -> tuple[Tensor, Tensor]:
         """Latents [B, C, 1, h, w] of the observed canvases, and the context [B, L + 1, text_dim]."""
         device, dtype = self.device, self.dtype
         canvas, state, prompts, _ = self._prepare(seen)
         proprio = None if state is None else torch.from_numpy(state).to(device, dtype)
-        context = self.model.context(self.prompts.embed(prompts, device=device, dtype=dtype), proprio)
+        context = self.model.context(
+            self.prompts.embed(prompts, device=device, dtype=dtype), proprio
+        )
         return self.vae.encode_first_frame(torch.from_numpy(canvas).to(device, dtype)), context
 
     def _sample(
@@ -583,7 +623,7 @@ class WAMPolicy:
         noise_video: np.ndarray | Tensor | None = None,
         *,
         seeds: Sequence[int] | None = None,
-        known: acting.Known | None = None,
+        known: acting.ActionTarget | None = None,
         mode: ActionMode | None = None,
         horizon: int | None = None,
         fresh: bool = False,
@@ -592,21 +632,29 @@ class WAMPolicy:
         """Chunks [B, T, A] of checked observations and, where they are wanted, latents [B, C, f, h, w] of the clips."""
         steps = self.chunk_length(horizon)
         if (noise is not None or seeds is not None) and self.config.sampling.action_shift is None:
-            raise ConfigError("a Light-WAM reads its actions off in one pass: it takes no `noise` and no `seeds`")
+            raise ConfigError(
+                "a Light-WAM reads its actions off in one pass: it takes no `noise` and no `seeds`"
+            )
 
         sampling = self.config.sampling
         fixed = None if fresh or sampling.noise == "fresh" else sampling.seed
 
         def drawn(given: np.ndarray | Tensor | None) -> acting.Noise:
-            return lambda shape: acting.initial_noise(len(seen), shape, given, self._generator, fixed=fixed, seeds=seeds)
+            return lambda shape: acting.initial_noise(
+                len(seen), shape, given, self._generator, fixed_seed=fixed, seeds=seeds
+            )
 
         action = self.config.action
-        before = acting.known_actions(known, action.normalization, (len(seen), steps, action.layout.dim))
-        wish = acting.Wish(steps, drawn(noise), drawn(noise_video), mode, imagine, before)
+        before = acting.normalize_target(
+            known, action.normalization, (len(seen), steps, action.layout.dim)
+        )
+        wish = acting.SampleRequest(steps, drawn(noise), drawn(noise_video), mode, imagine, before)
         if self.engine is not None and not imagine:
-            return self.finish(self.engine(self._prepare(seen), wish)), None
-        actions, latents = acting.act(self.config, self.model, *self._see(seen), self.latent_frames, wish)
-        return self.finish(actions), latents
+            return self.denormalize_actions(self.engine(self._prepare(seen), wish)), None
+        actions, latents = acting.sample_actions(
+            self.config, self.model, *self._encode_observation(seen), self.latent_frames, wish
+        )
+        return self.denormalize_actions(actions), latents
 
     @property
     def latent_frames(self) -> int:
@@ -624,10 +672,10 @@ class WAMPolicy:
         if steps < 1:
             raise ConfigError(f"`horizon` must be positive, got {steps}")
         if isinstance(self.model, LightWAM):
-            self.model.expert.check(steps)
+            self.model.expert.check_horizon(steps)
         return steps
 
-    def finish(self, actions: Tensor) -> np.ndarray:
+    def denormalize_actions(self, actions: Tensor) -> np.ndarray:
         """Normalised actions [B, T, A] in the units the policy was trained with, its grippers snapped if they are to be."""
         action = self.config.action
         chunks = action.normalization.denormalize(actions.float().cpu().numpy())

@@ -30,9 +30,14 @@ WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # the frozen codec and text encoder of 
 LIGHT_WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # of every Light-WAM
 
 PROMPT = PromptConfig(
-    template="A video recorded from a robot's point of view executing the following instruction: {task}", token_length=128
+    template="A video recorded from a robot's point of view executing the following instruction: {task}",
+    token_length=128,
 )
-JOINTS = tuple(f"{side}_{name}" for side in ("left", "right") for name in (*(f"joint_{i}" for i in range(6)), "gripper"))
+JOINTS = tuple(
+    f"{side}_{name}"
+    for side in ("left", "right")
+    for name in (*(f"joint_{i}" for i in range(6)), "gripper")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +62,26 @@ PRESETS = {
     "libero": Preset(
         cameras=CameraConfig(names=("image", "wrist_image"), height=224, width=224, resize="cover"),
         video=VideoConfig(frames=9, stride=4),
-        state_names=("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "finger_left", "finger_right"),
+        state_names=(
+            "x",
+            "y",
+            "z",
+            "axis_angle_x",
+            "axis_angle_y",
+            "axis_angle_z",
+            "finger_left",
+            "finger_right",
+        ),
         layout=ActionLayout(
-            names=("delta_x", "delta_y", "delta_z", "delta_rotation_x", "delta_rotation_y", "delta_rotation_z", "gripper"),
+            names=(
+                "delta_x",
+                "delta_y",
+                "delta_z",
+                "delta_rotation_x",
+                "delta_rotation_y",
+                "delta_rotation_z",
+                "gripper",
+            ),
             control="end_effector_delta",
             gripper=Gripper(index=6, open=1.0, closed=0.0, binary=True),
         ),
@@ -71,7 +93,11 @@ PRESETS = {
     ),
     "robotwin": Preset(
         cameras=CameraConfig(
-            names=("cam_high", "cam_left_wrist", "cam_right_wrist"), height=128, width=160, resize="stretch", layout="t"
+            names=("cam_high", "cam_left_wrist", "cam_right_wrist"),
+            height=128,
+            width=160,
+            resize="stretch",
+            layout="t",
         ),
         video=VideoConfig(frames=9, stride=4),
         state_names=JOINTS,
@@ -91,11 +117,15 @@ PRESETS = {
 ENVS = {  # what the simulators declare of themselves, by the preset that drives them
     "libero": EnvContract(
         cameras={"image": "agentview_image", "wrist_image": "robot0_eye_in_hand_image"},
-        turned=("image", "wrist_image"),
+        rotated_cameras=("image", "wrist_image"),
         action=replace(PRESETS["libero"].layout, gripper=Gripper(index=6, open=-1.0, closed=1.0)),
     ),
     "robotwin": EnvContract(
-        cameras={"cam_high": "head_camera", "cam_left_wrist": "left_camera", "cam_right_wrist": "right_camera"},
+        cameras={
+            "cam_high": "head_camera",
+            "cam_left_wrist": "left_camera",
+            "cam_right_wrist": "right_camera",
+        },
         action=PRESETS["robotwin"].layout,
     ),
 }
@@ -107,7 +137,9 @@ def _light(preset: Preset, supervised_steps: int) -> Preset:
     if cameras.layout == "t":
         cameras = replace(cameras, before=(240, 320))  # the size its simulator draws
     sampling = replace(preset.sampling, action_shift=None)
-    return replace(preset, cameras=cameras, sampling=sampling, wan=LIGHT_WAN, supervised_steps=supervised_steps)
+    return replace(
+        preset, cameras=cameras, sampling=sampling, wan=LIGHT_WAN, supervised_steps=supervised_steps
+    )
 
 
 LIGHT_PRESETS = {
@@ -115,22 +147,29 @@ LIGHT_PRESETS = {
     "robotwin": _light(PRESETS["robotwin"], 24),
     "real_robot": replace(
         _light(PRESETS["robotwin"], 24),
-        snap=GripperSnap(indices=tuple(i for i, name in enumerate(JOINTS) if name.endswith("gripper")), within=5.0),
+        snap=GripperSnap(
+            indices=tuple(i for i, name in enumerate(JOINTS) if name.endswith("gripper")),
+            within=5.0,
+        ),
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
+class ReleaseInfo:
     """What a file of the reference implementations doesn't say about itself."""
 
     preset: str  # key of `PRESETS`, or of `LIGHT_PRESETS`
     variant: VariantName | None = None  # of a Fast-WAM
-    action_shift: float | None = None  # of the flow schedule a Fast-WAM's actions are sampled with; releases differ
+    action_shift: float | None = (
+        None  # of the flow schedule a Fast-WAM's actions are sampled with; releases differ
+    )
     head_dim: int = 128
     supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
     trained_on: str | None = None  # the data, in words
-    proprio: bool = True  # whether it reads the state; a file without that part would otherwise act blindly
+    proprio: bool = (
+        True  # whether it reads the state; a file without that part would otherwise act blindly
+    )
 
     def __post_init__(self) -> None:
         if self.preset not in LIGHT_PRESETS:
@@ -138,14 +177,16 @@ class Trained:
 
 
 RELEASES = {  # by the names of their files in the repository yuanty/fastwam; sources: spec/fastwam.md sections 1.1 and 9
-    "libero_uncond_2cam224": Trained(preset="libero", variant="fast", action_shift=5.0),
-    "robotwin_uncond_3cam_384": Trained(preset="robotwin", variant="fast", action_shift=5.0),
-    "libero_optional_idm_2cam224": Trained(preset="libero", variant="optional_idm", action_shift=1.0),
+    "libero_uncond_2cam224": ReleaseInfo(preset="libero", variant="fast", action_shift=5.0),
+    "robotwin_uncond_3cam_384": ReleaseInfo(preset="robotwin", variant="fast", action_shift=5.0),
+    "libero_optional_idm_2cam224": ReleaseInfo(
+        preset="libero", variant="optional_idm", action_shift=1.0
+    ),
 }
 
 
-def contract(
-    trained: Trained,
+def release_config(
+    trained: ReleaseInfo,
     sizes: FastWAMConfig | LightWAMConfig,
     *,
     state: Normalization | None,
@@ -199,5 +240,7 @@ def preset_of(family: Family, name: str) -> Preset:
     """
     presets = PRESETS if family == "fast_wam" else LIGHT_PRESETS
     if name not in presets:
-        raise ConfigError(f"no preset {name!r} of the family {family!r}; there are {', '.join(presets)}")
+        raise ConfigError(
+            f"no preset {name!r} of the family {family!r}; there are {', '.join(presets)}"
+        )
     return presets[name]

@@ -20,7 +20,7 @@ import numpy as np
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.observation import EPISODE_START
 from wam_policy.policy import WAMPolicy
-from wam_policy.sampling import Known
+from wam_policy.sampling import ActionTarget
 
 Method = Literal["continue", "naive"]
 REMEMBERED = 10  # delays that the next one is forecast from
@@ -34,7 +34,9 @@ def continuation_weights(horizon: int, overlap: int, delay: int) -> np.ndarray:
     steps = np.arange(horizon)
     fall = np.clip((overlap - steps) / max(1, overlap - delay + 1), 0, 1)
     soft = fall * np.expm1(fall) / np.expm1(1)
-    return np.where(steps < min(delay, overlap), 1.0, np.where(steps < overlap, soft, 0.0)).astype(np.float32)
+    return np.where(steps < min(delay, overlap), 1.0, np.where(steps < overlap, soft, 0.0)).astype(
+        np.float32
+    )
 
 
 class RealtimeRunner:
@@ -53,7 +55,7 @@ class RealtimeRunner:
         self,
         policy: WAMPolicy,
         *,
-        every: int | None = None,
+        execution_horizon: int | None = None,
         delay: int = 1,
         method: Method = "continue",
         executor: Executor | None = None,
@@ -72,10 +74,16 @@ class RealtimeRunner:
         """
         self.policy, self.method = policy, method
         self.horizon = policy.chunk_length()
-        self.every = policy.spec.action.replan if every is None else every
-        if not self.every >= 1 or self.every + delay > self.horizon or delay < 0:
+        self.execution_horizon = (
+            policy.config.action.replan if execution_horizon is None else execution_horizon
+        )
+        if (
+            not self.execution_horizon >= 1
+            or self.execution_horizon + delay > self.horizon
+            or delay < 0
+        ):
             raise ConfigError(
-                f"after {self.every} actions a chunk is asked for that takes {delay} steps: {self.horizon} actions don't last"
+                f"after {self.execution_horizon} actions a chunk is asked for that takes {delay} steps: {self.horizon} actions don't last"
             )
         self._own = ThreadPoolExecutor(1, "wam-policy-realtime") if executor is None else None
         self._executor: Executor = executor or self._own  # type: ignore[assignment]  # one of them is there
@@ -104,11 +112,17 @@ class RealtimeRunner:
         Raises:
             ObservationError: an episode begins in some of the envs and not in the others.
         """
-        starts = np.atleast_1d(observation.get(EPISODE_START, False)) if isinstance(observation, Mapping) else np.zeros(1, bool)
+        starts = (
+            np.atleast_1d(observation.get(EPISODE_START, False))
+            if isinstance(observation, Mapping)
+            else np.zeros(1, bool)
+        )
         if starts.all():
             self.reset()
         elif starts.any():
-            raise ObservationError("one runner plays episodes that begin together; give each env its own")
+            raise ObservationError(
+                "one runner plays episodes that begin together; give each env its own"
+            )
         if self._chunk is None:
             self._chunk = self._executor.submit(_predict, self.policy, observation, None).result()
         elif self._pending is not None and (self._pending.done() or self._step >= self.horizon):
@@ -116,14 +130,14 @@ class RealtimeRunner:
             self._chunk, played = self._pending.result(), self._step - self._asked
             self._delays.append(played)
             self._pending, self._step = None, played
-        if self._pending is None and self._step >= self.every:
+        if self._pending is None and self._step >= self.execution_horizon:
             self._asked, known = self._step, self._known()
             self._pending = self._executor.submit(_predict, self.policy, observation, known)
         action = self._chunk[..., self._step, :]
         self._step += 1
         return action
 
-    def _known(self) -> Known | None:
+    def _known(self) -> ActionTarget | None:
         """What the next chunk continues."""
         assert self._chunk is not None
         overlap = self.horizon - self._step
@@ -131,7 +145,7 @@ class RealtimeRunner:
             return None
         rest = np.zeros_like(self._chunk)
         rest[..., :overlap, :] = self._chunk[..., self._step :, :]
-        return Known(rest, continuation_weights(self.horizon, overlap, self.delay))
+        return ActionTarget(rest, continuation_weights(self.horizon, overlap, self.delay))
 
     def close(self) -> None:
         """Stop the runner's own thread."""
@@ -139,8 +153,8 @@ class RealtimeRunner:
             self._own.shutdown(wait=True, cancel_futures=True)
 
 
-def _predict(policy: WAMPolicy, observation: Any, known: Known | None) -> np.ndarray:
-    return policy.predict_chunk(observation, known=known)
+def _predict(policy: WAMPolicy, observation: Any, known: ActionTarget | None) -> np.ndarray:
+    return policy.predict_chunk(observation, action_target=known)
 
 
 class Late(Future[Any]):
@@ -163,7 +177,9 @@ class DelayedExecutor(Executor):
         self._waiting: list[tuple[int, Late]] = []
         self._now = 0
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+    def submit(
+        self, function: Callable[..., Any], /, *arguments: Any, **options: Any
+    ) -> Future[Any]:
         """Compute; the future is done after `delay` ticks."""
         late = Late(function(*arguments, **options))
         self._waiting.append((self._now + self.delay, late))

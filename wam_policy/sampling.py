@@ -27,7 +27,7 @@ Noise = Callable[[tuple[int, ...]], Tensor]
 """Gives initial noise of a shape, without its batch axis, as [B, *shape]."""
 
 
-class Seen(NamedTuple):
+class ModelInput(NamedTuple):
     """A batch of observations as a model takes them."""
 
     canvas: np.ndarray  # float32 [B, 3, H, W] in [-1, 1]
@@ -36,14 +36,14 @@ class Seen(NamedTuple):
     starts: np.ndarray  # bool [B], where an episode begins
 
 
-class Known(NamedTuple):
+class ActionTarget(NamedTuple):
     """Actions that are known before a chunk is predicted, as those are that will have been played when it is there."""
 
     actions: np.ndarray  # [T, A] or [B, T, A], in the policy's units
     weights: np.ndarray  # [T] or [B, T]: 1 where an action is fixed, 0 where it is free; between, it is drawn towards it
 
 
-class Wish(NamedTuple):
+class SampleRequest(NamedTuple):
     """What a caller wants of a model."""
 
     horizon: int  # actions per chunk
@@ -51,22 +51,27 @@ class Wish(NamedTuple):
     noise_video: Noise
     mode: ActionMode | None = None  # None: the contract's
     imagine: bool = False  # the future's latents too
-    known: fast_sampling.Known | None = None  # of the actions, on the CPU
+    action_target: fast_sampling.NormalizedTarget | None = None  # of the actions, on the CPU
 
 
 @torch.no_grad()
-def act(
-    config: PolicyConfig, model: Model, first: Tensor, context: Tensor, frames: int, wish: Wish
+def sample_actions(
+    config: PolicyConfig,
+    model: Model,
+    first_frame: Tensor,
+    context: Tensor,
+    frames: int,
+    request: SampleRequest,
 ) -> tuple[Tensor, Tensor | None]:
     """Chunks, and latents of the clips that begin with the observed frames.
 
     Args:
         config: the policy's contract.
         model: its model.
-        first: [B, C, 1, h, w] latents of the observed frames.
+        first_frame: [B, C, 1, h, w] latents of the observed frames.
         context: [B, L + 1, text_dim], from `model.context()`.
         frames: latent frames of a clip.
-        wish: what is wanted.
+        request: what is wanted.
 
     Returns:
         [B, T, A] normalised actions, and [B, C, F, h, w] (None if not wanted); a Light-WAM imagines on its pooled grid.
@@ -74,36 +79,50 @@ def act(
     Raises:
         ConfigError: the model can't do it.
     """
-    mode = config.action_mode(wish.mode)
+    mode = config.action_mode(request.mode)
     if isinstance(model, FastWAM):
-        return _denoise(config, model, first, context, frames, wish, mode)
-    actions = blended(model.act(first, context, wish.horizon), wish.known)
-    if not wish.imagine:
+        return _denoise(config, model, first_frame, context, frames, request, mode)
+    actions = blend_target(
+        model.predict_actions(first_frame, context, request.horizon), request.action_target
+    )
+    if not request.imagine:
         return actions, None
-    imaginable(model)
-    future, text = _future_noise(model, first, frames, wish, model.config.video_pool), model.video.embed_text(context)
-    return actions, light_sampling.imagine(model, first, text, future, schedule(config, model))
+    check_can_imagine(model)
+    future, text = (
+        _future_noise(model, first_frame, frames, request, model.config.video_pool),
+        model.video.embed_text(context),
+    )
+    return actions, light_sampling.imagine(
+        model, first_frame, text, future, sampler_schedule(config, model)
+    )
 
 
-def imaginable(model: Model) -> None:
+def check_can_imagine(model: Model) -> None:
     """Refuse a model that can't imagine.
 
     Raises:
         ConfigError: it is a lean one.
     """
     if isinstance(model, LightWAM) and model.config.lean_steps is not None:
-        raise ConfigError("a lean checkpoint only acts: its video head is gone; load the fat or slim one to imagine")
+        raise ConfigError(
+            "a lean checkpoint only acts: its video head is gone; load the fat or slim one to imagine"
+        )
 
 
-def known_actions(known: Known | None, normalization: Normalization, shape: tuple[int, int, int]) -> fast_sampling.Known | None:
+def normalize_target(
+    target: ActionTarget | None, normalization: Normalization, shape: tuple[int, int, int]
+) -> fast_sampling.NormalizedTarget | None:
     """Known actions of a batch, normalised, for chunks of a shape [B, T, A].
 
     Raises:
         ObservationError: they have another shape, or weights that aren't weights.
     """
-    if known is None:
+    if target is None:
         return None
-    actions, weights = np.asarray(known.actions, np.float32), np.asarray(known.weights, np.float32)
+    actions, weights = (
+        np.asarray(target.actions, np.float32),
+        np.asarray(target.weights, np.float32),
+    )
     if actions.shape not in (shape, shape[1:]) or weights.shape not in (shape[:2], shape[1:2]):
         raise ObservationError(
             f"known actions: expected {list(shape)} and weights {list(shape[:2])}, got {list(actions.shape)} and "
@@ -112,21 +131,23 @@ def known_actions(known: Known | None, normalization: Normalization, shape: tupl
     if not (np.isfinite(actions).all() and (weights >= 0).all() and (weights <= 1).all()):
         raise ObservationError("known actions must be finite and their weights between 0 and 1")
     normalised = torch.from_numpy(normalization.normalize(actions)).expand(shape)
-    return fast_sampling.Known(normalised, torch.from_numpy(weights).expand(shape[:2]).unsqueeze(-1))
+    return fast_sampling.NormalizedTarget(
+        normalised, torch.from_numpy(weights).expand(shape[:2]).unsqueeze(-1)
+    )
 
 
-def blended(actions: Tensor, known: fast_sampling.Known | None) -> Tensor:
+def blend_target(actions: Tensor, target: fast_sampling.NormalizedTarget | None) -> Tensor:
     """Actions [B, T, A] of a model that is asked once, mixed with what is known of them."""
-    return actions if known is None else torch.lerp(actions, *(x.to(actions) for x in known))
+    return actions if target is None else torch.lerp(actions, *(x.to(actions) for x in target))
 
 
 def initial_noise(
     size: int,
     shape: tuple[int, ...],
-    given: np.ndarray | Tensor | None,
+    noise: np.ndarray | Tensor | None,
     generator: torch.Generator,
     *,
-    fixed: int | None,
+    fixed_seed: int | None,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same.
@@ -134,64 +155,93 @@ def initial_noise(
     Args:
         size: B.
         shape: of one sample.
-        given: the caller's own, [*shape] or [B, *shape].
+        noise: the caller's own, [*shape] or [B, *shape].
         generator: what new noise is drawn from.
-        fixed: the seed of one noise for all samples; None: new noise for each.
+        fixed_seed: the seed of one noise for all samples; None: new noise for each.
         seeds: a seed for each sample, in its place.
 
     Raises:
         ObservationError: the caller's has another shape, or there are more or fewer seeds than samples.
     """
-    if given is None and seeds is not None:
+    if noise is None and seeds is not None:
         if len(seeds) != size:
-            raise ObservationError(f"seeds: expected one for each of {size} observations, got {len(seeds)}")
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
-    if given is not None:
-        noise = torch.as_tensor(given, dtype=torch.float32)
+            raise ObservationError(
+                f"seeds: expected one for each of {size} observations, got {len(seeds)}"
+            )
+        return torch.stack(
+            [
+                torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)))
+                for seed in seeds
+            ]
+        )
+    if noise is not None:
+        noise = torch.as_tensor(noise, dtype=torch.float32)
         if noise.shape not in (shape, (size, *shape)):
-            raise ObservationError(f"noise: expected {list(shape)} or {[size, *shape]}, got {list(noise.shape)}")
+            raise ObservationError(
+                f"noise: expected {list(shape)} or {[size, *shape]}, got {list(noise.shape)}"
+            )
         return noise.expand(size, *shape)
-    if fixed is None:
+    if fixed_seed is None:
         return torch.stack([torch.randn(shape, generator=generator) for _ in range(size)])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(fixed)).expand(size, *shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(fixed_seed)).expand(
+        size, *shape
+    )
 
 
-def time_dtype(model: Model) -> torch.dtype:
+def sampling_dtype(model: Model) -> torch.dtype:
     """What is denoised in."""
     return model.precision.time or next(model.parameters()).dtype
 
 
-def schedule(config: PolicyConfig, model: Model, shift: float | None = None) -> fast_sampling.Schedule:
+def sampler_schedule(
+    config: PolicyConfig, model: Model, shift: float | None = None
+) -> fast_sampling.Schedule:
     """The steps of the sampler, those of the video if no `shift` is given."""
-    dtype, device = time_dtype(model), next(model.parameters()).device
+    dtype, device = sampling_dtype(model), next(model.parameters()).device
     return fast_sampling.Schedule(
-        *flow_matching.schedule(config.sampling.steps, shift or config.sampling.video_shift, dtype=dtype, device=device)
+        *flow_matching.make_schedule(
+            config.sampling.steps, shift or config.sampling.video_shift, dtype=dtype, device=device
+        )
     )
 
 
-def _future_noise(model: Model, first: Tensor, frames: int, wish: Wish, pool: int = 1) -> Tensor:
+def _future_noise(
+    model: Model, first: Tensor, frames: int, wish: SampleRequest, pool: int = 1
+) -> Tensor:
     """Initial noise of the frames after the observed one, on the grid of `first`, pooled."""
     channels, _, height, width = first.shape[1:]
     noise = wish.noise_video((channels, frames, height // pool, width // pool))
-    return noise[:, :, 1:].to(first.device, time_dtype(model))
+    return noise[:, :, 1:].to(first.device, sampling_dtype(model))
 
 
 def _denoise(
-    config: PolicyConfig, model: FastWAM, first: Tensor, context: Tensor, frames: int, wish: Wish, mode: ActionMode
+    config: PolicyConfig,
+    model: FastWAM,
+    first: Tensor,
+    context: Tensor,
+    frames: int,
+    wish: SampleRequest,
+    mode: ActionMode,
 ) -> tuple[Tensor, Tensor | None]:
     """A Fast-WAM's chunks and future."""
-    actions = wish.noise((wish.horizon, config.action.layout.dim)).to(first.device, time_dtype(model))
+    actions = wish.noise((wish.horizon, config.action.layout.dim)).to(
+        first.device, sampling_dtype(model)
+    )
     wants_video = wish.imagine or mode != "first_frame"
-    actions, future = fast_sampling.draw(
+    actions, future = fast_sampling.prefill_and_denoise(
         model,
         first,
         context,
         actions,
         _future_noise(model, first, frames, wish) if wants_video else None,
         mode=mode,
-        action_schedule=schedule(config, model, config.sampling.action_shift),
-        video_schedule=schedule(config, model),
-        read_video=wish.imagine,
-        known=None if wish.known is None else fast_sampling.Known(*(x.to(actions) for x in wish.known)),
+        action_schedule=sampler_schedule(config, model, config.sampling.action_shift),
+        video_schedule=sampler_schedule(config, model),
+        decode_video=wish.imagine,
+        target=None
+        if wish.action_target is None
+        else fast_sampling.NormalizedTarget(*(x.to(actions) for x in wish.action_target)),
     )
-    return actions, torch.cat((first, future.to(first.dtype)), dim=2) if wish.imagine and future is not None else None
+    return actions, torch.cat(
+        (first, future.to(first.dtype)), dim=2
+    ) if wish.imagine and future is not None else None

@@ -17,7 +17,9 @@ from wam_policy.errors import ActionError
 class ActionMap:
     """The mapping between two declared action layouts."""
 
-    def __init__(self, source: ActionLayout, target: ActionLayout, space: spaces.Space[Any]) -> None:
+    def __init__(
+        self, source: ActionLayout, target: ActionLayout, space: spaces.Space[Any]
+    ) -> None:
         """Settle the mapping.
 
         Args:
@@ -30,7 +32,9 @@ class ActionMap:
                 doesn't hold actions of the target's length.
         """
         if not isinstance(space, spaces.Box) or not space.shape or space.shape[-1] != target.dim:
-            raise ActionError(f"the env's action space {space} can't hold actions of {target.dim} numbers {target.names}")
+            raise ActionError(
+                f"the env's action space {space} can't hold actions of {target.dim} numbers {target.names}"
+            )
         if source.control != target.control:
             raise ActionError(
                 f"the policy commands {source.control!r}, the env takes {target.control!r}: put a controller between them"
@@ -44,12 +48,16 @@ class ActionMap:
         missing = sorted(set(self._rest(target)) - set(self._rest(source)))
         extra = sorted(set(self._rest(source)) - set(self._rest(target)))
         if missing or extra:
-            raise ActionError(f"action numbers don't match: the env also wants {missing}, the policy also gives {extra}")
+            raise ActionError(
+                f"action numbers don't match: the env also wants {missing}, the policy also gives {extra}"
+            )
         self.source, self.target = source, target
         self.low, self.high = space.low, space.high
         self.order = [
             source.gripper.index
-            if source.gripper is not None and target.gripper is not None and i == target.gripper.index
+            if source.gripper is not None
+            and target.gripper is not None
+            and i == target.gripper.index
             else source.names.index(name)
             for i, name in enumerate(target.names)
         ]
@@ -57,7 +65,11 @@ class ActionMap:
     @staticmethod
     def _rest(layout: ActionLayout) -> list[str]:
         """The names of all numbers but the gripper's."""
-        return [name for i, name in enumerate(layout.names) if layout.gripper is None or i != layout.gripper.index]
+        return [
+            name
+            for i, name in enumerate(layout.names)
+            if layout.gripper is None or i != layout.gripper.index
+        ]
 
     def __call__(self, action: np.ndarray) -> np.ndarray:
         """Map actions [..., A] of the policy onto actions of the env.
@@ -67,7 +79,9 @@ class ActionMap:
         """
         action = np.asarray(action)
         if not action.shape or action.shape[-1] != self.source.dim or not np.isfinite(action).all():
-            raise ActionError(f"expected finite actions [..., {self.source.dim}], got {action.dtype} {list(action.shape)}")
+            raise ActionError(
+                f"expected finite actions [..., {self.source.dim}], got {action.dtype} {list(action.shape)}"
+            )
         mapped = action[..., self.order].astype(np.float64)
         ours, theirs = self.source.gripper, self.target.gripper
         if ours is not None and theirs is not None:
@@ -75,7 +89,9 @@ class ActionMap:
             if theirs.binary:
                 opening = (opening > 0.5).astype(np.float64)
             elif ours.binary:
-                opening = (np.sign(opening - 0.5) + 1) / 2  # exactly between the two it stays there, as in the reference
+                opening = (
+                    np.sign(opening - 0.5) + 1
+                ) / 2  # exactly between the two it stays there, as in the reference
             mapped[..., theirs.index] = theirs.closed + opening * (theirs.open - theirs.closed)
         return np.clip(mapped, self.low, self.high).astype(self.low.dtype)
 
@@ -104,7 +120,9 @@ class WAMAction(gym.ActionWrapper[Any, np.ndarray, Any], gym.utils.RecordConstru
         array([2.], dtype=float32)
     """
 
-    def __init__(self, env: gym.Env[Any, Any], *, source: ActionLayout, target: ActionLayout) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], *, source: ActionLayout, target: ActionLayout
+    ) -> None:
         """Wrap an env; `source` is the policy's layout, `target` the env's. Raises `ActionError` as `ActionMap` does."""
         gym.utils.RecordConstructorArgs.__init__(self, source=source, target=target)
         gym.ActionWrapper.__init__(self, env)

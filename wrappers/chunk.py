@@ -53,7 +53,9 @@ class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConst
         """Play the chunk until it, or the episode, ends."""
         chunk = np.asarray(action)
         if chunk.shape != self.action_space.shape:
-            raise ActionError(f"expected a chunk {list(self.action_space.shape or ())}, got {list(chunk.shape)}")
+            raise ActionError(
+                f"expected a chunk {list(self.action_space.shape or ())}, got {list(chunk.shape)}"
+            )
         total, executed = 0.0, 0
         terminated = truncated = False
         for i, single in enumerate(chunk):
@@ -102,11 +104,15 @@ class VectorExecuteChunk(VectorWrapper):
         self._ended &= False if mask is None else ~np.asarray(mask)
         return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium: one seed only
 
-    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Play the chunks [N, length, A] until they, or an episode, end."""
         chunks = np.asarray(actions)
         if chunks.shape != self.action_space.shape:
-            raise ActionError(f"expected chunks {list(self.action_space.shape or ())}, got {list(chunks.shape)}")
+            raise ActionError(
+                f"expected chunks {list(self.action_space.shape or ())}, got {list(chunks.shape)}"
+            )
         total, executed = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
         for single in chunks.swapaxes(0, 1):
             restarting = self._ended & (self._mode == AutoresetMode.NEXT_STEP)

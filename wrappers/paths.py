@@ -12,7 +12,7 @@ from wam_policy.errors import EnvError
 RENDER = "render()"  # the path that means the picture of `env.render()`
 
 
-def at(tree: Any, path: str) -> Any:
+def get_path(tree: Any, path: str) -> Any:
     """Follow `path` through nested dicts and tuples, of values or of spaces; "" is the tree itself.
 
     Keys may hold dots themselves: the longest key that fits is taken. Tuples are entered by number.
@@ -25,9 +25,11 @@ def at(tree: Any, path: str) -> Any:
     children = _children(tree)
     fitting = [key for key in children if path == key or path.startswith(key + ".")]
     if not fitting:
-        raise EnvError(f"nothing at {path!r}; the observation has {sorted(children) or 'no named entries'}")
+        raise EnvError(
+            f"nothing at {path!r}; the observation has {sorted(children) or 'no named entries'}"
+        )
     key = max(fitting, key=len)
-    return at(children[key], path[len(key) + 1 :])
+    return get_path(children[key], path[len(key) + 1 :])
 
 
 def _children(tree: Any) -> dict[str, Any]:

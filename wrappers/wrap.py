@@ -13,27 +13,31 @@ from wam_policy.contract import ActionLayout, EnvContract
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.wrappers.action import VectorWAMAction, WAMAction
 from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation, sub_env_attributes
-from wam_policy.wrappers.paths import at
+from wam_policy.wrappers.paths import get_path
 
 
-def contract_of(env: gym.Env[Any, Any] | gym.vector.VectorEnv, given: Mapping[str, Any]) -> EnvContract:
+def env_contract(
+    env: gym.Env[Any, Any] | gym.vector.VectorEnv, overrides: Mapping[str, Any]
+) -> EnvContract:
     """What the env declares, with what the caller says put over it.
 
     Raises:
         EnvError: neither side says where the cameras are or what the actions mean.
     """
     declared = _declared(env)
-    if "state" in given and "state_names" not in given:
-        raise EnvError("`state` says where the numbers are; say what they are too: policy.wrap(env, state=…, state_names=(…))")
+    if "state" in overrides and "state_names" not in overrides:
+        raise EnvError(
+            "`state` says where the numbers are; say what they are too: policy.wrap(env, state=…, state_names=(…))"
+        )
     if declared is not None:
-        return _described(lambda: replace(declared, **given))
-    missing = [name for name in ("cameras", "action") if name not in given]
+        return _described(lambda: replace(declared, **overrides))
+    missing = [name for name in ("cameras", "action") if name not in overrides]
     if missing:
         raise EnvError(
             f"the env declares no `contract`; say {' and '.join(missing)}: "
             f"policy.wrap(env, cameras={{'front': 'render()'}}, action=ActionLayout(names=…, control=…, gripper=…))"
         )
-    return _described(lambda: EnvContract(**given))
+    return _described(lambda: EnvContract(**overrides))
 
 
 def _described(make: Callable[[], EnvContract]) -> EnvContract:
@@ -50,18 +54,20 @@ def _declared(env: gym.Env[Any, Any] | gym.vector.VectorEnv) -> EnvContract | No
     if found is None:
         return None
     if len(set(map(repr, found))) != 1:
-        raise EnvError("the sub-envs declare different contracts: use one policy wrapper for each kind of env")
+        raise EnvError(
+            "the sub-envs declare different contracts: use one policy wrapper for each kind of env"
+        )
     return found[0]
 
 
-def _named(wanted: tuple[str, ...], contract: EnvContract) -> dict[str, str]:
+def _match_cameras(wanted: tuple[str, ...], contract: EnvContract) -> dict[str, str]:
     """The env's names of the cameras that are wanted, by the same name or by an alias.
 
     Raises:
         EnvError: a camera is missing, or two of them are swapped.
     """
     try:
-        found = {name: camera_names.find(name, contract.cameras) for name in wanted}
+        found = {name: camera_names.find_camera(name, contract.cameras) for name in wanted}
     except ConfigError as error:
         raise EnvError(f"{error}: policy.wrap(env, cameras=…)") from error
     missing = [name for name, there in found.items() if there is None]
@@ -72,7 +78,7 @@ def _named(wanted: tuple[str, ...], contract: EnvContract) -> dict[str, str]:
         )
     named = {name: there for name, there in found.items() if there is not None}
     places = {name: contract.cameras[there] for name, there in named.items()}
-    if swap := camera_names.swapped(places):
+    if swap := camera_names.find_swapped(places):
         raise EnvError(
             f"cameras are swapped: {swap[0]!r} is said to be at {places[swap[0]]!r}, which is the policy's {swap[1]!r} by name"
         )
@@ -85,7 +91,7 @@ def wrap(
     cameras: tuple[str, ...],
     state_names: tuple[str, ...] | None,
     layout: ActionLayout,
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
 ) -> gym.Env[Any, Any] | gym.vector.VectorEnv:
     """Wrap `env` for a policy that wants `cameras`, a state of `state_names` and acts in `layout`.
 
@@ -95,8 +101,8 @@ def wrap(
     """
     if not isinstance(env, (gym.Env, gym.vector.VectorEnv)):
         raise EnvError(f"expected a Gymnasium env, single or vector, got {type(env).__name__}")
-    contract = contract_of(env, given)
-    named = _named(cameras, contract)
+    contract = env_contract(env, overrides)
+    named = _match_cameras(cameras, contract)
     pick = None
     if state_names is not None:
         lacking = [name for name in state_names if name not in contract.state_names]
@@ -106,7 +112,7 @@ def wrap(
                 f"say where it is and what its numbers are: policy.wrap(env, state='path', state_names=(…))"
             )
         single = env.observation_space if isinstance(env, gym.Env) else env.single_observation_space
-        shape = at(single, contract.state).shape
+        shape = get_path(single, contract.state).shape
         if shape != (len(contract.state_names),):
             raise EnvError(
                 f"the state at {contract.state!r} has shape {shape}, but {len(contract.state_names)} names: "
@@ -115,11 +121,15 @@ def wrap(
         pick = tuple(contract.state_names.index(name) for name in state_names)
     where: dict[str, Any] = {
         "cameras": {name: contract.cameras[there] for name, there in named.items()},
-        "turned": tuple(name for name, there in named.items() if there in contract.turned),
+        "rotated_cameras": tuple(
+            name for name, there in named.items() if there in contract.rotated_cameras
+        ),
         "state": None if state_names is None else contract.state,
-        "pick": pick,
+        "state_indices": pick,
         "instruction": contract.instruction,
     }
     if isinstance(env, gym.Env):
         return WAMAction(WAMObservation(env, **where), source=layout, target=contract.action)
-    return VectorWAMAction(VectorWAMObservation(env, **where), source=layout, target=contract.action)
+    return VectorWAMAction(
+        VectorWAMObservation(env, **where), source=layout, target=contract.action
+    )

@@ -11,14 +11,16 @@ from wam_policy.config import DtypeName, PolicyConfig
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
 from wam_policy.hub import dataset_stats, weights
 from wam_policy.hub.foreign import lerobot, light_wam
-from wam_policy.hub.foreign.identify import Foreign
-from wam_policy.hub.foreign.shapes import sizes
-from wam_policy.hub.request import STATISTICS, Wanted, _refuse_said
+from wam_policy.hub.foreign.identify import ForeignCheckpoint
+from wam_policy.hub.foreign.shapes import infer_config
+from wam_policy.hub.request import STATISTICS, CheckpointRequest, refuse_release_info
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.presets import PRESETS, RELEASES, Trained, contract, preset_of
+from wam_policy.presets import PRESETS, RELEASES, ReleaseInfo, preset_of, release_config
 
 
-def contract_of(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfig, Mapping[str, str]]:
+def foreign_config(
+    found: ForeignCheckpoint, path: Path, wanted: CheckpointRequest
+) -> tuple[PolicyConfig, Mapping[str, str]]:
     """The contract of a foreign policy, and where each part of it came from.
 
     Raises:
@@ -26,36 +28,46 @@ def contract_of(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfi
         ConfigError: what was said doesn't fit the weights.
     """
     if path.is_dir():
-        _refuse_said(path, wanted)
-        return lerobot.contract(path, FastWAMConfig(**sizes(found.tensors, lerobot.head_dim(path))))
+        refuse_release_info(path, wanted)
+        return lerobot.lerobot_config(
+            path, FastWAMConfig(**infer_config(found.tensors, lerobot.head_dim(path)))
+        )
     if found.family == "light_wam":
         return _light_contract(found, path, wanted)
-    trained = wanted.trained or RELEASES.get(path.stem)
+    trained = wanted.release or RELEASES.get(path.stem)
     if trained is None or trained.variant is None or trained.action_shift is None:
         raise CheckpointError(
             f"{path.name} doesn't say what it was trained for, and is none of the releases ({', '.join(RELEASES)}); say it: "
             f"from_pretrained(…, trained=Trained(preset=…, variant=…, action_shift=…)), "
             f"or wam convert --preset {'|'.join(PRESETS)} --variant … --action-shift …"
         )
-    model = FastWAMConfig(**sizes(found.tensors, trained.head_dim))
+    model = FastWAMConfig(**infer_config(found.tensors, trained.head_dim))
     config, stats = _contract(found, path, trained, model, wanted.stats or _statistics(path))
-    said = "release of this name" if wanted.trained is None else "given by the caller"
+    said = "release of this name" if wanted.release is None else "given by the caller"
     return config, {
         "contract": f"preset `{trained.preset}`, variant `{trained.variant}`, action shift {trained.action_shift:g} ({said})",
         "statistics": _named(stats, path),
     }
 
 
-def _light_contract(found: Foreign, path: Path, wanted: Wanted) -> tuple[PolicyConfig, Mapping[str, str]]:
-    run = light_wam.RunFile(light_wam.beside(path, light_wam.CONFIG))
-    trained, origin = light_wam.trained(run, wanted.trained)
-    model = light_wam.sizes(run, found.tensors, trained.head_dim)
-    config, stats = _contract(found, path, trained, model, wanted.stats or light_wam.beside(path, STATISTICS))
+def _light_contract(
+    found: ForeignCheckpoint, path: Path, wanted: CheckpointRequest
+) -> tuple[PolicyConfig, Mapping[str, str]]:
+    run = light_wam.RunFile(light_wam.find_run_file(path, light_wam.CONFIG))
+    trained, origin = light_wam.run_release(run, wanted.release)
+    model = light_wam.run_model_config(run, found.tensors, trained.head_dim)
+    config, stats = _contract(
+        found, path, trained, model, wanted.stats or light_wam.find_run_file(path, STATISTICS)
+    )
     return config, {**origin, "statistics": _named(stats, path)}
 
 
 def _contract(
-    found: Foreign, path: Path, trained: Trained, model: FastWAMConfig | LightWAMConfig, stats: Path
+    found: ForeignCheckpoint,
+    path: Path,
+    trained: ReleaseInfo,
+    model: FastWAMConfig | LightWAMConfig,
+    stats: Path,
 ) -> tuple[PolicyConfig, Path]:
     """The contract of a file of a reference implementation, whose statistics are in `stats`."""
     preset, state = preset_of(found.family, trained.preset), None
@@ -66,33 +78,52 @@ def _contract(
             f"Trained(…, proprio={not trained.proprio}), wam convert --{'no-' if trained.proprio else ''}proprio"
         )
     if model.proprio_dim is not None:
-        state = dataset_stats.read(stats, "state", preset.normalization, model.proprio_dim)
+        state = dataset_stats.read_normalization(
+            stats, "state", preset.normalization, model.proprio_dim
+        )
     also = () if preset.snap is None else ("min", "max")
-    action = dataset_stats.read(stats, "action", preset.normalization, model.action_dim, also)
+    action = dataset_stats.read_normalization(
+        stats, "action", preset.normalization, model.action_dim, also
+    )
     try:
-        return contract(trained, model, state=state, action=action, dtype=_dtype(found, path)), stats
+        return release_config(
+            trained, model, state=state, action=action, dtype=_dtype(found, path)
+        ), stats
     except ConfigError as error:
-        raise ConfigError(f"{path} was not trained for the preset {trained.preset!r}: {error}") from error
+        raise ConfigError(
+            f"{path} was not trained for the preset {trained.preset!r}: {error}"
+        ) from error
 
 
-def tells(found: Foreign, path: Path, wanted: Wanted) -> bool:
+def release_is_known(found: ForeignCheckpoint, path: Path, wanted: CheckpointRequest) -> bool:
     """Whether anybody says what a foreign policy was trained for: its folder, its run, its name, or the caller."""
-    return path.is_dir() or found.family == "light_wam" or wanted.trained is not None or path.stem in RELEASES
+    return (
+        path.is_dir()
+        or found.family == "light_wam"
+        or wanted.release is not None
+        or path.stem in RELEASES
+    )
 
 
 def _named(stats: Path, path: Path) -> str:
     """Statistics for the card: by their name beside the weights, else with their folder's."""
-    return f"`{stats.name}`" if stats.parent == path.parent else f"`{stats.parent.name}/{stats.name}`"
+    return (
+        f"`{stats.name}`" if stats.parent == path.parent else f"`{stats.parent.name}/{stats.name}`"
+    )
 
 
 def _statistics(path: Path) -> Path:
     """The statistics published beside a file: its own, else its folder's, else those of the run whose folder is above it."""
     own, shared = path.with_name(f"{path.stem}_{STATISTICS}"), path.with_name(STATISTICS)
-    runs = [place for place in light_wam.around(path, STATISTICS) if place.with_name(light_wam.CONFIG).is_file()]
+    runs = [
+        place
+        for place in light_wam.candidate_paths(path, STATISTICS)
+        if place.with_name(light_wam.CONFIG).is_file()
+    ]
     return next((place for place in (own, shared, *runs) if place.is_file()), own)
 
 
-def _dtype(found: Foreign, path: Path) -> DtypeName:
+def _dtype(found: ForeignCheckpoint, path: Path) -> DtypeName:
     weights.check_dtype(found.tensors, str(path))
     names: dict[torch.dtype, DtypeName] = {
         torch.float32: "float32",
@@ -101,5 +132,7 @@ def _dtype(found: Foreign, path: Path) -> DtypeName:
     }
     dtype = next(iter(found.tensors.values())).dtype
     if dtype not in names:
-        raise WeightsError(f"{path} stores {dtype}, this package computes in {', '.join(names.values())}")
+        raise WeightsError(
+            f"{path} stores {dtype}, this package computes in {', '.join(names.values())}"
+        )
     return names[dtype]

@@ -53,12 +53,16 @@ def light_wam(layers: int) -> dict[str, str]:
         "expert.": "state_fusion_action_expert.",
         "proprio_encoder.": "proprio_encoder.",
     }
-    places = {f"{name}.{x}": f"{name}.lora_{x}" for name in ("self_attn", "cross_attn") for x in "qkvo"}
+    places = {
+        f"{name}.{x}": f"{name}.lora_{x}" for name in ("self_attn", "cross_attn") for x in "qkvo"
+    }
     places |= {"ffn.0": "ffn_lora_in", "ffn.2": "ffn_lora_out"}
     for i in range(layers):
         for ours, theirs in places.items():
             for side in ("down", "up"):
-                table[f"video.blocks.{i}.{ours}.lora_{side}."] = f"mot.mixtures.video.blocks.{i}.{theirs}.{side}_proj."
+                table[f"video.blocks.{i}.{ours}.lora_{side}."] = (
+                    f"mot.mixtures.video.blocks.{i}.{theirs}.{side}_proj."
+                )
     return table
 
 
@@ -73,18 +77,29 @@ def wan_diffusers(layers: int) -> dict[str, str]:
     for ours, theirs in (("time_embedding", "time_embedder"), ("text_embedding", "text_embedder")):
         for i in (0, 2):
             table[f"video.{ours}.{i}."] = f"condition_embedder.{theirs}.linear_{i // 2 + 1}."
-    inside = {"modulation": "scale_shift_table", "norm3.": "norm2.", "ffn.0.": "ffn.net.0.proj.", "ffn.2.": "ffn.net.2."}
+    inside = {
+        "modulation": "scale_shift_table",
+        "norm3.": "norm2.",
+        "ffn.0.": "ffn.net.0.proj.",
+        "ffn.2.": "ffn.net.2.",
+    }
     for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2")):
         inside |= {f"{ours}.{x}.": f"{theirs}.to_{x}." for x in "qkv"}
-        inside |= {f"{ours}.o.": f"{theirs}.to_out.0."} | {f"{ours}.norm_{x}.": f"{theirs}.norm_{x}." for x in "qk"}
+        inside |= {f"{ours}.o.": f"{theirs}.to_out.0."} | {
+            f"{ours}.norm_{x}.": f"{theirs}.norm_{x}." for x in "qk"
+        }
     for i in range(layers):
-        table |= {f"video.blocks.{i}.{ours}": f"blocks.{i}.{theirs}" for ours, theirs in inside.items()}
+        table |= {
+            f"video.blocks.{i}.{ours}": f"blocks.{i}.{theirs}" for ours, theirs in inside.items()
+        }
     return table
 
 
 def blocks(names: Iterable[str]) -> int:
     """How many blocks a DiT of these foreign names has."""
-    return 1 + max((int(m[1]) for name in names if (m := re.search(r"\bblocks\.(\d+)\.", name))), default=-1)
+    return 1 + max(
+        (int(m[1]) for name in names if (m := re.search(r"\bblocks\.(\d+)\.", name))), default=-1
+    )
 
 
 def umt5(layers: int) -> dict[str, str]:
@@ -122,13 +137,23 @@ def wan_vae(stages: int, res_blocks: int, *, residual: bool) -> dict[str, str]:
         }
         for i in (0, 1):
             table |= _residual_block(f"{side}.mid_block.resnets.{i}.", f"{side}.middle.{2 * i}.")
-    flat = {"encoder": 0, "decoder": 0}  # Wan 2.1 counts blocks and resamplers of all stages in one row
+    flat = {
+        "encoder": 0,
+        "decoder": 0,
+    }  # Wan 2.1 counts blocks and resamplers of all stages in one row
     for stage in range(stages):
-        for side, plural, blocks in (("encoder", "down", res_blocks), ("decoder", "up", res_blocks + 1)):
+        for side, plural, blocks in (
+            ("encoder", "down", res_blocks),
+            ("decoder", "up", res_blocks + 1),
+        ):
             ours, theirs = f"{side}.{plural}_blocks.", f"{side}.{plural}samples."
             resampler = f"{stage}.{plural}sampler." if residual else f"{stage}.{plural}samplers.0."
             for j in range(blocks + (stage < stages - 1)):
-                there = f"{theirs}{stage}.{plural}samples.{j}." if residual else f"{theirs}{flat[side]}."
+                there = (
+                    f"{theirs}{stage}.{plural}samples.{j}."
+                    if residual
+                    else f"{theirs}{flat[side]}."
+                )
                 here = f"{ours}{stage}.resnets.{j}." if j < blocks else f"{ours}{resampler}"
                 if side == "encoder" and not residual:
                     here = f"{ours}{flat[side]}."
@@ -148,12 +173,12 @@ def _residual_block(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}{here}.": f"{theirs}{there}." for here, there in inside.items()}
 
 
-def to_ours(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:
+def to_native(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:
     """Rename foreign tensors to our names; names the table doesn't know are kept, so that a strict load reports them."""
     return _rename(tensors, {theirs: ours for ours, theirs in table.items()})
 
 
-def policy_to_ours(tensors: Mapping[str, T]) -> dict[str, T]:
+def policy_to_native(tensors: Mapping[str, T]) -> dict[str, T]:
     """Rename a policy's tensors of any layout: upstream's, LeRobot's two, an accelerate dump with every name three times.
 
     Raises:
@@ -164,20 +189,35 @@ def policy_to_ours(tensors: Mapping[str, T]) -> dict[str, T]:
         bare = name
         while bare.startswith(WRAPPERS):
             bare = bare.partition(".")[2]
-        bare = next((to + bare.removeprefix(alias) for alias, to in ALIASES.items() if bare.startswith(alias)), bare)
+        bare = next(
+            (
+                to + bare.removeprefix(alias)
+                for alias, to in ALIASES.items()
+                if bare.startswith(alias)
+            ),
+            bare,
+        )
         if bare in plain and not _equal(plain[bare], tensor):
-            raise WeightsError(f"the weights hold {bare!r} twice, with different values; the other name is {name!r}")
+            raise WeightsError(
+                f"the weights hold {bare!r} twice, with different values; the other name is {name!r}"
+            )
         plain[bare] = tensor
     layers = {int(m[1]) for name in plain if (m := re.match(r"layers\.(\d+)\.", name))}
     table = lerobot(max(layers, default=-1) + 1)
-    return to_ours(plain, {ours: theirs.removeprefix("model.mot.").removeprefix("model.") for ours, theirs in table.items()})
+    return to_native(
+        plain,
+        {
+            ours: theirs.removeprefix("model.mot.").removeprefix("model.")
+            for ours, theirs in table.items()
+        },
+    )
 
 
 def _equal(a: T, b: T) -> bool:
     return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
 
 
-def to_theirs(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:
+def from_native(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:
     """Rename our tensors to foreign names."""
     return _rename(tensors, table)
 

@@ -27,13 +27,21 @@ from wam_policy.contract import ActionLayout, Gripper
 from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
 from wam_policy.hub import weights
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.normalize import Mode, Normalization, needs
+from wam_policy.normalize import Mode, Normalization, required_statistics
 from wam_policy.presets import PRESETS, WAN, Preset
 
 CAMERA, STATE, ACTION = "observation.images.", "observation.state", "action"
-MODES: dict[str, Mode] = {"IDENTITY": "identity", "MIN_MAX": "min_max", "MEAN_STD": "z_score", "QUANTILES": "quantile"}
+MODES: dict[str, Mode] = {
+    "IDENTITY": "identity",
+    "MIN_MAX": "min_max",
+    "MEAN_STD": "z_score",
+    "QUANTILES": "quantile",
+}
 TOKENIZER = "google/umt5-xxl"
-RENAME, TOGGLE = "rename_observations_processor", "fastwam_action_toggle_processor"  # steps of the processors
+RENAME, TOGGLE = (
+    "rename_observations_processor",
+    "fastwam_action_toggle_processor",
+)  # steps of the processors
 UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
     "n_obs_steps": 1,
     "use_relative_actions": False,
@@ -41,7 +49,7 @@ UNREAD = {  # settings that change what the policy does, and the only value of e
 }
 
 
-class Statistics:
+class ProcessorStatistics:
     """What the processors' files say: a mode per kind of feature, and statistics per feature."""
 
     def __init__(self, folder: Path, pipeline: str, step: str) -> None:
@@ -51,21 +59,29 @@ class Statistics:
             CheckpointError: there is no such file, or no such step in it.
         """
         self.path = folder / f"{pipeline}.json"
-        self.steps = {s.get("registry_name"): s.get("config") or {} for s in _json(self.path).get("steps", [])}
-        found = next((s for s in _json(self.path).get("steps", []) if s.get("registry_name") == step), None)
+        self.steps = {
+            s.get("registry_name"): s.get("config") or {} for s in _json(self.path).get("steps", [])
+        }
+        found = next(
+            (s for s in _json(self.path).get("steps", []) if s.get("registry_name") == step), None
+        )
         if found is None or "state_file" not in found or "norm_map" not in self.steps[step]:
             raise CheckpointError(
                 f"{self.path} holds no statistics (a step {step!r} with a `state_file`): without them actions mean nothing; "
                 f"take the checkpoint's processor files too"
             )
         self.modes: Mapping[str, str] = self.steps[step]["norm_map"]
-        self.tensors: dict[str, Tensor] = weights.read_file(folder / Path(found["state_file"]).name)
+        self.tensors: dict[str, Tensor] = weights.read_weights_file(
+            folder / Path(found["state_file"]).name
+        )
 
     def mode(self, kind: str) -> Mode:
         """How features of a kind ("VISUAL", "STATE", "ACTION") are normalised."""
         name = self.modes.get(kind, "IDENTITY")
         if name not in MODES:
-            raise CheckpointError(f"{self.path}: this package doesn't read the normalisation {name!r} of {kind}")
+            raise CheckpointError(
+                f"{self.path}: this package doesn't read the normalisation {name!r} of {kind}"
+            )
         return MODES[name]
 
     def normalization(self, kind: str, feature: str) -> Normalization:
@@ -75,10 +91,17 @@ class Statistics:
             CheckpointError: its statistics are missing (LeRobot would pass it through as it is).
         """
         mode = self.mode(kind)
-        missing = [name for name in needs(mode) if f"{feature}.{name}" not in self.tensors]
+        missing = [
+            name for name in required_statistics(mode) if f"{feature}.{name}" not in self.tensors
+        ]
         if missing:
-            raise CheckpointError(f"{self.path}: {feature} is normalised by {mode}, but its {' and '.join(missing)} is missing")
-        values = {name: tuple(map(float, self.tensors[f"{feature}.{name}"].flatten().tolist())) for name in needs(mode)}
+            raise CheckpointError(
+                f"{self.path}: {feature} is normalised by {mode}, but its {' and '.join(missing)} is missing"
+            )
+        values = {
+            name: tuple(map(float, self.tensors[f"{feature}.{name}"].flatten().tolist()))
+            for name in required_statistics(mode)
+        }
         return Normalization(mode=mode, statistics=values, rule="lerobot")
 
 
@@ -93,13 +116,17 @@ def is_lerobot(folder: Path) -> bool:
     if "format_version" in config or "type" not in config:
         return False
     if config["type"] != "fastwam":
-        raise CheckpointError(f"{folder} is a LeRobot policy of type {config['type']!r}; this package reads 'fastwam'")
+        raise CheckpointError(
+            f"{folder} is a LeRobot policy of type {config['type']!r}; this package reads 'fastwam'"
+        )
     return True
 
 
 def head_dim(folder: Path) -> int:
     """Width of an attention head, which the weights don't tell."""
-    return int((_json(folder / "config.json").get("action_dit_config") or {}).get("attn_head_dim", 128))
+    return int(
+        (_json(folder / "config.json").get("action_dit_config") or {}).get("attn_head_dim", 128)
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -112,7 +139,7 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
-def contract(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, dict[str, str]]:
+def lerobot_config(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, dict[str, str]]:
     """The contract of a LeRobot folder, and where each part of it came from.
 
     Args:
@@ -126,14 +153,16 @@ def contract(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, dict[str
     config = _json(folder / "config.json")
     for name, only in UNREAD.items():
         if config.get(name, only) != only:
-            raise CheckpointError(f"{folder}: `{name}` is {config[name]!r}, this package reads only {only!r}")
+            raise CheckpointError(
+                f"{folder}: `{name}` is {config[name]!r}, this package reads only {only!r}"
+            )
     for name, dim in (("action_dim", sizes.action_dim), ("proprio_dim", sizes.proprio_dim)):
         if config.get(name, dim) != dim:
             raise WeightsError(
                 f"{folder}: `{name}` is {config[name]!r}, the weights have {dim or 'no such part'}: partial, or another's"
             )
-    before = Statistics(folder, "policy_preprocessor", "normalizer_processor")
-    after = Statistics(folder, "policy_postprocessor", "unnormalizer_processor")
+    before = ProcessorStatistics(folder, "policy_preprocessor", "normalizer_processor")
+    after = ProcessorStatistics(folder, "policy_postprocessor", "unnormalizer_processor")
     try:
         return _contract(config, sizes, before, after)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -143,36 +172,58 @@ def contract(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, dict[str
 
 
 def _contract(
-    config: Mapping[str, Any], sizes: FastWAMConfig, before: Statistics, after: Statistics
+    config: Mapping[str, Any],
+    sizes: FastWAMConfig,
+    before: ProcessorStatistics,
+    after: ProcessorStatistics,
 ) -> tuple[PolicyConfig, dict[str, str]]:
-    origin = {"contract": "`config.json`", "statistics": f"`{before.path.name}`, `{after.path.name}` and their tensors"}
+    origin = {
+        "contract": "`config.json`",
+        "statistics": f"`{before.path.name}`, `{after.path.name}` and their tensors",
+    }
     cameras = _cameras(config, sizes)
     if cameras.layout == "t":
-        origin["cameras"] = f"{', '.join(cameras.names)}, composed here; the checkpoint takes them as one picture"
-    if renamed := before.steps.get(RENAME, {}).get("rename_map"):  # an env's names onto those of config.json, which count here
+        origin["cameras"] = (
+            f"{', '.join(cameras.names)}, composed here; the checkpoint takes them as one picture"
+        )
+    if renamed := before.steps.get(RENAME, {}).get(
+        "rename_map"
+    ):  # an env's names onto those of config.json, which count here
         if own := sorted(set(renamed) & set(config["input_features"])):
-            raise CheckpointError(f"{before.path} renames {own}, which are the policy's own names: cameras would be swapped")
+            raise CheckpointError(
+                f"{before.path} renames {own}, which are the policy's own names: cameras would be swapped"
+            )
         origin["names"] = f"those of `config.json`; LeRobot renamed {', '.join(map(repr, renamed))}"
     if _normalised_twice(before, config["input_features"]):
-        origin["pixels"] = "scaled to [-1, 1] once: the preprocessor's mean and deviation of 0.5 would do it a second time"
-    tokenizer, encoder = config.get("tokenizer_model_id", TOKENIZER), config.get("text_encoder_model_id", WAN)
+        origin["pixels"] = (
+            "scaled to [-1, 1] once: the preprocessor's mean and deviation of 0.5 would do it a second time"
+        )
+    tokenizer, encoder = (
+        config.get("tokenizer_model_id", TOKENIZER),
+        config.get("text_encoder_model_id", WAN),
+    )
     if tokenizer != TOKENIZER:
         origin["tokenizer"] = f"that of `{WAN}`; the checkpoint names {tokenizer!r}"
     if encoder != WAN:
         origin["text encoder"] = f"`{WAN}`; the checkpoint names {encoder!r}"
     ratio, horizon = config.get("action_video_freq_ratio", 4), config.get("action_horizon", 32)
     video_shift, action_shift = (
-        config.get("sigma_shift") or config.get(f"{part}_scheduler", {}).get("infer_shift", 5.0) for part in ("video", "action")
+        config.get("sigma_shift") or config.get(f"{part}_scheduler", {}).get("infer_shift", 5.0)
+        for part in ("video", "action")
     )
     seed = config.get("inference_seed", 42)
     state = None
     if sizes.proprio_dim is not None:
-        state = StateConfig(names=_state_names(sizes), normalization=before.normalization("STATE", STATE))
+        state = StateConfig(
+            names=_state_names(sizes), normalization=before.normalization("STATE", STATE)
+        )
     layout = _layout(config, sizes, after)
     policy = PolicyConfig(
         model=sizes,
         cameras=cameras,
-        video=VideoConfig(frames=(config.get("num_video_frames", 33) - 1) // ratio + 1, stride=ratio),
+        video=VideoConfig(
+            frames=(config.get("num_video_frames", 33) - 1) // ratio + 1, stride=ratio
+        ),
         state=state,
         action=ActionConfig(
             layout=layout,
@@ -180,7 +231,9 @@ def _contract(
             horizon=horizon,
             replan=config.get("n_action_steps", horizon),
         ),
-        prompt=PromptConfig(template=config["prompt_template"], token_length=config.get("tokenizer_max_len", 128)),
+        prompt=PromptConfig(
+            template=config["prompt_template"], token_length=config.get("tokenizer_max_len", 128)
+        ),
         sampling=SamplingConfig(
             steps=config.get("num_inference_steps", 10),
             video_shift=video_shift,
@@ -198,7 +251,9 @@ def _contract(
 
 def _cameras(config: Mapping[str, Any], sizes: FastWAMConfig) -> CameraConfig:
     """The cameras side by side, in the order of their names; or the preset's, where one picture is its T."""
-    names = sorted(name.removeprefix(CAMERA) for name in config["input_features"] if name.startswith(CAMERA))
+    names = sorted(
+        name.removeprefix(CAMERA) for name in config["input_features"] if name.startswith(CAMERA)
+    )
     height, width = config["image_size"]
     preset = _preset(sizes)
     if preset is not None and len(names) == 1 and preset.cameras.layout == "t":
@@ -206,25 +261,44 @@ def _cameras(config: Mapping[str, Any], sizes: FastWAMConfig) -> CameraConfig:
         if (height, width) == whole:
             return preset.cameras
     if not names:
-        raise ConfigError(f"`input_features` names no camera: one that begins with {CAMERA!r} is needed")
+        raise ConfigError(
+            f"`input_features` names no camera: one that begins with {CAMERA!r} is needed"
+        )
     if width % len(names):
-        raise ConfigError(f"a canvas {width} wide can't hold {len(names)} cameras of one width: {names}")
-    return CameraConfig(names=tuple(names), height=height, width=width // len(names), resize="stretch", pixels="float")
+        raise ConfigError(
+            f"a canvas {width} wide can't hold {len(names)} cameras of one width: {names}"
+        )
+    return CameraConfig(
+        names=tuple(names),
+        height=height,
+        width=width // len(names),
+        resize="stretch",
+        pixels="float",
+    )
 
 
 def _preset(sizes: FastWAMConfig) -> Preset | None:
     """The robot whose state and actions have these sizes."""
     dims = (sizes.proprio_dim, sizes.action_dim)
-    return next((preset for preset in PRESETS.values() if (len(preset.state_names), preset.layout.dim) == dims), None)
+    return next(
+        (
+            preset
+            for preset in PRESETS.values()
+            if (len(preset.state_names), preset.layout.dim) == dims
+        ),
+        None,
+    )
 
 
-def _normalised_twice(before: Statistics, features: Mapping[str, Any]) -> bool:
+def _normalised_twice(before: ProcessorStatistics, features: Mapping[str, Any]) -> bool:
     """Whether the preprocessor scales pixels to [-1, 1], which the model does too; any other scaling is refused."""
     if before.mode("VISUAL") == "identity":
         return False
     for camera in (name for name in features if name.startswith(CAMERA)):
         found = before.normalization("VISUAL", camera)
-        halves = found.mode == "z_score" and all(np.allclose(values, 0.5) for values in found.statistics.values())
+        halves = found.mode == "z_score" and all(
+            np.allclose(values, 0.5) for values in found.statistics.values()
+        )
         if not halves:
             raise CheckpointError(
                 f"{before.path} normalises the pictures of {camera!r} by {found.mode}, {found.statistics}: "
@@ -240,15 +314,22 @@ def _state_names(sizes: FastWAMConfig) -> tuple[str, ...]:
     return tuple(f"state_{i}" for i in range(sizes.proprio_dim or 0))
 
 
-def _layout(config: Mapping[str, Any], sizes: FastWAMConfig, after: Statistics) -> ActionLayout:
+def _layout(
+    config: Mapping[str, Any], sizes: FastWAMConfig, after: ProcessorStatistics
+) -> ActionLayout:
     """What the actions mean: LIBERO's or RoboTwin's where the sizes are theirs, else by the names the file gives.
 
     LeRobot toggles a gripper where the saved postprocessor has that step, whatever the config says.
     """
-    wanted = after.steps.get(TOGGLE, {}).get("toggle_dimensions", config.get("toggle_action_dimensions")) or []
+    wanted = (
+        after.steps.get(TOGGLE, {}).get("toggle_dimensions", config.get("toggle_action_dimensions"))
+        or []
+    )
     toggled = [index % sizes.action_dim for index in wanted]
     if len(toggled) > 1:
-        raise ConfigError(f"`toggle_action_dimensions` names several grippers, {toggled}; this package maps one")
+        raise ConfigError(
+            f"`toggle_action_dimensions` names several grippers, {toggled}; this package maps one"
+        )
     if (preset := _preset(sizes)) is not None:
         names, control, gripper = preset.layout.names, preset.layout.control, preset.layout.gripper
         if gripper is not None and not toggled:  # trained on LIBERO's own convention

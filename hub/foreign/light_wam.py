@@ -15,9 +15,9 @@ import yaml
 from torch import Tensor
 
 from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
-from wam_policy.hub.foreign.shapes import light_sizes
+from wam_policy.hub.foreign.shapes import infer_light_config
 from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
-from wam_policy.presets import LIGHT_PRESETS, Trained
+from wam_policy.presets import LIGHT_PRESETS, ReleaseInfo
 
 CONFIG = "config.yaml"
 PARENTS = 4  # folders above the weights in which a run keeps its files
@@ -29,7 +29,12 @@ FEATURES = {  # upstream's names of what a tap records
     **dict.fromkeys(("h_prime", "hprime", "h'", "adapted", "adapter"), "adapted"),
     "delta": "delta",
 }
-TARGETS = {"ffn": ("ffn.0", "ffn.2"), "mlp": ("ffn.0", "ffn.2"), "ffn_in": ("ffn.0",), "ffn_out": ("ffn.2",)}  # of LoRA
+TARGETS = {
+    "ffn": ("ffn.0", "ffn.2"),
+    "mlp": ("ffn.0", "ffn.2"),
+    "ffn_in": ("ffn.0",),
+    "ffn_out": ("ffn.2",),
+}  # of LoRA
 UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
     "model.wam_adapter.use_wam_adapter": True,
     "model.wam_adapter.remove_original_action_expert": True,
@@ -58,7 +63,9 @@ class RunFile:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} can't be read: {error}") from error
         except yaml.YAMLError as error:
-            raise CheckpointError(f"{path} isn't plain data, nothing in it is executed: {error!s:.300}") from error
+            raise CheckpointError(
+                f"{path} isn't plain data, nothing in it is executed: {error!s:.300}"
+            ) from error
         if not isinstance(self.data, dict):
             raise CheckpointError(f"{path} must hold a mapping, got {type(self.data).__name__}")
 
@@ -72,9 +79,13 @@ class RunFile:
         for part in path.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
             if isinstance(value, str) and "${" in value:
-                raise ConfigError(f"{self.path}: `{part}` in `{path}` is {value!r}, an expression; write what it stands for")
+                raise ConfigError(
+                    f"{self.path}: `{part}` in `{path}` is {value!r}, an expression; write what it stands for"
+                )
         if isinstance(value, list) and any("${" in str(item) for item in value):
-            raise ConfigError(f"{self.path}: `{path}` holds an expression, {value!r}; write what it stands for")
+            raise ConfigError(
+                f"{self.path}: `{path}` holds an expression, {value!r}; write what it stands for"
+            )
         return default if value is None else value
 
     def need(self, path: str) -> Any:
@@ -85,22 +96,26 @@ class RunFile:
         """
         value = self.get(path)
         if value is None:
-            raise ConfigError(f"{self.path} doesn't say `{path}`, which the weights don't tell; write it there")
+            raise ConfigError(
+                f"{self.path} doesn't say `{path}`, which the weights don't tell; write it there"
+            )
         return value
 
 
-def around(path: Path, name: str) -> list[Path]:
+def candidate_paths(path: Path, name: str) -> list[Path]:
     """Where a run's file may be, the nearest place first."""
-    return [folder / name for folder in path.absolute().parents[:PARENTS]]  # not resolved: the Hub's cache holds links
+    return [
+        folder / name for folder in path.absolute().parents[:PARENTS]
+    ]  # not resolved: the Hub's cache holds links
 
 
-def beside(path: Path, name: str) -> Path:
+def find_run_file(path: Path, name: str) -> Path:
     """A run's file, in the folder of the weights or in one of those above it.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = next((place for place in around(path, name) if place.is_file()), None)
+    found = next((place for place in candidate_paths(path, name) if place.is_file()), None)
     if found is not None:
         return found
     raise CheckpointError(
@@ -109,7 +124,7 @@ def beside(path: Path, name: str) -> Path:
     )
 
 
-def sizes(run: RunFile, tensors: Mapping[str, Tensor], head_dim: int) -> LightWAMConfig:
+def run_model_config(run: RunFile, tensors: Mapping[str, Tensor], head_dim: int) -> LightWAMConfig:
     """The sizes of the model: what the shapes tell, and of the rest what the file says.
 
     Raises:
@@ -117,11 +132,13 @@ def sizes(run: RunFile, tensors: Mapping[str, Tensor], head_dim: int) -> LightWA
         WeightsError: the weights are incomplete.
     """
     try:
-        return _sizes(run, light_sizes(tensors, head_dim))
+        return _sizes(run, infer_light_config(tensors, head_dim))
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, WAMPolicyError):
             raise
-        raise ConfigError(f"{run.path} holds a value of another kind than it should: {error}") from error
+        raise ConfigError(
+            f"{run.path} holds a value of another kind than it should: {error}"
+        ) from error
 
 
 def _sizes(run: RunFile, found: Mapping[str, Any]) -> LightWAMConfig:
@@ -136,13 +153,21 @@ def _sizes(run: RunFile, found: Mapping[str, Any]) -> LightWAMConfig:
         "trunk_dim": run.get(f"{head}trunk_dim"),
         "trunk_blocks": run.get(f"{head}num_trunk_blocks"),
         "pooling": run.get(f"{head}token_pooling_type"),
-        "queries": run.get(f"{head}token_pooling_num_queries") if found["pooling"] == "learned_query" else None,
-        "features": features(run.get(f"{head}layer_feature_sources"), run.get(f"{head}feature_sources"), len(found["taps"])),
+        "queries": run.get(f"{head}token_pooling_num_queries")
+        if found["pooling"] == "learned_query"
+        else None,
+        "features": features(
+            run.get(f"{head}layer_feature_sources"),
+            run.get(f"{head}feature_sources"),
+            len(found["taps"]),
+        ),
     }
     for name, value in said.items():
         value = tuple(value) if isinstance(value, list) else value
         if value is not None and name in found and value != found[name]:
-            raise ConfigError(f"{run.path} says {name} {value!r}, the weights are of {found[name]!r}: they are of two runs")
+            raise ConfigError(
+                f"{run.path} says {name} {value!r}, the weights are of {found[name]!r}: they are of two runs"
+            )
     rest = {
         "features": said["features"] or (("adapted",),) * len(found["taps"]),
         "adapter_scale": float(run.get(f"{adapter}adapter_scale", 1.0)),
@@ -163,7 +188,9 @@ def _sizes(run: RunFile, found: Mapping[str, Any]) -> LightWAMConfig:
 
 def _listed(names: Any) -> list[str]:
     """Names in a list, or in one string with commas."""
-    return [name.strip().lower() for name in (names.split(",") if isinstance(names, str) else names)]
+    return [
+        name.strip().lower() for name in (names.split(",") if isinstance(names, str) else names)
+    ]
 
 
 def targets(names: Any) -> tuple[str, ...] | None:
@@ -176,7 +203,9 @@ def targets(names: Any) -> tuple[str, ...] | None:
         return None
     expanded = {target for name in _listed(names) for target in TARGETS.get(name, (name,))}
     if unknown := expanded - set(LORA_TARGETS):
-        raise ConfigError(f"LoRA on unknown layers {sorted(unknown)}; there are {', '.join((*LORA_TARGETS, *TARGETS))}")
+        raise ConfigError(
+            f"LoRA on unknown layers {sorted(unknown)}; there are {', '.join((*LORA_TARGETS, *TARGETS))}"
+        )
     return tuple(target for target in LORA_TARGETS if target in expanded)
 
 
@@ -194,7 +223,7 @@ def features(per_tap: Any, common: Any, taps: int) -> tuple[tuple[Any, ...], ...
     return tuple(tuple(dict.fromkeys(FEATURES[name] for name in names)) for names in read)
 
 
-def trained(run: RunFile, given: Trained | None) -> tuple[Trained, dict[str, str]]:
+def run_release(run: RunFile, given: ReleaseInfo | None) -> tuple[ReleaseInfo, dict[str, str]]:
     """What the file says of the policy's contract, and where each part of it came from; what is `given` counts before it.
 
     Raises:
@@ -203,12 +232,20 @@ def trained(run: RunFile, given: Trained | None) -> tuple[Trained, dict[str, str
     """
     for path, only in UNREAD.items():
         if run.get(path, only) != only:
-            raise CheckpointError(f"{run.path}: `{path}` is {run.get(path)!r}, this package reads only {only!r}")
+            raise CheckpointError(
+                f"{run.path}: `{path}` is {run.get(path)!r}, this package reads only {only!r}"
+            )
     if given is not None and (given.variant is not None or given.action_shift is not None):
         raise ConfigError("a Light-WAM has neither a variant nor an action shift: leave both out")
     folders = run.get("data.train.dataset_dirs", [])
-    data = [Path(str(folder)).name for folder in ([folders] if isinstance(folders, str) else folders)]
-    robot = given.preset if given is not None else next((r for r in ROBOTS if data and all(r in name for name in data)), None)
+    data = [
+        Path(str(folder)).name for folder in ([folders] if isinstance(folders, str) else folders)
+    ]
+    robot = (
+        given.preset
+        if given is not None
+        else next((r for r in ROBOTS if data and all(r in name for name in data)), None)
+    )
     if robot is None:
         raise ConfigError(
             f"{run.path} was trained on {data or 'unnamed data'}, which doesn't tell the robot; say it: "
@@ -216,7 +253,9 @@ def trained(run: RunFile, given: Trained | None) -> tuple[Trained, dict[str, str
         )
     _compare(run, robot)
     weighting = "model.loss.action_temporal_weighting."
-    prefix = run.need(f"{weighting}num_prefix_steps") if run.get(f"{weighting}enabled", False) else None
+    prefix = (
+        run.need(f"{weighting}num_prefix_steps") if run.get(f"{weighting}enabled", False) else None
+    )
     supervised = prefix if run.get(f"{weighting}tail_weight", 1.0) == 0 else None
     if given is not None and given.supervised_steps is not None:
         supervised = given.supervised_steps
@@ -224,7 +263,7 @@ def trained(run: RunFile, given: Trained | None) -> tuple[Trained, dict[str, str
     if robot == "libero" and len(data) == 1:
         suite = re.sub(r"_no_noops.*", "", data[0])
         words = f"{data[0]}: the suite {suite} only; there is one checkpoint per suite"
-    said = Trained(preset=robot) if given is None else given
+    said = ReleaseInfo(preset=robot) if given is None else given
     said = replace(said, supervised_steps=supervised, trained_on=said.trained_on or words)
     return said, {"contract": f"`{run.path.name}`, preset `{robot}`"}
 
@@ -240,8 +279,12 @@ def _compare(run: RunFile, robot: str) -> None:
         "num_frames": preset.horizon + 1,
         "action_video_freq_ratio": preset.video.stride,
         "context_len": preset.prompt.token_length,
-        "processor.norm_default_mode": next(theirs for theirs, ours in MODES.items() if ours == preset.normalization),
+        "processor.norm_default_mode": next(
+            theirs for theirs, ours in MODES.items() if ours == preset.normalization
+        ),
     }
     for name, value in expected.items():
         if (found := run.get(f"data.train.{name}", value)) != value:
-            raise ConfigError(f"{run.path}: `data.train.{name}` is {found!r}, the contract of {robot!r} has {value!r}")
+            raise ConfigError(
+                f"{run.path}: `data.train.{name}` is {found!r}, the contract of {robot!r} has {value!r}"
+            )

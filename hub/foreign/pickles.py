@@ -12,14 +12,16 @@ import torch
 from wam_policy.errors import WeightsError
 
 
-def read(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
     """What the file holds, tensors on the CPU.
 
     Raises:
         WeightsError: it can't be read, or holds more than data.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds code, or isn't a file of `torch.save`: it is not loaded ({error!s:.120}…); "

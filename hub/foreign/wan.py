@@ -29,7 +29,9 @@ WAN22_STD = [
     0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 ]
 # fmt: on
-WAN22_CODEC: dict[str, Any] = {  # how diffusers is told to build Wan 2.2's codec; Wan 2.1's is its default
+WAN22_CODEC: dict[
+    str, Any
+] = {  # how diffusers is told to build Wan 2.2's codec; Wan 2.1's is its default
     "base_dim": 160,
     "decoder_base_dim": 256,
     "z_dim": 48,
@@ -62,7 +64,10 @@ def _codec(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Ten
     stages = len(resamplers) + 1
     per_stage = len(blocks) // stages
     base, channels = tensors["encoder.conv1.weight"].shape[:2]
-    widths = [tensors[f"encoder.downsamples.{block}.residual.6.weight"].shape[0] for block in blocks[::per_stage]]
+    widths = [
+        tensors[f"encoder.downsamples.{block}.residual.6.weight"].shape[0]
+        for block in blocks[::per_stage]
+    ]
     temporal = [f"encoder.downsamples.{at}.time_conv.weight" in tensors for at in resamplers]
     latents = tensors["conv2.weight"].shape[0]
     config: dict[str, Any] = {
@@ -83,8 +88,12 @@ def _codec(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Ten
     if latents == len(WAN22_MEAN):
         config |= {"latents_mean": WAN22_MEAN, "latents_std": WAN22_STD}
     elif latents != 16:
-        raise WeightsError(f"a codec of {latents} latent channels is none of the released ones (48 and 16)")
-    return config, key_mapping.to_ours(tensors, key_mapping.wan_vae(stages, per_stage, residual=residual))
+        raise WeightsError(
+            f"a codec of {latents} latent channels is none of the released ones (48 and 16)"
+        )
+    return config, key_mapping.to_native(
+        tensors, key_mapping.wan_vae(stages, per_stage, residual=residual)
+    )
 
 
 def _numbers(tensors: Mapping[str, Tensor], pattern: str) -> list[str]:
@@ -114,4 +123,4 @@ def text_encoder(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
         }
     except KeyError as error:
         raise WeightsError(f"the text encoder's weights are incomplete: no {error}") from error
-    return config, key_mapping.to_ours(tensors, key_mapping.umt5(layers))
+    return config, key_mapping.to_native(tensors, key_mapping.umt5(layers))

@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 
 folder = Path(sys.argv[1])
-stubs = folder / "stubs"  # LeRobot imports torchvision, which has no build for this PyTorch, and uses none of it here
-for module in ("torchvision", "torchvision/transforms", "torchvision/transforms/v2", "torchvision/io"):
+stubs = (
+    folder / "stubs"
+)  # LeRobot imports torchvision, which has no build for this PyTorch, and uses none of it here
+for module in (
+    "torchvision",
+    "torchvision/transforms",
+    "torchvision/transforms/v2",
+    "torchvision/io",
+):
     (stubs / module).mkdir(parents=True, exist_ok=True)
     (stubs / module / "__init__.py").write_text("ToTensor = Transform = VideoReader = object\n")
 sys.path.insert(0, str(stubs))
@@ -15,16 +22,25 @@ sys.path.insert(0, str(stubs))
 from ledataset.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 
 features = {
-    "observation.images.front": {"dtype": "video", "shape": (64, 96, 3), "names": ["height", "width", "channels"]},
+    "observation.images.front": {
+        "dtype": "video",
+        "shape": (64, 96, 3),
+        "names": ["height", "width", "channels"],
+    },
     "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
     "action": {"dtype": "float32", "shape": (3,), "names": ["delta_x", "delta_y", "gripper"]},
 }
-dataset = LeRobotDataset.create("toy/real", fps=10, features=features, root=folder / "data", use_videos=True)
+dataset = LeRobotDataset.create(
+    "toy/real", fps=10, features=features, root=folder / "data", use_videos=True
+)
 rng, kept = np.random.default_rng(0), {"frames": [], "state": [], "action": []}
 for episode, length in enumerate((20, 12, 16)):
     for t in range(length):
         frame = np.full((64, 96, 3), 20 * episode + 10 * t, np.uint8)
-        state, action = rng.normal(size=2).astype(np.float32), rng.uniform(-1, 1, 3).astype(np.float32)
+        state, action = (
+            rng.normal(size=2).astype(np.float32),
+            rng.uniform(-1, 1, 3).astype(np.float32),
+        )
         values = {"observation.images.front": frame, "observation.state": state, "action": action}
         dataset.add_frame(values | {"task": f"task {episode % 2}"})
         for name, value in zip(kept, (frame, state, action), strict=True):

@@ -10,25 +10,31 @@ from training_data import make_config
 from wam_policy.data import latent_cache
 from wam_policy.data.config import CacheConfig
 from wam_policy.data.encoded_dataset import windows_of
-from wam_policy.data.latent_cache import Shards, encoded
+from wam_policy.data.latent_cache import LatentShards, load_or_encode
 from wam_policy.data.mixture import Mixture
 from wam_policy.errors import DatasetError
 from wam_policy.training import resolve
 from wam_policy.training.cache import cache
-from wam_policy.training.components import codec_of
+from wam_policy.training.components import load_codec
 from wam_policy.training.trainer import train
 
 
 @pytest.fixture
 def config(data, codec, tmp_path):
-    shape = {"stride": 1, "every": 1, "threads": 1}
+    shape = {"frame_stride": 1, "window_stride": 1, "num_threads": 1}
     return CacheConfig(dataset=(data,), codec=codec, cache=tmp_path / "cache", **shape)
 
 
 def encode(config, vae=None):
-    dataset, config = Mixture(config.dataset), resolve.inherited(config, None)
+    dataset, config = Mixture(config.dataset), resolve.inherit_from_policy(config, None)
     windows = windows_of(config, dataset)
-    return encoded(config, resolve.cameras(config, dataset), vae or codec_of(config, torch.device("cpu")), dataset, windows)
+    return load_or_encode(
+        config,
+        resolve.camera_config(config, dataset),
+        vae or load_codec(config, torch.device("cpu")),
+        dataset,
+        windows,
+    )
 
 
 class Nothing:
@@ -47,7 +53,7 @@ def test_files_hold_what_memory_holds_and_are_found_again(config, monkeypatch):
         *(f"shard_{i:05}.safetensors" for i in range(3)),
     ]
     found = encode(config, Nothing())  # nothing is encoded any more
-    assert isinstance(found, Shards) and len(found) == len(memory) == 36
+    assert isinstance(found, LatentShards) and len(found) == len(memory) == 36
     index = torch.tensor([35, 0, 17, 17, 4])
     assert torch.equal(found[index], memory[index])
 
@@ -67,7 +73,7 @@ def test_an_encoding_that_was_killed_goes_on(config, monkeypatch):
 def test_a_cache_of_other_windows_is_refused(config):
     cache(config)
     with pytest.raises(DatasetError, match="another dataset, codec, canvas or stride: remove it"):
-        cache(replace(config, every=2))
+        cache(replace(config, window_stride=2))
     with pytest.raises(DatasetError, match="another dataset, codec, canvas or stride: remove it"):
         cache(replace(config, cameras=("wrist", "front")))
     (config.cache / "shard_00000.safetensors").write_bytes(b"broken")

@@ -10,7 +10,7 @@ from tiny import LAYOUT
 
 from wam_policy.data.lerobot_reader import LeRobotDataset
 from wam_policy.data.lerobot_writer import LeRobotWriter
-from wam_policy.data.windows import cut, padded_actions
+from wam_policy.data.windows import make_windows, padded_actions
 from wam_policy.errors import DatasetError
 from wam_policy.evaluation.video import write_mp4
 
@@ -31,8 +31,13 @@ def make_writer(folder):
 def make_episode(length, seed=0):
     rng = np.random.default_rng(seed)
     smooth = np.linspace(0, 255, 16 * 32 * 3).reshape(16, 32, 3)
-    images = np.stack([np.roll(smooth, int(rng.integers(32)), axis=1) for _ in range(length)]).astype(np.uint8)
-    vectors = {"observation.state": rng.normal(size=(length, 2)), "action": rng.uniform(-1, 1, (length, 3))}
+    images = np.stack(
+        [np.roll(smooth, int(rng.integers(32)), axis=1) for _ in range(length)]
+    ).astype(np.uint8)
+    vectors = {
+        "observation.state": rng.normal(size=(length, 2)),
+        "action": rng.uniform(-1, 1, (length, 3)),
+    }
     return {CAMERA: images}, vectors
 
 
@@ -46,20 +51,40 @@ def folder(tmp_path):
 
 def test_episodes_come_back_frame_for_frame(folder):
     dataset = LeRobotDataset(folder)
-    assert [(e.task, e.stop - e.start) for e in dataset.episodes] == [("touch", 7), ("leave", 4), ("touch", 9)]
-    frames, state, action = dataset.frames(CAMERA), dataset.vector("observation.state"), dataset.vector("action")
+    assert [(e.task, e.stop - e.start) for e in dataset.episodes] == [
+        ("touch", 7),
+        ("leave", 4),
+        ("touch", 9),
+    ]
+    frames, state, action = (
+        dataset.frames(CAMERA),
+        dataset.vector("observation.state"),
+        dataset.vector("action"),
+    )
     for i, episode in enumerate(dataset.episodes):
         images, vectors = make_episode(episode.stop - episode.start, i)
-        assert np.abs(frames[episode.start : episode.stop].astype(int) - images[CAMERA]).max() <= 2  # RGB -> YUV rounding
-        assert np.array_equal(state[episode.start : episode.stop], vectors["observation.state"].astype(np.float32))
-        assert np.array_equal(action[episode.start : episode.stop], vectors["action"].astype(np.float32))
+        assert (
+            np.abs(frames[episode.start : episode.stop].astype(int) - images[CAMERA]).max() <= 2
+        )  # RGB -> YUV rounding
+        assert np.array_equal(
+            state[episode.start : episode.stop], vectors["observation.state"].astype(np.float32)
+        )
+        assert np.array_equal(
+            action[episode.start : episode.stop], vectors["action"].astype(np.float32)
+        )
     assert dataset.action_layout() == LAYOUT
 
 
 def test_the_files_are_lerobot_s_v3_layout(folder):
     info = json.loads((folder / "meta/info.json").read_text())
-    assert info["codebase_version"] == "v3.0" and info["total_frames"] == 20 and info["total_tasks"] == 2
-    assert info["features"][CAMERA]["dtype"] == "video" and info["features"]["action"]["names"] == list(LAYOUT.names)
+    assert (
+        info["codebase_version"] == "v3.0"
+        and info["total_frames"] == 20
+        and info["total_tasks"] == 2
+    )
+    assert info["features"][CAMERA]["dtype"] == "video" and info["features"]["action"][
+        "names"
+    ] == list(LAYOUT.names)
     tasks = pq.read_table(folder / "meta/tasks.parquet")
     assert tasks.to_pydict() == {"task_index": [0, 1], "__index_level_0__": ["touch", "leave"]}
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["__index_level_0__"]
@@ -67,10 +92,14 @@ def test_the_files_are_lerobot_s_v3_layout(folder):
     assert data["frame_index"][:8] == [0, 1, 2, 3, 4, 5, 6, 0] and data["index"] == list(range(20))
     assert data["timestamp"][1] == pytest.approx(0.1)
     statistics = json.loads((folder / "meta/stats.json").read_text())
-    assert np.shape(statistics[CAMERA]["mean"]) == (3, 1, 1) and statistics["action"]["count"] == [20]
+    assert np.shape(statistics[CAMERA]["mean"]) == (3, 1, 1) and statistics["action"]["count"] == [
+        20
+    ]
     assert set(statistics) == set(info["features"])
     episode = pq.read_table(folder / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
-    assert episode["stats/frame_index/max"] == [3] and np.shape(episode[f"stats/{CAMERA}/mean"]) == (3, 1, 1)
+    assert episode["stats/frame_index/max"] == [3] and np.shape(
+        episode[f"stats/{CAMERA}/mean"]
+    ) == (3, 1, 1)
 
 
 def test_a_dataset_begun_and_not_finished_leaves_nothing(tmp_path):
@@ -91,7 +120,10 @@ def test_an_existing_folder_is_never_overwritten(folder):
         (lambda images, vectors: vectors.pop("action"), "needs"),
         (lambda images, vectors: vectors.update(action=np.zeros((2, 3))), "of one length"),
         (lambda images, vectors: vectors.update(action=np.full((3, 3), np.nan)), "finite"),
-        (lambda images, vectors: images.update({CAMERA: np.zeros((3, 16, 16, 3), np.uint8)}), "expected uint8"),
+        (
+            lambda images, vectors: images.update({CAMERA: np.zeros((3, 16, 16, 3), np.uint8)}),
+            "expected uint8",
+        ),
     ],
 )
 def test_bad_episodes_are_refused(tmp_path, change, match):
@@ -133,15 +165,23 @@ def as_v21(folder, out):
     dataset = LeRobotDataset(folder)
     info = dict(dataset.info, codebase_version="v2.1", chunks_size=2)
     info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-    info["video_path"] = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+    info["video_path"] = (
+        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+    )
     (out / "meta").mkdir(parents=True)
     rows, frames = pq.read_table(next(folder.glob("data/*/*.parquet"))), dataset.frames(CAMERA)
     tasks = {task: i for i, task in enumerate(dict.fromkeys(dataset.instructions()))}
     lines = []
     for e in dataset.episodes:
         place = {"episode_chunk": e.index // 2, "episode_index": e.index}
-        data, video = (out / info[f"{kind}_path"].format(video_key=CAMERA, **place) for kind in ("data", "video"))
-        data.parent.mkdir(parents=True, exist_ok=True), video.parent.mkdir(parents=True, exist_ok=True)
+        data, video = (
+            out / info[f"{kind}_path"].format(video_key=CAMERA, **place)
+            for kind in ("data", "video")
+        )
+        (
+            data.parent.mkdir(parents=True, exist_ok=True),
+            video.parent.mkdir(parents=True, exist_ok=True),
+        )
         pq.write_table(rows.slice(e.start, e.stop - e.start), data)
         write_mp4(video, list(frames[e.start : e.stop]), fps=10)
         lines.append({"episode_index": e.index, "tasks": [e.task], "length": e.stop - e.start})
@@ -162,7 +202,9 @@ def test_a_v21_dataset_reads_as_the_same_v30_dataset(folder, tmp_path):
     assert old.names == new.names and old.instructions() == new.instructions()
     for key in new.names:
         assert np.array_equal(old.vector(key), new.vector(key))
-    assert np.abs(old.frames(CAMERA).astype(int) - new.frames(CAMERA)).mean() < 3  # encoded once more
+    assert (
+        np.abs(old.frames(CAMERA).astype(int) - new.frames(CAMERA)).mean() < 3
+    )  # encoded once more
     assert old.sha256 != new.sha256
 
 
@@ -170,9 +212,15 @@ def test_pictures_of_some_rows_are_those_of_the_whole(folder):
     dataset = LeRobotDataset(folder)
     frames = dataset.frames(CAMERA)
     for episode in dataset.episodes:
-        for rows in ([episode.start], [episode.start + 1, episode.stop - 1], [episode.stop - 1] * 3):
+        for rows in (
+            [episode.start],
+            [episode.start + 1, episode.stop - 1],
+            [episode.stop - 1] * 3,
+        ):
             assert np.array_equal(dataset.pictures(CAMERA, episode, rows), frames[rows])
-    with pytest.raises(DatasetError, match=r"episode 2, frames 9 to 9: .* ends before frame 20: it is truncated"):
+    with pytest.raises(
+        DatasetError, match=r"episode 2, frames 9 to 9: .* ends before frame 20: it is truncated"
+    ):
         dataset.pictures(CAMERA, dataset.episodes[2], [20])
 
 
@@ -193,7 +241,14 @@ def test_a_number_that_isn_t_finite_is_named_by_episode_and_frame(folder):
 
 def test_frames_of_an_episode_may_have_sentences_of_their_own(folder):
     rewritten(folder, lambda columns: columns["task_index"].__setitem__(slice(8, 10), [0, 0]))
-    assert LeRobotDataset(folder).instructions()[6:12] == ["touch", "leave", "touch", "touch", "leave", "touch"]
+    assert LeRobotDataset(folder).instructions()[6:12] == [
+        "touch",
+        "leave",
+        "touch",
+        "touch",
+        "leave",
+        "touch",
+    ]
 
 
 def test_rows_of_another_episode_are_refused(folder):
@@ -226,7 +281,10 @@ def test_pictures_in_the_table_are_refused_and_planes_may_come_first(folder):
 
 def test_numbers_of_a_feature_are_found_by_name(folder):
     dataset = LeRobotDataset(folder)
-    assert np.array_equal(dataset.columns("observation.state", ("y",))[:, 0], dataset.vector("observation.state")[:, 1])
+    assert np.array_equal(
+        dataset.columns("observation.state", ("y",))[:, 0],
+        dataset.vector("observation.state")[:, 1],
+    )
     with pytest.raises(DatasetError, match=r"has no \['z'\]; it has \['x', 'y'\]"):
         dataset.columns("observation.state", ("x", "z"))
 
@@ -246,17 +304,23 @@ def test_a_broken_v21_dataset_is_refused_by_file(folder, tmp_path):
 
 def test_windows_repeat_the_last_row_past_the_end_and_mark_it(folder):
     dataset = LeRobotDataset(folder)
-    windows = cut(dataset.episodes, horizon=4, frames=3, frame_stride=2, every=2)
+    windows = make_windows(dataset.episodes, horizon=4, frames=3, frame_stride=2, window_stride=2)
     assert windows.start.tolist() == [0, 2, 4, 6, 7, 9, 11, 13, 15, 17, 19]
     i = windows.start.tolist().index(4)
-    assert windows.action_rows[i].tolist() == [4, 5, 6, 6] and windows.action_is_pad[i].tolist() == [False] * 3 + [True]
-    assert windows.frame_rows[i].tolist() == [4, 6, 6] and windows.frame_is_pad[i].tolist() == [False, False, True]
+    assert windows.action_rows[i].tolist() == [4, 5, 6, 6] and windows.action_is_pad[
+        i
+    ].tolist() == [False] * 3 + [True]
+    assert windows.frame_rows[i].tolist() == [4, 6, 6] and windows.frame_is_pad[i].tolist() == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_past_the_end_displacements_are_zero_and_the_gripper_keeps_its_value(folder):
     dataset = LeRobotDataset(folder)
     actions = dataset.vector("action")
-    windows = cut(dataset.episodes, horizon=3, frames=1, frame_stride=1)
+    windows = make_windows(dataset.episodes, horizon=3, frames=1, frame_stride=1)
     last = windows.start.tolist().index(6)
     chunk = padded_actions(actions, windows, LAYOUT)[last]
     assert np.array_equal(chunk[0], actions[6])

@@ -36,7 +36,10 @@ def episode(number):
     pictures = np.stack([np.full((16, 16, 3), 10 * t, np.uint8) for t in range(7)])
     return EpisodeBuffer(
         id=number,
-        observations={"pictures": {"front": pictures}, "robot": np.repeat(np.arange(7, dtype=np.float32)[:, None], 3, 1)},
+        observations={
+            "pictures": {"front": pictures},
+            "robot": np.repeat(np.arange(7, dtype=np.float32)[:, None], 3, 1),
+        },
         actions=np.random.default_rng(number).uniform(-1, 1, (6, 2)).astype(np.float32),
         rewards=[0.0] * 6,
         terminations=[False] * 5 + [True],
@@ -49,13 +52,17 @@ def episode(number):
 def dataset(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     name = "toy/wander-v0"
-    minari.create_dataset_from_buffers(name, [episode(0), episode(1)], action_space=DONE, observation_space=SEEN)
+    minari.create_dataset_from_buffers(
+        name, [episode(0), episode(1)], action_space=DONE, observation_space=SEEN
+    )
     return name
 
 
 def config(tmp_path, dataset, **changes):
     (tmp_path / "contract.json").write_text(json.dumps(CONTRACT | changes))
-    return MinariConfig(dataset=dataset, contract=tmp_path / "contract.json", out=tmp_path / "data", fps=10)
+    return MinariConfig(
+        dataset=dataset, contract=tmp_path / "contract.json", output_dir=tmp_path / "data", fps=10
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -76,7 +83,7 @@ def test_what_doesn_t_fit_is_refused(dataset, tmp_path):
         import_minari(config(tmp_path, dataset, state_names=["a", "b"]))
     assert not (tmp_path / "data").exists()
     with pytest.raises(DatasetError, match="isn't uint8"):
-        import_minari(config(tmp_path, dataset, cameras={"front": "robot"}, turned=[]))
+        import_minari(config(tmp_path, dataset, cameras={"front": "robot"}, rotated_cameras=[]))
     with pytest.raises(DatasetError, match="must say `state`"):
         import_minari(config(tmp_path, dataset, instruction=None))
     with pytest.raises(DatasetError, match="no Minari dataset 'toy/none-v0'"):

@@ -34,16 +34,24 @@ def test_a_mixture_is_its_parts_one_after_the_other(two):
     frames = one.frames(CAMERA)
     for episode, own in zip(both.episodes, one.episodes * 2, strict=True):
         rows = [episode.start, episode.stop - 1]
-        assert np.array_equal(both.pictures("front", episode, rows), frames[[own.start, own.stop - 1]])
+        assert np.array_equal(
+            both.pictures("front", episode, rows), frames[[own.start, own.stop - 1]]
+        )
     assert both.fingerprint() not in (one.sha256, Mixture(two[:1]).fingerprint())
 
 
 def test_a_recording_comes_from_the_hub_by_its_id(two, tmp_path, monkeypatch):
-    files = {str(path.relative_to(two[0])): path.read_bytes() for path in two[0].rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(two[0])): path.read_bytes()
+        for path in two[0].rglob("*")
+        if path.is_file()
+    }
     with serving(monkeypatch, tmp_path / "cache") as hub:
         hub.repos["lab/demos"] = files | {"train.py": b"print('never')"}
         found = Mixture(("lab/demos",))
-        assert found.fingerprint() == Mixture(two[:1]).fingerprint() and not list(found.folder.rglob("*.py"))
+        assert found.fingerprint() == Mixture(two[:1]).fingerprint() and not list(
+            found.folder.rglob("*.py")
+        )
         with pytest.raises(CheckpointError, match="no Hub repository 'lab/nothing'"):
             Mixture(("lab/nothing",))
 
@@ -73,29 +81,38 @@ def test_recordings_that_don_t_go_together_are_refused(two, tmp_path):
 def test_a_camera_is_found_by_its_name_an_alias_or_where_it_is_said_to_be(two):
     mixture = Mixture(two[:1], {"top": CAMERA})
     assert mixture.picture_size("top") == mixture.picture_size("front")
-    libero = SimpleNamespace(folder="libero", cameras=["observation.images.agentview", "observation.images.image2"])
-    assert [mixture.feature(name, libero) for name in ("image", "wrist_image", "top")] == [*libero.cameras, CAMERA]
-    with pytest.raises(DatasetError, match=r"no camera 'side'; it has .*--camera-map side observation"):
-        mixture.feature("side", libero)
+    libero = SimpleNamespace(
+        folder="libero", cameras=["observation.images.agentview", "observation.images.image2"]
+    )
+    assert [mixture.camera_feature(name, libero) for name in ("image", "wrist_image", "top")] == [
+        *libero.cameras,
+        CAMERA,
+    ]
+    with pytest.raises(
+        DatasetError, match=r"no camera 'side'; it has .*--camera-map side observation"
+    ):
+        mixture.camera_feature("side", libero)
     libero.cameras.append("observation.images.agentview_rgb")
     with pytest.raises(DatasetError, match=r"are names of one camera.*--camera-map image"):
-        mixture.feature("image", libero)
+        mixture.camera_feature("image", libero)
 
 
 def test_datasets_are_drawn_as_often_as_their_weights_say(two, tmp_path, monkeypatch):
-    drawn, advance = [], trainer.advance
+    drawn, advance = [], trainer.train_step
 
     def watching(config, state, data, order):
         drawn.append(data.part[order.batch(state.step)])
         return advance(config, state, data, order)
 
-    monkeypatch.setattr(trainer, "advance", watching)
+    monkeypatch.setattr(trainer, "train_step", watching)
     codec = make_codec(two[0], tmp_path / "codec")
-    config = make_config(two[0], codec, tmp_path / "run", dataset=two, weights=(9.0, 1.0), steps=30)
+    config = make_config(
+        two[0], codec, tmp_path / "run", dataset=two, dataset_weights=(9.0, 1.0), steps=30
+    )
     assert WAMPolicy.from_pretrained(train(config))
     assert torch.cat(drawn).float().mean() == pytest.approx(0.1, abs=0.07)
 
 
 def test_weights_that_don_t_fit_the_datasets_are_refused(two, tmp_path):
     with pytest.raises(ConfigError, match="one for each of 2 datasets"):
-        make_config(two[0], tmp_path, tmp_path / "run", dataset=two, weights=(1.0,))
+        make_config(two[0], tmp_path, tmp_path / "run", dataset=two, dataset_weights=(1.0,))

@@ -36,18 +36,28 @@ def python(tmp_path_factory):
 def test_what_lerobot_wrote_is_read_back_equal(python, tmp_path):
     script = Path(__file__).with_name("lerobot_script.py")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    subprocess.run([python, str(script), str(tmp_path)], check=True, env=environment, capture_output=True)
+    subprocess.run(
+        [python, str(script), str(tmp_path)], check=True, env=environment, capture_output=True
+    )
     kept, dataset = np.load(tmp_path / "kept.npz"), LeRobotDataset(tmp_path / "data")
-    assert [(e.task, e.stop - e.start) for e in dataset.episodes] == [("task 0", 20), ("task 1", 12), ("task 0", 16)]
+    assert [(e.task, e.stop - e.start) for e in dataset.episodes] == [
+        ("task 0", 20),
+        ("task 1", 12),
+        ("task 0", 16),
+    ]
     assert dataset.instructions() == ["task 0"] * 20 + ["task 1"] * 12 + ["task 0"] * 16
     assert np.array_equal(dataset.vector("observation.state"), kept["state"])
     assert np.array_equal(dataset.vector("action"), kept["action"])
     assert dataset.names["action"] == ("delta_x", "delta_y", "gripper")
     frames = dataset.frames(CAMERA)
     with av.open(str(next(tmp_path.glob("data/videos/*/*/*.mp4")))) as container:
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        decoded = np.stack(
+            [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        )
     assert np.array_equal(frames, decoded)
-    assert np.abs(frames.astype(int) - kept["frames"]).max() <= 4  # AV1 loses something; the next frame is 10 away
+    assert (
+        np.abs(frames.astype(int) - kept["frames"]).max() <= 4
+    )  # AV1 loses something; the next frame is 10 away
     episode = dataset.episodes[1]
     some = dataset.pictures(CAMERA, episode, [episode.start + 3, episode.stop - 1])
     assert np.array_equal(some, frames[[episode.start + 3, episode.stop - 1]])

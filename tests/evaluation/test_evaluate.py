@@ -30,19 +30,23 @@ def config(tmp_path):
         env="tiny:Toy-v0",
         tasks=("touch", "leave"),
         episodes=5,
-        envs=2,
-        out=tmp_path / "out",
+        num_envs=2,
+        output_dir=tmp_path / "out",
         video=False,
     )
 
 
 def rows(config):
-    return [json.loads(line) for line in (config.out / "episodes.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (config.output_dir / "episodes.jsonl").read_text().splitlines()
+    ]
 
 
 def test_every_episode_is_counted_once_with_its_seed(config):
     summary = evaluate(config)
-    assert {(row["task"], row["seed"]) for row in rows(config)} == {(t, s) for t in config.tasks for s in range(5)}
+    assert {(row["task"], row["seed"]) for row in rows(config)} == {
+        (t, s) for t in config.tasks for s in range(5)
+    }
     assert len(rows(config)) == 10
     assert all(row["success"] == (row["seed"] != 3) for row in rows(config))
     assert {row["steps"] for row in rows(config) if row["task"] == "touch"} == {6}
@@ -50,7 +54,7 @@ def test_every_episode_is_counted_once_with_its_seed(config):
     assert summary["mean_success"] == pytest.approx(0.8)
     assert summary["tasks"]["touch"]["episodes"] == 5 and summary["seeds"] == [0, 4]
     assert summary["latency_ms"]["median"] > 0 and len(summary["checkpoint_sha256"]) == 64
-    assert json.loads((config.out / "summary.json").read_text()) == summary
+    assert json.loads((config.output_dir / "summary.json").read_text()) == summary
 
 
 def test_a_finished_evaluation_grows_by_more_episodes_and_repeats_none(config):
@@ -62,11 +66,30 @@ def test_a_finished_evaluation_grows_by_more_episodes_and_repeats_none(config):
 
 def test_a_killed_evaluation_goes_on_and_loses_nothing(config):
     config = replace(config, tasks=("touch",), episodes=40)
-    command = [sys.executable, "-m", "wam_policy.cli", "eval", "--checkpoint", config.checkpoint, "--env", config.env]
-    command += ["--tasks", "touch", "--episodes", "40", "--out", str(config.out), "--no-video"]
+    command = [
+        sys.executable,
+        "-m",
+        "wam_policy.cli",
+        "eval",
+        "--checkpoint",
+        config.checkpoint,
+        "--env",
+        config.env,
+    ]
+    command += [
+        "--tasks",
+        "touch",
+        "--episodes",
+        "40",
+        "--output-dir",
+        str(config.output_dir),
+        "--no-video",
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    path = config.out / "episodes.jsonl"
+    running = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    path = config.output_dir / "episodes.jsonl"
     while running.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 3):
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
@@ -91,22 +114,33 @@ def test_a_video_shows_the_cameras_of_a_whole_episode(config):
     import av
 
     evaluate(replace(config, tasks=("touch",), episodes=1, video=True))
-    with av.open(str(config.out / "touch.mp4")) as video:
+    with av.open(str(config.output_dir / "touch.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 7 and frames[0].shape == (256, 512, 3)  # the last is what the last action led to
+    assert len(frames) == 7 and frames[0].shape == (
+        256,
+        512,
+        3,
+    )  # the last is what the last action led to
 
 
 def test_imagined_futures_are_compared_with_what_happened_and_filmed(config):
     import av
 
     summary = evaluate(replace(config, episodes=1, imagine=True))
-    scores = json.loads((config.out / "summary.json").read_text())["imagination"]
+    scores = json.loads((config.output_dir / "summary.json").read_text())["imagination"]
     assert scores == summary["imagination"] and set(scores) == {"touch", "leave"}
     frames_ahead = 4  # frames 5 of stride 1
-    assert all(len(score["psnr_db"]) == len(score["still_psnr_db"]) == frames_ahead for score in scores.values())
-    with av.open(str(config.out / "touch_imagined.mp4")) as video:
+    assert all(
+        len(score["psnr_db"]) == len(score["still_psnr_db"]) == frames_ahead
+        for score in scores.values()
+    )
+    with av.open(str(config.output_dir / "touch_imagined.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 5 and frames[0].shape == (256, 256, 3)  # the next would begin where the episode ends
+    assert len(frames) == 5 and frames[0].shape == (
+        256,
+        256,
+        3,
+    )  # the next would begin where the episode ends
 
 
 @pytest.fixture
@@ -117,8 +151,8 @@ def light(tmp_path):
         env="tiny:ToyLarge-v0",
         tasks=("touch",),
         episodes=1,
-        envs=1,
-        out=tmp_path / "light-out",
+        num_envs=1,
+        output_dir=tmp_path / "light-out",
         video=False,
     )
 
@@ -127,9 +161,13 @@ def test_what_the_action_head_looks_at_is_filmed(light):
     import av
 
     evaluate(replace(light, explain=True))
-    with av.open(str(light.out / "touch_explained.mp4")) as video:
+    with av.open(str(light.output_dir / "touch_explained.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 2 and frames[0].shape == (192, 128, 3)  # 6 steps, 3 a chunk; the canvas and 2 taps, twice as large
+    assert len(frames) == 2 and frames[0].shape == (
+        192,
+        128,
+        3,
+    )  # 6 steps, 3 a chunk; the canvas and 2 taps, twice as large
 
 
 def test_a_light_wam_s_pooled_futures_are_compared_with_pooled_pictures(light):
@@ -146,7 +184,9 @@ def test_chunks_are_played_as_the_caller_says_and_results_are_not_mixed(config, 
 
 
 def test_what_the_policy_can_t_do_is_refused_before_anything_is_played(config, light, tmp_path):
-    lean = WAMPolicy.from_pretrained(light.checkpoint).save_pretrained(tmp_path / "lean", form="lean")
+    lean = WAMPolicy.from_pretrained(light.checkpoint).save_pretrained(
+        tmp_path / "lean", form="lean"
+    )
     for wrong, message in (
         (replace(config, explain=True), "pools by learned queries"),
         (replace(light, checkpoint=str(lean), imagine=True), "only acts"),
@@ -155,23 +195,25 @@ def test_what_the_policy_can_t_do_is_refused_before_anything_is_played(config, l
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate(wrong)
-        assert not wrong.out.exists()
+        assert not wrong.output_dir.exists()
 
 
 def test_films_show_what_was_measured(light):
     import av
 
     evaluate(replace(light, replan=1, explain=True))
-    with av.open(str(light.out / "touch_explained.mp4")) as video:
+    with av.open(str(light.output_dir / "touch_explained.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 6  # a chunk for every step
 
 
 def test_the_peak_memory_of_an_evaluation_that_goes_on_is_kept(config):
     evaluate(replace(config, tasks=("touch",), episodes=1))
-    path = config.out / "summary.json"
+    path = config.output_dir / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_memory_bytes": 2**40}))
     assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] == 2**40
-    path.write_text(json.dumps({"device": "cuda", "peak_memory_bytes": 2**40}))  # another device's says nothing
+    path.write_text(
+        json.dumps({"device": "cuda", "peak_memory_bytes": 2**40})
+    )  # another device's says nothing
     assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] < 2**40
 
 
@@ -183,13 +225,20 @@ def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatc
         env=config.env,
         tasks=config.tasks,
         episodes=2,
-        envs=1,
-        out=tmp_path / "both",
+        num_envs=1,
+        output_dir=tmp_path / "both",
     )
     summaries = compare(compared)
-    assert list(summaries) == ["checkpoint", "other"] and json.loads((tmp_path / "both/summary.json").read_text()) == summaries
+    assert (
+        list(summaries) == ["checkpoint", "other"]
+        and json.loads((tmp_path / "both/summary.json").read_text()) == summaries
+    )
     for summary in summaries.values():
-        assert summary["parameters"] > 0 and summary["peak_memory_bytes"] > 2**27 and summary["tasks"]["leave"]["episodes"] == 2
+        assert (
+            summary["parameters"] > 0
+            and summary["peak_memory_bytes"] > 2**27
+            and summary["tasks"]["leave"]["episodes"] == 2
+        )
     with pytest.raises(ConfigError, match="names of their own"):
         replace(compared, checkpoints=("a/x", "b/x"))
     with pytest.raises(ResultsError, match="ended with code 1"):
@@ -197,18 +246,18 @@ def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatc
 
 
 def test_an_env_without_a_task_argument_is_evaluated_once(config):
-    summary = evaluate(replace(config, env="tiny:ToyBare-v0", tasks=(), episodes=1, envs=1))
+    summary = evaluate(replace(config, env="tiny:ToyBare-v0", tasks=(), episodes=1, num_envs=1))
     assert summary["tasks"]["tiny:ToyBare-v0"]["success"] == 1
 
 
 def test_the_demo_never_removes_a_folder_that_is_not_a_demo(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ResultsError, match="choose another"):
-        demo(DemoConfig(out=tmp_path))
+        demo(DemoConfig(output_dir=tmp_path))
     assert (tmp_path / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("change", [{"episodes": 0}, {"envs": 0}])
+@pytest.mark.parametrize("change", [{"episodes": 0}, {"num_envs": 0}])
 def test_nothing_to_evaluate_is_refused(config, change):
     with pytest.raises(ConfigError, match="must be positive"):
         replace(config, **change)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wam_policy.evaluation.imagination import Future, score, side_by_side
+from wam_policy.evaluation.imagination import Future, psnr_by_frame, side_by_side
 from wam_policy.evaluation.metrics import psnr
 
 BLACK, GREY = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
@@ -11,7 +11,9 @@ BLACK, GREY = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uin
 
 @given(st.integers(1, 255))
 def test_psnr_is_that_of_the_mean_squared_error(difference):
-    assert psnr(BLACK, np.full_like(BLACK, difference)) == pytest.approx(20 * np.log10(255 / difference))
+    assert psnr(BLACK, np.full_like(BLACK, difference)) == pytest.approx(
+        20 * np.log10(255 / difference)
+    )
 
 
 def test_equal_pictures_have_no_error():
@@ -21,14 +23,14 @@ def test_equal_pictures_have_no_error():
 def test_futures_are_scored_frame_by_frame_as_far_as_the_episode_went():
     whole = Future(np.stack([GREY[0]] * 3), np.stack([GREY[0], GREY[0], BLACK[0]]))
     cut_short = Future(np.stack([GREY[0]] * 2), np.stack([GREY[0], BLACK[0]]))
-    scores = score([whole, cut_short])
+    scores = psnr_by_frame([whole, cut_short])
     half_wrong, wrong = 10 * np.log10(255**2 / (51**2 / 2)), 20 * np.log10(5)
     assert scores["psnr_db"] == pytest.approx([half_wrong, wrong])
     assert scores["still_psnr_db"] == pytest.approx([half_wrong, wrong])
 
 
 def test_a_perfect_score_is_a_number_that_json_holds():
-    assert score([Future(GREY, GREY)])["psnr_db"] == [100.0]
+    assert psnr_by_frame([Future(GREY, GREY)])["psnr_db"] == [100.0]
 
 
 def test_a_film_shows_what_happened_above_what_was_imagined():

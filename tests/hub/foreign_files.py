@@ -51,24 +51,43 @@ def statistics(state: int = 8, action: int = 7) -> dict:
     return {"state": group(state), "action": group(action), "num_episodes": 1, "num_transition": 9}
 
 
-def upstream(folder: Path, ours: dict[str, Tensor], stem: str = LIBERO, stats: dict | None = None) -> Path:
+def upstream(
+    folder: Path, ours: dict[str, Tensor], stem: str = LIBERO, stats: dict | None = None
+) -> Path:
     """The reference implementation's file, its statistics beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    theirs = key_mapping.to_theirs(ours)
-    proprio = {n.removeprefix("proprio_encoder."): x for n, x in theirs.items() if n.startswith("proprio_encoder.")}
+    theirs = key_mapping.from_native(ours)
+    proprio = {
+        n.removeprefix("proprio_encoder."): x
+        for n, x in theirs.items()
+        if n.startswith("proprio_encoder.")
+    }
     mot = {n.removeprefix("mot."): x for n, x in theirs.items() if n.startswith("mot.")}
     path = folder / f"{stem}.pt"
-    torch.save({"mot": mot, "proprio_encoder": proprio, "step": 7, "torch_dtype": "torch.bfloat16"}, path)
-    (folder / f"{stem}_dataset_stats.json").write_text(json.dumps(statistics() if stats is None else stats))
+    torch.save(
+        {"mot": mot, "proprio_encoder": proprio, "step": 7, "torch_dtype": "torch.bfloat16"}, path
+    )
+    (folder / f"{stem}_dataset_stats.json").write_text(
+        json.dumps(statistics() if stats is None else stats)
+    )
     return path
 
 
 def lerobot(
-    folder: Path, ours: dict[str, Tensor], layout: str = "current", visual: str = "IDENTITY", dims=(8, 7), **changes
+    folder: Path,
+    ours: dict[str, Tensor],
+    layout: str = "current",
+    visual: str = "IDENTITY",
+    dims=(8, 7),
+    **changes,
 ) -> Path:
     """A folder of LeRobot's, with statistics of `dims` state and action numbers; `changes` go into its config."""
     folder.mkdir(exist_ok=True)
-    save_file(key_mapping.to_theirs(ours, LAYOUTS[layout]), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        key_mapping.from_native(ours, LAYOUTS[layout]),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     features = {
         "observation.images.wrist_image": {"type": "VISUAL", "shape": [3, 224, 224]},
         "observation.images.image": {"type": "VISUAL", "shape": [3, 224, 224]},
@@ -108,13 +127,23 @@ def lerobot(
     for name, dim in zip(("observation.state", "action"), dims, strict=True):
         stats |= {f"{name}.min": torch.full((dim,), -2.0), f"{name}.max": torch.full((dim,), 2.0)}
     for camera in ("image", "wrist_image"):
-        stats |= {f"observation.images.{camera}.{stat}": torch.full((3, 1, 1), 0.5) for stat in ("mean", "std")}
-    for pipeline, step in (("policy_preprocessor", "normalizer_processor"), ("policy_postprocessor", "unnormalizer_processor")):
+        stats |= {
+            f"observation.images.{camera}.{stat}": torch.full((3, 1, 1), 0.5)
+            for stat in ("mean", "std")
+        }
+    for pipeline, step in (
+        ("policy_preprocessor", "normalizer_processor"),
+        ("policy_postprocessor", "unnormalizer_processor"),
+    ):
         state_file = f"{pipeline}_step_1_{step}.safetensors"
         save_file(stats, folder / state_file)
         steps = [
             {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
-            {"registry_name": step, "config": {"eps": 1e-8, "features": {}, "norm_map": modes}, "state_file": state_file},
+            {
+                "registry_name": step,
+                "config": {"eps": 1e-8, "features": {}, "norm_map": modes},
+                "state_file": state_file,
+            },
         ]
         (folder / f"{pipeline}.json").write_text(json.dumps({"name": pipeline, "steps": steps}))
     return folder
@@ -132,7 +161,13 @@ LIGHT_RUN = {
             "use_backbone_lora": True,
             "lora_rank": 3,
             "lora_alpha": 6.0,
-            "lora_target_modules": ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "ffn"]
+            "lora_target_modules": [
+                "self_attn.q",
+                "self_attn.k",
+                "self_attn.v",
+                "self_attn.o",
+                "ffn",
+            ]
             + [f"cross_attn.{x}" for x in "qkvo"],
         },
         "state_fusion_action_expert_config": {
@@ -144,7 +179,12 @@ LIGHT_RUN = {
             "feature_sources": ["h_prime"],
         },
         "loss": {
-            "action_temporal_weighting": {"enabled": True, "num_prefix_steps": 8, "prefix_weight": 1.0, "tail_weight": 0.0}
+            "action_temporal_weighting": {
+                "enabled": True,
+                "num_prefix_steps": 8,
+                "prefix_weight": 1.0,
+                "tail_weight": 0.0,
+            }
         },
         "video_latent_spatial_downsample_factor": 2,
         "apply_video_latent_downsample_to_action_branch": False,
@@ -155,14 +195,20 @@ LIGHT_RUN = {
             "num_frames": 33,
             "action_video_freq_ratio": 4,
             "concat_multi_camera": "horizontal",
-            "processor": {"norm_default_mode": "min/max", "proprio_output_dim": 8, "note": "${eval:'__import__(1)'}"},
+            "processor": {
+                "norm_default_mode": "min/max",
+                "proprio_output_dim": 8,
+                "note": "${eval:'__import__(1)'}",
+            },
         }
     },
 }
 LIGHT = replace(LIGHT_SIZES, action_dim=7, proprio_dim=8)
 
 
-def light_tensors(sizes: LightWAMConfig = LIGHT, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+def light_tensors(
+    sizes: LightWAMConfig = LIGHT, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
     """A Light-WAM's weights in our names."""
     torch.manual_seed(0)
     model = LightWAM(sizes)
@@ -171,17 +217,30 @@ def light_tensors(sizes: LightWAMConfig = LIGHT, dtype: torch.dtype = torch.bflo
     return {name: x.to(dtype) for name, x in model.state_dict().items()}
 
 
-def light_upstream(run: Path, ours: dict[str, Tensor], config: dict | str | None = None, stats: dict | None = None) -> Path:
+def light_upstream(
+    run: Path, ours: dict[str, Tensor], config: dict | str | None = None, stats: dict | None = None
+) -> Path:
     """A run of the Light-WAM repository: weights, `config.yaml` and statistics where it keeps them."""
     folder = run / "checkpoints/weights"
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[str, Any] = {"mot": {}, "state_fusion_action_expert": {}, "proprio_encoder": {}}
-    for name, x in key_mapping.to_theirs(ours, key_mapping.light_wam(LIGHT.layers)).items():
+    for name, x in key_mapping.from_native(ours, key_mapping.light_wam(LIGHT.layers)).items():
         group, _, rest = name.partition(".")
         groups[group][rest] = x
     path = folder / "step_055000.pt"
-    torch.save({**{name: x for name, x in groups.items() if x}, "step": 55000, "torch_dtype": "torch.bfloat16"}, path)
-    text = config if isinstance(config, str) else yaml.safe_dump(LIGHT_RUN if config is None else config)
+    torch.save(
+        {
+            **{name: x for name, x in groups.items() if x},
+            "step": 55000,
+            "torch_dtype": "torch.bfloat16",
+        },
+        path,
+    )
+    text = (
+        config
+        if isinstance(config, str)
+        else yaml.safe_dump(LIGHT_RUN if config is None else config)
+    )
     (run / "config.yaml").write_text(text)
     (run / "dataset_stats.json").write_text(json.dumps(statistics() if stats is None else stats))
     return path

@@ -56,18 +56,32 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             files = hub.repos.get(repo)
             if files is None:
                 return self.reply(404, b"{}", X_Error_Code="RepoNotFound")
-            revision = parts[5] if api and len(parts) > 5 else parts[3] if not api and len(parts) > 3 else "main"
+            revision = (
+                parts[5]
+                if api and len(parts) > 5
+                else parts[3]
+                if not api and len(parts) > 3
+                else "main"
+            )
             if revision not in ("main", SHA):
                 return self.reply(404, b"{}", X_Error_Code="RevisionNotFound")
             if api and len(parts) > 4 and parts[4] == "tree":
                 tree = [
-                    {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()
+                    {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                    for n, b in files.items()
                 ]
                 return self.reply_json(tree)
             if api:
                 siblings = [{"rfilename": name} for name in files]
                 return self.reply_json(
-                    {"id": repo, "modelId": repo, "sha": SHA, "private": False, "siblings": siblings, "tags": []}
+                    {
+                        "id": repo,
+                        "modelId": repo,
+                        "sha": SHA,
+                        "private": False,
+                        "siblings": siblings,
+                        "tags": [],
+                    }
                 )
             body = files.get("/".join(parts[4:]))
             if body is None:
@@ -82,23 +96,37 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if path == "/api/repos/create":
                 asked = json.loads(body)
-                name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                name = (
+                    f"{asked['organization']}/{asked['name']}"
+                    if asked.get("organization")
+                    else asked["name"]
+                )
                 hub.repos.setdefault(name, {})
                 return self.reply_json({"url": f"{hub.url}/{name}", "name": name, "id": name})
             if path == "/api/validate-yaml":
                 return self.reply_json({"warnings": [], "errors": []})
             repo = "/".join(path.strip("/").split("/")[2:4])
             if "/preupload/" in path:
-                files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+                files = [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for f in json.loads(body)["files"]
+                ]
                 return self.reply_json({"files": files})
             for line in filter(None, body.split(b"\n")):
                 entry = json.loads(line)
                 if entry["key"] == "deletedFile":
                     del hub.repos[repo][entry["value"]["path"]]
                 if entry["key"] == "file":
-                    hub.repos[repo][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                    hub.repos[repo][entry["value"]["path"]] = base64.b64decode(
+                        entry["value"]["content"]
+                    )
             self.reply_json(
-                {"success": True, "commitOid": SHA, "commitUrl": f"{hub.url}/{repo}/commit/{SHA}", "hookOutput": ""}
+                {
+                    "success": True,
+                    "commitOid": SHA,
+                    "commitUrl": f"{hub.url}/{repo}/commit/{SHA}",
+                    "hookOutput": "",
+                }
             )
 
     return Handler
@@ -109,7 +137,11 @@ def serving(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     """A hub that huggingface_hub talks to in this test."""
     with serve() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         yield hub
 

@@ -53,27 +53,36 @@ def test_the_folder_holds_config_weights_prompts_codec_and_card(folder):
         "vae/diffusion_pytorch_model.safetensors",
     }
     card = (folder / "README.md").read_text()
-    assert "library_name: wam-policy" in card and "front, wrist" in card and "1 open, -1 closed" in card
+    assert (
+        "library_name: wam-policy" in card
+        and "front, wrist" in card
+        and "1 open, -1 closed" in card
+    )
 
 
 def test_files_can_be_read_by_everybody(folder):
     assert all(p.stat().st_mode & 0o044 == 0o044 for p in folder.rglob("*") if p.is_file())
 
 
-def test_weights_stored_in_bf16_are_computed_in_the_config_s_dtype_or_the_caller_s(policy, tmp_path):
+def test_weights_stored_in_bf16_are_computed_in_the_config_s_dtype_or_the_caller_s(
+    policy, tmp_path
+):
     folder = policy.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
     assert {x.dtype for x in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
     assert WAMPolicy.from_pretrained(folder).dtype == torch.float32
     loaded = WAMPolicy.from_pretrained(folder, dtype=torch.bfloat16)
-    assert loaded.dtype == torch.bfloat16 and loaded.predict_chunk(make_observation()).dtype == np.float32
+    assert (
+        loaded.dtype == torch.bfloat16
+        and loaded.predict_chunk(make_observation()).dtype == np.float32
+    )
 
 
 def test_shards_and_one_file_hold_the_same(policy, folder, tmp_path):
-    one = weights.read(folder)
+    one = weights.read_weights(folder)
     (tmp_path / "shards").mkdir()
-    weights.write(tmp_path / "shards", one, shard_bytes=20_000)
+    weights.write_weights(tmp_path / "shards", one, shard_bytes=20_000)
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
-    many = weights.read(tmp_path / "shards")
+    many = weights.read_weights(tmp_path / "shards")
     assert one.keys() == many.keys() and all(torch.equal(one[name], many[name]) for name in one)
     (folder / "model.safetensors").unlink()
     for shard in (tmp_path / "shards").iterdir():
@@ -81,7 +90,7 @@ def test_shards_and_one_file_hold_the_same(policy, folder, tmp_path):
     assert same(WAMPolicy.from_pretrained(folder), policy)
     next((tmp_path / "shards").glob("model-*.safetensors")).unlink()
     with pytest.raises(WeightsError, match="lacks the shards"):
-        weights.read(tmp_path / "shards")
+        weights.read_weights(tmp_path / "shards")
 
 
 def test_a_folder_without_config_is_refused(folder):
@@ -103,8 +112,12 @@ def test_damaged_weights_are_refused(folder, damage):
     if damage == "pickle":
         torch.save({"x": torch.zeros(1)}, path)
     else:
-        path.write_bytes({"truncated": whole[:-100], "garbage": b"x" * len(whole), "empty": b""}[damage])
-    with pytest.raises(WeightsError, match=r"can't be read as safetensors.*force_download") as caught:
+        path.write_bytes(
+            {"truncated": whole[:-100], "garbage": b"x" * len(whole), "empty": b""}[damage]
+        )
+    with pytest.raises(
+        WeightsError, match=r"can't be read as safetensors.*force_download"
+    ) as caught:
         WAMPolicy.from_pretrained(folder)
     assert isinstance(caught.value, WAMPolicyError) and isinstance(caught.value, OSError)
 
@@ -122,7 +135,9 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder):
 
 
 def test_a_codec_that_does_not_fit_is_refused_when_it_is_needed(folder):
-    change_weights(folder, lambda tensors: tensors.popitem(), "vae/diffusion_pytorch_model.safetensors")
+    change_weights(
+        folder, lambda tensors: tensors.popitem(), "vae/diffusion_pytorch_model.safetensors"
+    )
     with pytest.raises(WeightsError, match="missing"):
         WAMPolicy.from_pretrained(folder).predict_chunk(make_observation())
 
@@ -145,7 +160,10 @@ def test_a_foreign_config_is_refused_with_the_cure(folder):
     [
         (lambda d: d.pop("vae"), r"missing \['vae'\]"),
         (lambda d: d.update(colour="red"), r"unknown \['colour'\]"),
-        (lambda d: d["action"].update(horizon="long"), r"'action\.horizon': expected int, got 'long'"),
+        (
+            lambda d: d["action"].update(horizon="long"),
+            r"'action\.horizon': expected int, got 'long'",
+        ),
         (lambda d: d["action"].update(horizon=True), r"'action\.horizon': expected int"),
         (lambda d: d["action"].update(replan=9), "between 1 and the horizon 4"),
         (lambda d: d.update(variant="slow"), "variant"),
@@ -155,7 +173,10 @@ def test_a_foreign_config_is_refused_with_the_cure(folder):
         (lambda d: d["prompt"].update(template="do it"), "hold {task} once"),
         (lambda d: d["action"]["layout"]["gripper"].update(closed=1.0), "must differ"),
         (lambda d: d["state"]["normalization"].update(mode="magic"), "magic"),
-        (lambda d: d["state"]["normalization"]["statistics"].pop("max"), r"needs the statistics \['max'\]"),
+        (
+            lambda d: d["state"]["normalization"]["statistics"].pop("max"),
+            r"needs the statistics \['max'\]",
+        ),
         (lambda d: d["cameras"].update(names=["front", "front"]), "distinct"),
         (lambda d: d["state"].update(names=["x", "x"]), "distinct"),
         (lambda d: d["vae"].update(subfolder="../elsewhere"), "stay inside"),
@@ -193,7 +214,7 @@ def test_saving_again_leaves_other_files_and_removes_stale_shards(policy, folder
 
 def test_a_failing_save_leaves_the_old_checkpoint(policy, folder, monkeypatch):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    monkeypatch.setattr("wam_policy.hub.checkpoint.card", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("wam_policy.hub.checkpoint.render_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_policy().save_pretrained(folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
@@ -229,7 +250,9 @@ def test_a_killed_save_leaves_a_whole_checkpoint_or_none(policy, folder, after):
         assert "no config.json" in str(error)
     else:
         old = policy.model.state_dict()
-        assert all(torch.equal(found[n], old[n]) for n in old) or all((x == 0.5).all() for x in found.values())
+        assert all(torch.equal(found[n], old[n]) for n in old) or all(
+            (x == 0.5).all() for x in found.values()
+        )
         assert loaded.prompts.table.keys() == policy.prompts.table.keys() and loaded.vae
     policy.save_pretrained(folder)
     WAMPolicy.from_pretrained(folder)
@@ -237,8 +260,13 @@ def test_a_killed_save_leaves_a_whole_checkpoint_or_none(policy, folder, after):
 
 
 def test_weights_of_mixed_dtypes_are_refused_by_name(folder):
-    change_weights(folder, lambda tensors: tensors.update({"action.head.bias": tensors["action.head.bias"].half()}))
-    with pytest.raises(WeightsError, match=r"one floating dtype, it holds .*float16 \(action\.head\.bias\)"):
+    change_weights(
+        folder,
+        lambda tensors: tensors.update({"action.head.bias": tensors["action.head.bias"].half()}),
+    )
+    with pytest.raises(
+        WeightsError, match=r"one floating dtype, it holds .*float16 \(action\.head\.bias\)"
+    ):
         WAMPolicy.from_pretrained(folder)
 
 
@@ -246,18 +274,32 @@ def test_weights_of_mixed_dtypes_are_refused_by_name(folder):
 def test_weights_cast_a_piece_at_a_time_are_the_same(policy, folder, monkeypatch, piece):
     monkeypatch.setattr(weights, "CAST_BYTES", piece)
     found = WAMPolicy.from_pretrained(folder, dtype=torch.bfloat16).model.state_dict()
-    assert all(torch.equal(found[name], x.to(torch.bfloat16)) for name, x in policy.model.state_dict().items())
+    assert all(
+        torch.equal(found[name], x.to(torch.bfloat16))
+        for name, x in policy.model.state_dict().items()
+    )
 
 
 def test_weights_that_need_no_cast_stay_mapped_from_their_file(folder):
     policy = WAMPolicy.from_pretrained(folder)
-    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("/model.safetensors")]
-    spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps if str(folder) in line[-1]]
-    inside = [any(start <= p.data_ptr() < stop for start, stop in spans) for p in policy.model.parameters()]
+    maps = [
+        line.split()
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith("/model.safetensors")
+    ]
+    spans = [
+        tuple(int(end, 16) for end in line[0].split("-"))
+        for line in maps
+        if str(folder) in line[-1]
+    ]
+    inside = [
+        any(start <= p.data_ptr() < stop for start, stop in spans)
+        for p in policy.model.parameters()
+    ]
     assert spans and all(inside)
 
 
 def test_a_folder_of_parts_is_refused_with_what_it_is_for(folder):
     (folder / "base.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="wam train --init"):
+    with pytest.raises(CheckpointError, match="wam train --pretrained-path"):
         WAMPolicy.from_pretrained(folder)

@@ -11,7 +11,7 @@ from wam_policy.config import Source
 from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.hub import components
 from wam_policy.hub.download import PATTERNS
-from wam_policy.models.encoders.text import Prompts, untrained_encoder
+from wam_policy.models.encoders.text import PromptEmbeddings, untrained_encoder
 from wam_policy.models.encoders.vae import build_vae
 
 WORDS = ["do: touch the cube", "do: lift the cube"]
@@ -22,13 +22,18 @@ def speaking(tmp_path):
     """The folder of a policy that brings its text encoder and an empty table of prompts."""
     policy = make_policy(text=Source(subfolder="text"))
     length = policy.config.prompt.token_length
-    policy.prompts = Prompts({}, token_length=length, text_dim=8, encoder=lambda: untrained_encoder(WORDS, 8, seed=0))
+    policy.prompts = PromptEmbeddings(
+        {}, token_length=length, text_dim=8, encoder=lambda: untrained_encoder(WORDS, 8, seed=0)
+    )
     return policy.save_pretrained(tmp_path / "speaking")
 
 
 def test_a_checkpoint_can_bring_its_text_encoder(speaking):
     policy = WAMPolicy.from_pretrained(speaking)
-    chunks = [policy.predict_chunk(make_observation(task=task)) for task in ("touch the cube", "lift the cube")]
+    chunks = [
+        policy.predict_chunk(make_observation(task=task))
+        for task in ("touch the cube", "lift the cube")
+    ]
     assert not torch.allclose(*map(torch.from_numpy, chunks))
     expected = untrained_encoder(WORDS, 8, seed=0).encode(WORDS[0], 5)
     assert torch.allclose(policy.prompts.table[WORDS[0]], expected, atol=1e-6)
@@ -64,7 +69,7 @@ def test_the_codec_can_live_in_another_repository(tmp_path, monkeypatch):
         asked.append((name, download.revision, patterns))
         return own
 
-    monkeypatch.setattr(components, "locate", locate)
+    monkeypatch.setattr(components, "resolve_folder", locate)
     folder = policy.save_pretrained(tmp_path / "checkpoint")
     assert not (folder / "vae").exists()
     assert same(WAMPolicy.from_pretrained(folder), policy)
@@ -105,19 +110,32 @@ def test_the_text_encoder_can_live_on_another_device(speaking):
     assert policy.device.type == "cpu" and policy.prompts.encoder.model.device.type == "meta"
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
-def test_the_codec_computes_in_float32_where_the_cpu_has_no_short_floats(policy, tmp_path, monkeypatch, capability, dtype):
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)]
+)
+def test_the_codec_computes_in_float32_where_the_cpu_has_no_short_floats(
+    policy, tmp_path, monkeypatch, capability, dtype
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    loaded = WAMPolicy.from_pretrained(policy.save_pretrained(tmp_path / "checkpoint"), dtype=torch.bfloat16)
+    loaded = WAMPolicy.from_pretrained(
+        policy.save_pretrained(tmp_path / "checkpoint"), dtype=torch.bfloat16
+    )
     assert loaded.dtype == torch.bfloat16 and loaded.vae.model.dtype == dtype
     picture = torch.rand(1, 3, 16, 32, dtype=torch.bfloat16) * 2 - 1
     with torch.no_grad():
         latents = loaded.vae.encode_first_frame(picture)
         assert latents.dtype == torch.bfloat16
-        assert torch.allclose(latents.float(), policy.vae.encode_first_frame(picture.float()), atol=0.1)
+        assert torch.allclose(
+            latents.float(), policy.vae.encode_first_frame(picture.float()), atol=0.1
+        )
 
 
 def test_entries_that_released_codecs_have_and_diffusers_does_not_know_are_left_out_and_others_refused():
-    assert build_vae(TINY_VAE | {"clip_output": False, "_class_name": "AutoencoderKLWan"}).spatial_ratio == 8
+    assert (
+        build_vae(
+            TINY_VAE | {"clip_output": False, "_class_name": "AutoencoderKLWan"}
+        ).spatial_ratio
+        == 8
+    )
     with pytest.raises(ConfigError, match=r"holds \['new_thing'\], .*: pip install -U diffusers"):
         build_vae(TINY_VAE | {"new_thing": 1})

@@ -23,7 +23,9 @@ def hub(monkeypatch, tmp_path):
 
 def publish(hub, policy, tmp_path) -> None:
     folder = policy.save_pretrained(tmp_path / "published")
-    hub.repos[REPO] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    hub.repos[REPO] = {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_a_policy_loads_by_its_hub_id_and_acts_the_same(hub, policy, tmp_path):
@@ -36,13 +38,18 @@ def test_pickles_and_code_are_never_downloaded(hub, policy, tmp_path):
     publish(hub, policy, tmp_path)
     hub.repos[REPO] |= {"model.pt": b"pickle", "modeling.py": b"raise SystemExit"}
     WAMPolicy.from_pretrained(REPO, cache_dir=tmp_path / "cache")
-    assert not any(name in request for request in hub.requests for name in ("model.pt", "modeling.py"))
+    assert not any(
+        name in request for request in hub.requests for name in ("model.pt", "modeling.py")
+    )
 
 
 def test_a_pushed_policy_loads_again(hub, policy, tmp_path):
     url = policy.push_to_hub(REPO, token="hf_test", notes="## Results\n97 %")
     assert url.startswith(hub.url)
-    assert b"97 %" in hub.repos[REPO]["README.md"] and b"lab/tiny" not in hub.repos[REPO]["config.json"]
+    assert (
+        b"97 %" in hub.repos[REPO]["README.md"]
+        and b"lab/tiny" not in hub.repos[REPO]["config.json"]
+    )
     loaded = WAMPolicy.from_pretrained(REPO, cache_dir=tmp_path / "cache")
     assert same(loaded, policy)
 
@@ -66,7 +73,10 @@ def test_the_token_reaches_the_hub(hub, policy, tmp_path):
 def test_pushing_removes_what_an_older_version_left(hub, policy):
     hub.repos[REPO] = {"model-00001-of-00002.safetensors": b"old", "notes.md": b"mine"}
     policy.push_to_hub(REPO, token="hf_test")
-    assert "model-00001-of-00002.safetensors" not in hub.repos[REPO] and hub.repos[REPO]["notes.md"] == b"mine"
+    assert (
+        "model-00001-of-00002.safetensors" not in hub.repos[REPO]
+        and hub.repos[REPO]["notes.md"] == b"mine"
+    )
 
 
 def test_force_download_asks_again(hub, policy, tmp_path):
@@ -74,7 +84,10 @@ def test_force_download_asks_again(hub, policy, tmp_path):
     WAMPolicy.from_pretrained(REPO, cache_dir=tmp_path / "cache")
     hub.requests.clear()
     WAMPolicy.from_pretrained(REPO, cache_dir=tmp_path / "cache", force_download=True)
-    assert any(request.startswith("GET") and request.endswith("model.safetensors") for request in hub.requests)
+    assert any(
+        request.startswith("GET") and request.endswith("model.safetensors")
+        for request in hub.requests
+    )
 
 
 @pytest.mark.parametrize("online", [True, False])
@@ -86,7 +99,9 @@ def test_the_environment_variable_switches_the_network_off(hub, policy, tmp_path
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": str(int(not online)),
     }
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
     if online:
         assert result.returncode == 0, result.stderr
         hub.requests.clear()
@@ -114,13 +129,21 @@ def test_unknown_repositories_and_revisions_are_named(hub, policy, tmp_path):
 def test_a_missing_folder_is_not_looked_for_on_the_hub(hub, name):
     with pytest.raises(CheckpointError, match="give an existing one, or a Hub id") as caught:
         WAMPolicy.from_pretrained(name)
-    assert hub.requests == [] and isinstance(caught.value, WAMPolicyError) and isinstance(caught.value, OSError)
+    assert (
+        hub.requests == []
+        and isinstance(caught.value, WAMPolicyError)
+        and isinstance(caught.value, OSError)
+    )
 
 
 def test_an_unreachable_hub_says_so(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
+    )
     with pytest.raises(CheckpointError, match=r"network|can't download"):
         WAMPolicy.from_pretrained("lab/tiny", cache_dir=tmp_path)

@@ -17,7 +17,9 @@ QUIET = Console(quiet=True)
 def test_our_own_checkpoint_is_told_without_its_weights(policy, tmp_path, monkeypatch):
     folder = policy.save_pretrained(tmp_path / "published")
     with serving(monkeypatch, tmp_path / "cache") as hub:
-        hub.repos["lab/tiny"] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        hub.repos["lab/tiny"] = {
+            str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        }
         rows = info(InfoConfig(src="lab/tiny"), QUIET)
         assert not any("model.safetensors" in request for request in hub.requests)
     total = sum(p.numel() for p in policy.model.parameters())
@@ -33,7 +35,10 @@ def test_the_embedded_checkpoint_tells_its_prompts(capsys):
 
 def test_foreign_checkpoints_tell_their_format_and_where_their_contract_comes_from(tmp_path):
     rows = info(InfoConfig(src=str(lerobot(tmp_path / "lr", tensors()))), QUIET)
-    assert rows["Format"] == "LeRobot's layer by layer (lr): policy" and "policy_preprocessor.json" in rows["From: statistics"]
+    assert (
+        rows["Format"] == "LeRobot's layer by layer (lr): policy"
+        and "policy_preprocessor.json" in rows["From: statistics"]
+    )
     assert rows["Text encoder"].startswith("Wan-AI/Wan2.2-TI2V-5B-Diffusers")
     with pytest.raises(CheckpointError, match="policy of type 'act'"):
         info(InfoConfig(src=str(lerobot(tmp_path / "act", tensors(), type="act"))), QUIET)
@@ -41,7 +46,11 @@ def test_foreign_checkpoints_tell_their_format_and_where_their_contract_comes_fr
 
 def test_a_file_nobody_knows_tells_what_its_weights_tell(tmp_path):
     rows = info(InfoConfig(src=str(upstream(tmp_path, tensors(), "step_000100"))))
-    assert rows["Format"].endswith("policy") and "action" in rows["Parameters"] and rows["Stored in"] == "bfloat16"
+    assert (
+        rows["Format"].endswith("policy")
+        and "action" in rows["Parameters"]
+        and rows["Stored in"] == "bfloat16"
+    )
     assert rows["Contract"].startswith("unknown: the file doesn't say what it was trained for")
 
 
@@ -51,4 +60,7 @@ def test_parts_tell_what_they_are_for(tmp_path):
     rows = info(InfoConfig(src=str(path)), QUIET)
     assert rows["Format"].endswith(": part") and rows["To use it"].startswith("wam convert")
     folder = convert(ConvertConfig(src=str(path), dst=tmp_path / "base", head_dim=12))
-    assert info(InfoConfig(src=str(folder)), QUIET)["To use it"] == f"wam train --init {folder}"
+    assert (
+        info(InfoConfig(src=str(folder)), QUIET)["To use it"]
+        == f"wam train --pretrained-path {folder}"
+    )

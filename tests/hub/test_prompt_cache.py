@@ -8,7 +8,7 @@ from tiny import make_policy
 
 from wam_policy.errors import PromptError
 from wam_policy.hub.prompt_cache import PromptCache
-from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.policy import WAMPolicy
 
 
@@ -26,11 +26,13 @@ class Counting:
 def test_a_prompt_is_encoded_once_for_all_processes(tmp_path):
     encoder = Counting()
     for _ in range(2):  # as if in two processes
-        prompts = Prompts({}, token_length=5, text_dim=8, encoder=lambda: encoder, cache=PromptCache(tmp_path, 5))
+        prompts = PromptEmbeddings(
+            {}, token_length=5, text_dim=8, encoder=lambda: encoder, cache=PromptCache(tmp_path, 5)
+        )
         prompts.add(["fly", "swim fast"])
         assert prompts.table["swim fast"].tolist() == [[9.0] * 8] * 3
     assert encoder.asked == ["fly", "swim fast"]
-    without = Prompts({}, token_length=5, text_dim=8, cache=PromptCache(tmp_path, 5))
+    without = PromptEmbeddings({}, token_length=5, text_dim=8, cache=PromptCache(tmp_path, 5))
     without.add(["fly"])  # and needs no encoder any more
     with pytest.raises(PromptError, match="no embedding"):
         without.add(["walk"])
@@ -38,13 +40,18 @@ def test_a_prompt_is_encoded_once_for_all_processes(tmp_path):
 
 def test_another_length_is_another_entry(tmp_path):
     PromptCache(tmp_path, 5).put("fly", torch.ones(2, 8))
-    assert PromptCache(tmp_path, 6).get("fly") is None and PromptCache(tmp_path, 5).get("walk") is None
+    assert (
+        PromptCache(tmp_path, 6).get("fly") is None and PromptCache(tmp_path, 5).get("walk") is None
+    )
 
 
 def test_the_references_own_files_are_read_without_their_padding(tmp_path):
     name = hashlib.sha256(b"fly").hexdigest()
     context = torch.randn(5, 8).bfloat16()  # whose padding isn't zero
-    torch.save({"context": context, "mask": torch.arange(5) < 3}, tmp_path / f"{name}.t5_len5.wan22ti2v5b.pt")
+    torch.save(
+        {"context": context, "mask": torch.arange(5) < 3},
+        tmp_path / f"{name}.t5_len5.wan22ti2v5b.pt",
+    )
     assert torch.equal(PromptCache(tmp_path, 5).get("fly"), context[:3])
 
 

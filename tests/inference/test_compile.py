@@ -14,7 +14,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from wam_policy.errors import CompileError, ConfigError, ObservationError, PromptError
 from wam_policy.inference import compile_inference
-from wam_policy.utils.compiler import CACHE, keep_compiled_code
+from wam_policy.utils.compiler import CACHE_VARIABLE, persist_compile_cache
 
 KINDS = {
     "fast": (make_policy, {}, 16),
@@ -68,7 +68,9 @@ def test_it_equals_the_policy_for_any_batch_and_mixture_of_prompts(kind):
 def test_traced_it_equals_the_policy(kind):
     policy, side = make(kind)
     compiled = compile_inference(policy, batch_sizes=(2,), backend="aot_eager")
-    assert np.allclose(compiled.predict_chunk(mixed(side, 2)), policy.predict_chunk(mixed(side, 2)), atol=1e-5)
+    assert np.allclose(
+        compiled.predict_chunk(mixed(side, 2)), policy.predict_chunk(mixed(side, 2)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["fast", *map(slow, ("joint", "idm", "light"))])
@@ -93,9 +95,13 @@ def test_every_sample_has_its_own_seed_and_noise(kind):
     chunks = compiled.predict_chunk(batch, seeds=[7, 8, 7])
     assert np.allclose(chunks, policy.predict_chunk(batch, seeds=[7, 8, 7]), atol=1e-5)
     for i, seed in enumerate((7, 8, 7)):
-        assert np.allclose(chunks[i], compiled.predict_chunk(single(batch, i), seeds=[seed]), atol=1e-5)
+        assert np.allclose(
+            chunks[i], compiled.predict_chunk(single(batch, i), seeds=[seed]), atol=1e-5
+        )
     noise = np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32)
-    assert np.allclose(compiled.predict_chunk(batch, noise), policy.predict_chunk(batch, noise), atol=1e-5)
+    assert np.allclose(
+        compiled.predict_chunk(batch, noise), policy.predict_chunk(batch, noise), atol=1e-5
+    )
     assert not np.allclose(compiled.predict_chunk(batch, noise), chunks, atol=1e-3)
     for call in (policy, compiled):
         with pytest.raises(ObservationError, match="one for each of 3"):
@@ -114,11 +120,17 @@ def test_it_plays_like_the_policy_and_leaves_it_as_it_was(tmp_path):
     before = {name: x.clone() for name, x in policy.model.state_dict().items()}
     compiled = policy.compile(batch_sizes=(1,), backend=None)
     for _ in range(5):
-        assert np.allclose(compiled.predict(observation)[0], policy.predict(observation)[0], atol=1e-5)
-    assert np.allclose(compiled.imagine(observation).actions, policy.imagine(observation).actions, atol=1e-5)
+        assert np.allclose(
+            compiled.predict(observation)[0], policy.predict(observation)[0], atol=1e-5
+        )
+    assert np.allclose(
+        compiled.imagine(observation).actions, policy.imagine(observation).actions, atol=1e-5
+    )
     compiled.save_pretrained(tmp_path)
     after = type(policy).from_pretrained(tmp_path).model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
 
 
 # -- what is captured --------------------------------------------------------------------------------------------------
@@ -142,27 +154,37 @@ class Recorder:
 
 
 def values(node):
-    return [x for x in torch.utils._pytree.tree_leaves(node.meta.get("example_value")) if isinstance(x, torch.Tensor)]
+    return [
+        x
+        for x in torch.utils._pytree.tree_leaves(node.meta.get("example_value"))
+        if isinstance(x, torch.Tensor)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["fast", "joint", "light", slow("idm")])
 def test_one_graph_per_function_and_bucket_serves_any_prompt_noise_and_observation(kind):
     policy, side = make(kind)
     recorder = Recorder()
-    compiled = compile_inference(policy, batch_sizes=(1, 2), backend=recorder)  # fullgraph: a graph break raises
+    compiled = compile_inference(
+        policy, batch_sizes=(1, 2), backend=recorder
+    )  # fullgraph: a graph break raises
     assert len(recorder.graphs) == 2 * GRAPHS[kind]
     engine = compiled.engine
-    places = {size: [x.data_ptr() for x in tensors(bucket)] for size, bucket in engine._buckets.items()}
+    places = {
+        size: [x.data_ptr() for x in tensors(bucket)] for size, bucket in engine._buckets.items()
+    }
     for call in range(20):
         batch = mixed(side, 1 + call % 2, seed=call)
         seeds = None if kind == "light" else list(range(call, call + 1 + call % 2))
         compiled.predict_chunk({**batch, "instruction": (TASK, "fly")[: 1 + call % 2]}, seeds=seeds)
     assert len(recorder.graphs) == 2 * GRAPHS[kind]
-    assert {size: [x.data_ptr() for x in tensors(bucket)] for size, bucket in engine._buckets.items()} == places
+    assert {
+        size: [x.data_ptr() for x in tensors(bucket)] for size, bucket in engine._buckets.items()
+    } == places
 
 
 def tensors(bucket):
-    leaves = torch.utils._pytree.tree_leaves((bucket.inputs, bucket.texts, bucket.memory))
+    leaves = torch.utils._pytree.tree_leaves((bucket.buffers, bucket.texts, bucket.video_kv))
     return [x for x in leaves if isinstance(x, torch.Tensor)]
 
 
@@ -173,7 +195,9 @@ def test_the_captured_graphs_have_static_shapes_and_never_leave_the_device(kind)
     nodes = list(recorder.nodes())
     assert len(nodes) > 100
     found = [x for node in nodes for x in values(node)]
-    assert {x.device.type for x in found} == {"cpu"}  # the model's; a copy to the host would show on a GPU, see test_cuda
+    assert {x.device.type for x in found} == {
+        "cpu"
+    }  # the model's; a copy to the host would show on a GPU, see test_cuda
     assert not any(x.is_complex() for x in found)
     assert all(isinstance(n, int) for x in found for n in (*x.shape, *x.stride()))
     called = {str(node.target) for node in nodes}
@@ -186,13 +210,19 @@ def test_the_observation_s_keys_and_values_are_written_in_place():
     recorder = Recorder()
     compiled = compile_inference(policy, batch_sizes=(1,), backend=recorder)
     bucket = compiled.engine._buckets[1]
-    before = [x.clone() for x in torch.utils._pytree.tree_leaves(bucket.memory)]
+    before = [x.clone() for x in torch.utils._pytree.tree_leaves(bucket.video_kv)]
     compiled.predict_chunk(make_observation(side=side))
-    after = torch.utils._pytree.tree_leaves(bucket.memory)
+    after = torch.utils._pytree.tree_leaves(bucket.video_kv)
     assert before and all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    writes = [sum("copy_" in str(node.target) for node in graph.graph.nodes) for graph in recorder.graphs]
+    writes = [
+        sum("copy_" in str(node.target) for node in graph.graph.nodes) for graph in recorder.graphs
+    ]
     layers, experts = len(policy.model.video.blocks), 2
-    assert writes == [2 * layers * experts, 2 * layers, 0]  # the state's in each expert's text, the frame's, none by acting
+    assert writes == [
+        2 * layers * experts,
+        2 * layers,
+        0,
+    ]  # the state's in each expert's text, the frame's, none by acting
 
 
 def test_all_blocks_are_one_region_and_all_steps_one_graph():
@@ -234,7 +264,9 @@ def test_what_was_not_compiled_is_refused():
 
 def test_another_horizon_or_mode_can_be_compiled_and_is_then_the_usual_one():
     policy, side = make("optional")
-    compiled = compile_inference(policy, batch_sizes=(1,), horizon=6, mode="first_frame", backend=None)
+    compiled = compile_inference(
+        policy, batch_sizes=(1,), horizon=6, mode="first_frame", backend=None
+    )
     observation = make_observation(side=side)
     expected = policy.predict_chunk(observation, horizon=6, mode="first_frame")
     assert not np.allclose(expected, policy.predict_chunk(observation, horizon=6), atol=1e-4)
@@ -266,7 +298,9 @@ def test_changed_weights_are_noticed(kind):
         compiled.predict_chunk(make_observation(side=side))
     again = policy.compile(batch_sizes=(1,), backend=None)
     assert np.allclose(
-        again.predict_chunk(make_observation(side=side)), policy.predict_chunk(make_observation(side=side)), atol=1e-5
+        again.predict_chunk(make_observation(side=side)),
+        policy.predict_chunk(make_observation(side=side)),
+        atol=1e-5,
     )
 
 
@@ -282,12 +316,18 @@ def test_a_new_prompt_in_mid_episode_costs_one_fill_and_an_unknown_one_is_refuse
     policy, side = make()
     compiled = compile_inference(policy, batch_sizes=(1,), backend=None)
     fills = []
-    put = type(compiled.engine.text).put
-    monkeypatch.setattr(type(compiled.engine.text), "put", lambda *a: (fills.append(a[3]), put(*a)))
+    put = type(compiled.engine.text_cache).write_slots
+    monkeypatch.setattr(
+        type(compiled.engine.text_cache), "write_slots", lambda *a: (fills.append(a[3]), put(*a))
+    )
     for task in (TASK, TASK, "fly", "fly", TASK):
         observation = make_observation(side=side, task=task)
-        assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
-    assert len(fills) == 2  # "fly" and back: the warm-up filled in the first, and what is there stays
+        assert np.allclose(
+            compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5
+        )
+    assert (
+        len(fills) == 2
+    )  # "fly" and back: the warm-up filled in the first, and what is there stays
     with pytest.raises(PromptError, match="no embedding"):
         compiled.predict_chunk(make_observation(side=side, task="swim"))
 
@@ -299,7 +339,9 @@ def test_another_embedding_of_a_known_prompt_is_noticed():
     before = compiled.predict_chunk(observation)
     policy.add_prompt(TASK, torch.randn(2, 8))
     after = compiled.predict_chunk(observation)
-    assert not np.allclose(before, after, atol=1e-4) and np.allclose(after, policy.predict_chunk(observation), atol=1e-5)
+    assert not np.allclose(before, after, atol=1e-4) and np.allclose(
+        after, policy.predict_chunk(observation), atol=1e-5
+    )
 
 
 def test_a_prompt_without_room_is_made_room_for_loudly(monkeypatch, caplog):
@@ -312,7 +354,9 @@ def test_a_prompt_without_room_is_made_room_for_loudly(monkeypatch, caplog):
     policy.add_prompt("a long one", torch.randn(20, 8))
     observation = make_observation(task="a long one")
     with caplog.at_level(logging.WARNING):
-        assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
+        assert np.allclose(
+            compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5
+        )
     assert "20 tokens" in caplog.text and "room for 3" in caplog.text
 
 
@@ -333,7 +377,9 @@ def test_a_compiler_that_changes_the_actions_is_found_out(caplog):
         compiled = compile_inference(policy, batch_sizes=(1,), backend=wrong, on_failure="eager")
     assert "bug of the compiler" in caplog.text
     observation = make_observation(side=side)
-    assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
+    assert np.allclose(
+        compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5
+    )
 
 
 def broken(graph, inputs):
@@ -348,7 +394,9 @@ def test_what_can_t_be_compiled_is_an_error_or_a_loud_fallback(caplog):
         compiled = compile_inference(policy, batch_sizes=(1,), backend=broken, on_failure="eager")
     assert "no compiler here" in caplog.text and "uncompiled" in caplog.text
     observation = make_observation(side=side)
-    assert np.allclose(compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5)
+    assert np.allclose(
+        compiled.predict_chunk(observation), policy.predict_chunk(observation), atol=1e-5
+    )
 
 
 def test_threads_wait_for_each_other():
@@ -378,14 +426,16 @@ def test_it_runs_in_bfloat16():
     assert difference < 0.1 and make_config().dtype == "float32"
 
 
-def test_compiled_code_is_kept_where_a_restart_leaves_it_unless_the_user_says_where(monkeypatch, tmp_path):
+def test_compiled_code_is_kept_where_a_restart_leaves_it_unless_the_user_says_where(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for before in (None, default_cache_dir()):  # PyTorch sets the latter itself
-        monkeypatch.delenv(CACHE, raising=False)
+        monkeypatch.delenv(CACHE_VARIABLE, raising=False)
         if before is not None:
-            monkeypatch.setenv(CACHE, before)
-        keep_compiled_code()
-        assert os.environ[CACHE] == str(tmp_path / "wam-policy/inductor")
-    monkeypatch.setenv(CACHE, "/mine")
-    keep_compiled_code()
-    assert os.environ[CACHE] == "/mine"
+            monkeypatch.setenv(CACHE_VARIABLE, before)
+        persist_compile_cache()
+        assert os.environ[CACHE_VARIABLE] == str(tmp_path / "wam-policy/inductor")
+    monkeypatch.setenv(CACHE_VARIABLE, "/mine")
+    persist_compile_cache()
+    assert os.environ[CACHE_VARIABLE] == "/mine"

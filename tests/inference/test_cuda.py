@@ -18,9 +18,12 @@ CODECS = {"fast_wam": WAN22_CODEC, "light_wam": {}}
 
 
 @pytest.mark.parametrize(
-    ("family", "gib", "encode", "act"), [("fast_wam", 12.6, 3_800, 29_000), ("light_wam", 3.3, 2_700, 120)]
+    ("family", "gib", "encode", "act"),
+    [("fast_wam", 12.6, 3_800, 29_000), ("light_wam", 3.3, 2_700, 120)],
 )
-def test_the_full_size_hot_path_runs_on_a_fake_cuda_device_within_its_memory(family, gib, encode, act):
+def test_the_full_size_hot_path_runs_on_a_fake_cuda_device_within_its_memory(
+    family, gib, encode, act
+):
     """Fake tensors raise where devices mix and where a value is asked for, so passing means that nothing waits for the GPU."""
     found = fake_hot_path(full(family), CODECS[family], batch=1)
     assert found.actions == ((1, 32, 7), "cuda")
@@ -40,18 +43,23 @@ def test_the_variants_that_draw_the_video_too_run_on_a_fake_cuda_device(variant)
 
 def test_fake_batches_cost_no_more_kernels():
     one, eight = (fake_hot_path(full("light_wam"), {}, batch=size) for size in (1, 8))
-    assert eight.encode.kernels < 1.05 * one.encode.kernels and eight.act.kernels < 1.2 * one.act.kernels
+    assert (
+        eight.encode.kernels < 1.05 * one.encode.kernels
+        and eight.act.kernels < 1.2 * one.act.kernels
+    )
     assert eight.encode.flops > 7.9 * one.encode.flops
 
 
 def test_counts_know_products_kernels_and_memory():
-    from wam_policy.profiling.op_counter import count
+    from wam_policy.profiling.op_counter import count_operations
 
     x, w = torch.zeros(4, 8), torch.zeros(8, 16)
-    counts = count(lambda: ((x @ w).view(-1) + 1).sum().item())
+    counts = count_operations(lambda: ((x @ w).view(-1) + 1).sum().item())
     assert isinstance(counts, Counts)
     assert counts.flops == 2 * 4 * 8 * 16 and counts.bytes == 4 * (32 + 128 + 64)
-    assert counts.kernels == 3 and counts.syncs == 1  # product, sum with 1, sum of all; then the value is waited for
+    assert (
+        counts.kernels == 3 and counts.syncs == 1
+    )  # product, sum with 1, sum of all; then the value is waited for
     assert counts.peak == 4 * (64 + 64)
 
 
@@ -82,7 +90,9 @@ def test_cuda_graphs_replay_what_eager_computes(make, side):
     for size in (1, 3, 4):
         for seed in range(5):
             batch = make_observation(size, seed=seed, side=side)
-            assert np.allclose(compiled.predict_chunk(batch), policy.predict_chunk(batch), atol=1e-4)
+            assert np.allclose(
+                compiled.predict_chunk(batch), policy.predict_chunk(batch), atol=1e-4
+            )
 
 
 @on_a_gpu
@@ -108,4 +118,6 @@ def test_a_replay_launches_two_graphs_and_next_to_nothing_else(make, side):
         compiled.predict_chunk(batch)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["cudaGraphLaunch"] == 2
-    assert sum(count for name, count in calls.items() if name.startswith("cudaLaunchKernel")) <= 2  # the result's cast
+    assert (
+        sum(count for name, count in calls.items() if name.startswith("cudaLaunchKernel")) <= 2
+    )  # the result's cast

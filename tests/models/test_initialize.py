@@ -30,7 +30,9 @@ def test_what_has_the_video_expert_s_shape_is_copied(model):
 
 def test_a_narrower_input_is_scaled_to_keep_the_output_s_variance(model):
     model.video.blocks[0].self_attn.q.weight.data.fill_(1.0)
-    assert torch.allclose(made(model)["blocks.0.self_attn.q.weight"], torch.tensor((16 / 12) ** 0.5))
+    assert torch.allclose(
+        made(model)["blocks.0.self_attn.q.weight"], torch.tensor((16 / 12) ** 0.5)
+    )
 
 
 def test_a_narrower_output_alone_is_not_scaled(model):

@@ -16,19 +16,25 @@ from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.encoders.first_frame import FirstFrameEncoder
 from wam_policy.models.encoders.vae import build_vae
 from wam_policy.models.fast_wam.loss import Batch
-from wam_policy.models.layers.mot import run
+from wam_policy.models.layers.mot import run_blocks
 from wam_policy.models.layers.precision import REFERENCE
 from wam_policy.models.layers.rope import video_rope
-from wam_policy.models.light_wam.fold import fold_block, fold_pooler, lean, merged
+from wam_policy.models.light_wam.fold import fold_block, fold_pooler, fold_to_lean, merge_lora
 from wam_policy.models.light_wam.folded import LeanBlock, LeanPooler
-from wam_policy.models.light_wam.loss import LightLossConfig, light_draw, light_losses
-from wam_policy.models.light_wam.model import LightWAM, pool, trained
-from wam_policy.models.registry import build
+from wam_policy.models.light_wam.loss import LightLossConfig, light_wam_losses, sample_light_noise
+from wam_policy.models.light_wam.model import LightWAM, is_trainable, pool_latents
+from wam_policy.models.registry import build_model
 from wam_policy.training.initialization import new_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 LIMITS = {torch.float64: 1e-10, torch.float32: 2e-5}
-WAN21 = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]}
+WAN21 = {
+    "base_dim": 8,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+}
 
 
 def make(dtype: torch.dtype = torch.float64, **changes) -> LightWAM:
@@ -50,14 +56,23 @@ def inputs(dtype: torch.dtype = torch.float64, batch: int = 2):
 
 
 def make_batch() -> Batch:
-    latents, prompt, action, proprio = (torch.randn(2, *shape) for shape in ((4, 2, 4, 8), (5, 8), (4, 3), (2,)))
-    return Batch(latents, prompt, action, proprio, torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool))
+    latents, prompt, action, proprio = (
+        torch.randn(2, *shape) for shape in ((4, 2, 4, 8), (5, 8), (4, 3), (2,))
+    )
+    return Batch(
+        latents,
+        prompt,
+        action,
+        proprio,
+        torch.zeros(2, 4, dtype=torch.bool),
+        torch.zeros(2, 1, dtype=torch.bool),
+    )
 
 
 @torch.no_grad()
 def act(model: LightWAM, horizon: int = 4, batch: int = 2) -> torch.Tensor:
     first, prompt, proprio = inputs(next(model.parameters()).dtype, batch)
-    return model.act(first, model.context(prompt, proprio), horizon)
+    return model.predict_actions(first, model.context(prompt, proprio), horizon)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -69,34 +84,47 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def test_exactly_the_reference_s_parameters_are_trained():
     info = json.loads((GOLDEN / "lightwam_dev.json").read_text())
-    sizes = {"layers": info["layers"], "taps": tuple(info["adapter_layers"]), "features": (("adapted",),) * 3}
+    sizes = {
+        "layers": info["layers"],
+        "taps": tuple(info["adapter_layers"]),
+        "features": (("adapted",),) * 3,
+    }
     with torch.device("meta"):
-        model = build(replace(LIGHT_SIZES, **sizes))
-    names = {name: x for name, x in model.named_parameters() if trained(name)}
-    theirs = key_mapping.to_theirs(names, key_mapping.light_wam(info["layers"]))
-    assert {name.replace("mot.mixtures.video.", "video_expert.") for name in theirs} == set(info["trainable"])
+        model = build_model(replace(LIGHT_SIZES, **sizes))
+    names = {name: x for name, x in model.named_parameters() if is_trainable(name)}
+    theirs = key_mapping.from_native(names, key_mapping.light_wam(info["layers"]))
+    assert {name.replace("mot.mixtures.video.", "video_expert.") for name in theirs} == set(
+        info["trainable"]
+    )
 
 
-@pytest.mark.parametrize(("action", "proprio", "count"), [(7, 8, 441_031_543), (14, 14, 441_099_134)])
+@pytest.mark.parametrize(
+    ("action", "proprio", "count"), [(7, 8, 441_031_543), (14, 14, 441_099_134)]
+)
 def test_the_released_sizes_have_the_paper_s_counts(action, proprio, count):
     with torch.device("meta"):
-        model = build(LightWAMConfig(action_dim=action, proprio_dim=proprio))
+        model = build_model(LightWAMConfig(action_dim=action, proprio_dim=proprio))
     sizes = {name: x.numel() for name, x in model.named_parameters()}
-    assert sum(n for name, n in sizes.items() if trained(name)) == count
-    assert sum(n for name, n in sizes.items() if not trained(name)) == 1_418_895_360
+    assert sum(n for name, n in sizes.items() if is_trainable(name)) == count
+    assert sum(n for name, n in sizes.items() if not is_trainable(name)) == 1_418_895_360
 
 
 def test_the_released_size_s_forms_have_the_promised_sizes():
     """In bfloat16: 3.7 GB whole, 0.88 GB of what was trained, at most 2.95 GiB lean, its codec's encoder included."""
     whole = LightWAMConfig(action_dim=7, proprio_dim=8)
     with torch.device("meta"):
-        fat, small = build(whole), build(replace(whole, layers=25, lora_rank=0, lean_steps=32))
+        fat, small = (
+            build_model(whole),
+            build_model(replace(whole, layers=25, lora_rank=0, lean_steps=32)),
+        )
         codec = build_vae({}).model.state_dict()
     fat_bytes = {name: 2 * x.numel() for name, x in fat.state_dict().items()}
     encoder = sum(2 * x.numel() for name, x in codec.items() if name.startswith(ENCODER))
     lean_bytes = encoder + sum(2 * x.numel() for x in small.state_dict().values())
     assert sum(fat_bytes.values()) / 1e9 == pytest.approx(3.72, abs=0.01)
-    assert sum(n for name, n in fat_bytes.items() if trained(name)) / 1e9 == pytest.approx(0.88, abs=0.005)
+    assert sum(n for name, n in fat_bytes.items() if is_trainable(name)) / 1e9 == pytest.approx(
+        0.88, abs=0.005
+    )
     assert lean_bytes / 2**30 <= 2.95
 
 
@@ -107,16 +135,19 @@ def test_full_size_runs_on_a_fake_cuda_device_without_syncs(steps):
 
     lean_sizes = {} if steps is None else {"layers": 25, "lora_rank": 0, "lean_steps": steps}
     with torch.device("meta"):
-        model = build(LightWAMConfig(action_dim=7, proprio_dim=8, **lean_sizes))
+        model = build_model(LightWAMConfig(action_dim=7, proprio_dim=8, **lean_sizes))
     shapes = {name: x.shape for name, x in model.state_dict().items()}
-    with FakeTensorMode(), torch.no_grad():  # with gradients, autograd would ask for a real CUDA stream
+    with (
+        FakeTensorMode(),
+        torch.no_grad(),
+    ):  # with gradients, autograd would ask for a real CUDA stream
 
         def empty(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
 
         model.load_state_dict({name: empty(*shape) for name, shape in shapes.items()}, assign=True)
         context = model.context(empty(2, 128, 4096), empty(2, 8))
-        chunk = model.act(empty(2, 16, 1, 28, 56), context, 32)
+        chunk = model.predict_actions(empty(2, 16, 1, 28, 56), context, 32)
         assert chunk.shape == (2, 32, 7) and chunk.device.type == "cuda"
         if steps is None:
             t = torch.empty(2, device="cuda")
@@ -129,9 +160,9 @@ def test_the_frozen_trunk_gets_no_gradients():
     model = new_model(make_light_config(), None)
     assert isinstance(model, LightWAM)
     batch = make_batch()
-    light_losses(model, batch, light_draw(batch, 2), LightLossConfig()).total.backward()
+    light_wam_losses(model, batch, sample_light_noise(batch, 2), LightLossConfig()).total.backward()
     assert {name for name, x in model.named_parameters() if x.grad is not None} == {
-        name for name, _ in model.named_parameters() if trained(name)
+        name for name, _ in model.named_parameters() if is_trainable(name)
     }
 
 
@@ -165,18 +196,25 @@ def test_every_option_trains_acts_and_folds(changes):
     model = make(**changes)
     first, prompt, proprio = inputs()
     context = model.context(prompt, None if "proprio_dim" in changes else proprio)
-    actions = model.act(first, context, 4)
+    actions = model.predict_actions(first, context, 4)
     actions.sum().backward()
-    used = [name for name, x in model.named_parameters() if trained(name) and name.startswith(("adapters", "expert"))]
+    used = [
+        name
+        for name, x in model.named_parameters()
+        if is_trainable(name) and name.startswith(("adapters", "expert"))
+    ]
     assert all(model.get_parameter(name).grad is not None for name in used)
-    assert close(lean(model, 4).act(first, context, 4), actions)
+    assert close(fold_to_lean(model, 4).predict_actions(first, context, 4), actions)
 
 
 def test_features_are_the_stream_before_the_adapter_after_it_and_what_it_adds():
     model = make(features=(("backbone", "adapted", "delta"),) * 2)
     first, prompt, proprio = inputs()
-    for tap in model.states(first, model.video.embed_text(model.context(prompt, proprio))):
-        assert torch.allclose(tap["backbone"] + tap["delta"], tap["adapted"]) and tap["delta"].abs().max() > 0
+    for tap in model.tap_features(first, model.video.embed_text(model.context(prompt, proprio))):
+        assert (
+            torch.allclose(tap["backbone"] + tap["delta"], tap["adapted"])
+            and tap["delta"].abs().max() > 0
+        )
 
 
 def test_any_horizon_gives_the_same_first_actions():
@@ -194,15 +232,19 @@ def test_only_the_first_steps_count_and_the_rest_by_their_weight():
 def test_without_video_co_training_the_action_loss_and_its_gradients_are_the_same():
     model = make(torch.float32)
     batch = make_batch()
-    draws, gradients = light_draw(batch, 2), []
+    draws, gradients = sample_light_noise(batch, 2), []
     for weight in (1.0, 0.0):
         model.zero_grad()
-        losses = light_losses(model, batch, draws, LightLossConfig(lambda_video=weight))
+        losses = light_wam_losses(model, batch, draws, LightLossConfig(lambda_video=weight))
         losses.action.backward()
-        gradients.append({name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None})
+        gradients.append(
+            {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+        )
     assert losses.velocity_video is None and losses.video == 0
     assert gradients[0].keys() == gradients[1].keys()
-    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
+    assert all(
+        torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0]
+    )
 
 
 def test_a_missing_state_is_an_error_and_not_a_dropped_row():
@@ -237,23 +279,32 @@ def test_sizes_that_no_model_has_are_refused(changes, message):
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_the_lean_form_acts_as_the_whole_model(dtype):
     model = make(dtype)
-    assert close(act(lean(model, 4)), act(model)) and close(act(lean(model, 4), 2), act(model, 2))
+    assert close(act(fold_to_lean(model, 4)), act(model)) and close(
+        act(fold_to_lean(model, 4), 2), act(model, 2)
+    )
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_merged_lora_is_the_same_layer(dtype):
     layer, x = make(dtype).video.blocks[1].ffn[0], torch.randn(2, 7, 16, dtype=dtype)
-    assert close(F.linear(x, *merged(layer)), layer(x)) and not close(F.linear(x, layer.weight, layer.bias), layer(x))
+    assert close(F.linear(x, *merge_lora(layer)), layer(x)) and not close(
+        F.linear(x, layer.weight, layer.bias), layer(x)
+    )
 
 
 def test_lora_is_merged_in_float32_and_rounded_once():
     """Merged in bfloat16 the result would be another."""
     layer = make(torch.bfloat16).video.blocks[1].ffn[0]
-    weight, _ = merged(layer)
+    weight, _ = merge_lora(layer)
     assert weight.dtype == torch.float32
     short = layer.weight + layer.scale * (layer.lora_up.weight @ layer.lora_down.weight)
-    double = layer.weight.double() + layer.scale * layer.lora_up.weight.double() @ layer.lora_down.weight.double()
-    assert torch.equal(weight.bfloat16(), double.bfloat16()) and not torch.equal(short, double.bfloat16())
+    double = (
+        layer.weight.double()
+        + layer.scale * layer.lora_up.weight.double() @ layer.lora_down.weight.double()
+    )
+    assert torch.equal(weight.bfloat16(), double.bfloat16()) and not torch.equal(
+        short, double.bfloat16()
+    )
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -263,9 +314,11 @@ def test_stopping_at_the_last_tap_equals_running_all_blocks(dtype):
     first, prompt, proprio = inputs(dtype)
     text = model.video.embed_text(model.context(prompt, proprio))
     still = model.video.embed_time(first.new_zeros(1, 1)).modulation
-    stream = model.video.stream(first, model.video.modulations(still), model.video.rope(first), text)
-    taps, adapt = model._recorder()
-    run(stream, after=adapt)  # all four blocks, the last tap is after the third
+    stream = model.video.stream(
+        first, model.video.modulations(still), model.video.rope(first), text
+    )
+    taps, adapt = model.make_tap_recorder()
+    run_blocks(stream, after_block=adapt)  # all four blocks, the last tap is after the third
     assert len(model.video.blocks) == 4 and torch.equal(model.expert(taps, 4), act(model))
 
 
@@ -273,15 +326,22 @@ def test_stopping_at_the_last_tap_equals_running_all_blocks(dtype):
 @torch.no_grad()
 def test_a_folded_block_equals_the_modulated_one(dtype):
     model = make(dtype)
-    block, folded = model.video.blocks[1], LeanBlock(replace(LIGHT_SIZES), model.precision).to(dtype)
+    block, folded = (
+        model.video.blocks[1],
+        LeanBlock(replace(LIGHT_SIZES), model.precision).to(dtype),
+    )
     first, prompt, proprio = inputs(dtype)
     text = model.video.embed_text(model.context(prompt, proprio))
     still = model.video.embed_time(first.new_zeros(1, 1)).modulation
-    tokens, modulations, rope, _ = model.video.stream(first, model.video.modulations(still), model.video.rope(first), text)[1:]
+    tokens, modulations, rope, _ = model.video.stream(
+        first, model.video.modulations(still), model.video.rope(first), text
+    )[1:]
     folded.load_state_dict({name: x.to(dtype) for name, x in fold_block(block, still)})
     query, own = block.attention_inputs(tokens, modulations[1], rope)
-    expected = block.finish(tokens, F.scaled_dot_product_attention(query, *own), modulations[1], text.layers[1])
-    folded_text = folded.text(model.video.text_embedding(model.context(prompt, proprio)))
+    expected = block.finish_block(
+        tokens, F.scaled_dot_product_attention(query, *own), modulations[1], text.layers[1]
+    )
+    folded_text = folded.text_key_value(model.video.text_embedding(model.context(prompt, proprio)))
     assert close(folded(tokens, rope, folded_text), expected)
 
 
@@ -292,7 +352,11 @@ def test_absorbed_pooling_equals_multi_head_attention(dtype, changes):
     model = make(dtype, **changes)
     pooler, tokens = model.expert.layer_poolers[0]["adapted"], torch.randn(2, 9, 16, dtype=dtype)
     folded = LeanPooler(model.config).to(dtype)
-    kept = {name: x for name, x in pooler.state_dict().items() if name.startswith(("output_norm", "query_merge_projector"))}
+    kept = {
+        name: x
+        for name, x in pooler.state_dict().items()
+        if name.startswith(("output_norm", "query_merge_projector"))
+    }
     folded.load_state_dict(kept | {name: x.to(dtype) for name, x in fold_pooler(pooler)})
     assert close(folded(tokens), pooler(tokens))
     assert close(folded.attention(tokens), pooler.attention(tokens))
@@ -308,15 +372,22 @@ def test_padding_tokens_could_be_one_key_that_counts_by_the_logarithm_of_their_n
     block, query = model.video.blocks[0], torch.randn(2, 2, 7, 12, dtype=dtype)
     whole = model.video.embed_text(model.context(prompt, proprio)).layers[0]
     short = model.video.embed_text(model.context(prompt[:, :3], proprio)).layers[0]
-    bias = torch.tensor([0, 0, 3, 1], dtype=dtype).clamp(min=1).log()  # two tokens, the padding, the state
+    bias = (
+        torch.tensor([0, 0, 3, 1], dtype=dtype).clamp(min=1).log()
+    )  # two tokens, the padding, the state
     collapsed = F.scaled_dot_product_attention(query, *short, attn_mask=bias.expand(2, 1, 7, 4))
-    assert close(block.cross_attn.merge(collapsed), block.cross_attn.merge(F.scaled_dot_product_attention(query, *whole)))
+    assert close(
+        block.cross_attn.merge(collapsed),
+        block.cross_attn.merge(F.scaled_dot_product_attention(query, *whole)),
+    )
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("config", [WAN21, TINY_VAE])
 @torch.no_grad()
-def test_the_codec_for_one_frame_is_a_2d_network_and_gives_the_first_latent_of_any_clip(dtype, config):
+def test_the_codec_for_one_frame_is_a_2d_network_and_gives_the_first_latent_of_any_clip(
+    dtype, config
+):
     torch.manual_seed(0)
     vae = build_vae(config).to(dtype)
     for parameter in vae.model.parameters():
@@ -330,13 +401,15 @@ def test_the_codec_for_one_frame_is_a_2d_network_and_gives_the_first_latent_of_a
 
 def test_pooling_averages_squares_of_every_frame_and_channel():
     latents = torch.randn(1, 4, 3, 4, 6)
-    pooled = pool(latents, 2)
-    assert pooled.shape == (1, 4, 3, 2, 3) and torch.allclose(pooled[0, 1, 2, 1, 2], latents[0, 1, 2, 2:, 4:].mean())
+    pooled = pool_latents(latents, 2)
+    assert pooled.shape == (1, 4, 3, 2, 3) and torch.allclose(
+        pooled[0, 1, 2, 1, 2], latents[0, 1, 2, 2:, 4:].mean()
+    )
 
 
 def test_the_lean_form_refuses_more_steps_than_it_holds():
     with pytest.raises(ConfigError, match="knows 4 steps of a chunk, 5 are wanted"):
-        act(lean(make(), 4), 5)
+        act(fold_to_lean(make(), 4), 5)
 
 
 def test_in_bfloat16_the_lean_form_is_as_near_to_float32_as_the_whole_model():
@@ -345,5 +418,7 @@ def test_in_bfloat16_the_lean_form_is_as_near_to_float32_as_the_whole_model():
     short.load_state_dict(model.state_dict())
     short.to(torch.bfloat16)
     exact = act(model, batch=64)
-    error, lean_error = ((act(m, batch=64).float() - exact).abs().mean() for m in (short, lean(short, 4)))
-    assert act(lean(short, 4)).dtype == torch.bfloat16 and 0 < lean_error < 1.5 * error
+    error, lean_error = (
+        (act(m, batch=64).float() - exact).abs().mean() for m in (short, fold_to_lean(short, 4))
+    )
+    assert act(fold_to_lean(short, 4)).dtype == torch.bfloat16 and 0 < lean_error < 1.5 * error

@@ -27,13 +27,17 @@ def test_decoding_gives_back_the_clip_s_shape_in_range(vae):
 def test_latents_are_standardised_by_the_config_s_statistics(vae):
     video = torch.rand(1, 3, 1, 16, 16) * 2 - 1
     raw = vae.model.encode(video).latent_dist.mode()
-    mean, std = (torch.tensor(TINY_VAE[f"latents_{name}"]).view(1, -1, 1, 1, 1) for name in ("mean", "std"))
+    mean, std = (
+        torch.tensor(TINY_VAE[f"latents_{name}"]).view(1, -1, 1, 1, 1) for name in ("mean", "std")
+    )
     assert torch.allclose(vae.encode(video), (raw - mean) / std, atol=1e-6)
 
 
 def test_a_batch_is_encoded_as_its_samples(vae):
     video = torch.rand(3, 3, 5, 16, 16) * 2 - 1
-    assert torch.allclose(vae.encode(video), torch.cat([vae.encode(v[None]) for v in video]), atol=1e-5)
+    assert torch.allclose(
+        vae.encode(video), torch.cat([vae.encode(v[None]) for v in video]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 16, 16), (1, 3, 5, 20, 16)])

@@ -15,13 +15,15 @@ from wam_policy.errors import ConfigError, MissingExtraError
 from wam_policy.inference import compile_inference
 from wam_policy.profiling import benchmark as module
 from wam_policy.profiling.benchmark import BenchConfig, bench
-from wam_policy.profiling.observations import met, synthetic
+from wam_policy.profiling.observations import random_observation, rollout_observations
 from wam_policy.profiling.reference import savings_of
 
 
 @pytest.mark.parametrize("make", [make_policy, make_light_policy])
 def test_bench_measures_every_way_and_writes_numbers_and_a_chart(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "compile_inference", functools.partial(eager_twin, compile_inference))
+    monkeypatch.setattr(
+        module, "compile_inference", functools.partial(eager_twin, compile_inference)
+    )
     policy = make()
     policy.save_pretrained(tmp_path / "policy")
     steps = (2,) if make is make_policy else ()
@@ -32,18 +34,28 @@ def test_bench_measures_every_way_and_writes_numbers_and_a_chart(make, tmp_path,
             repeats=2,
             steps=steps,
             encode_every=(2,),
-            out=tmp_path / "out",
+            output_dir=tmp_path / "out",
         )
     )
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
     rows = {(row["name"], row["batch"]): row for row in found["rows"]}
     names = savings_of(policy)
-    assert {("plain", 1), ("all savings", 1), ("eager", 1), ("compiled", 1), ("eager", 2), ("compiled", 2)} <= rows.keys()
+    assert {
+        ("plain", 1),
+        ("all savings", 1),
+        ("eager", 1),
+        ("compiled", 1),
+        ("eager", 2),
+        ("compiled", 2),
+    } <= rows.keys()
     assert {(f"without {name}", 1) for name in names} <= rows.keys()
     compiled = rows["compiled", 2]
     assert compiled["stages"].keys() == {"preprocess", "vae", "prefill", "act", "postprocess"}
     for stage in ("vae", "prefill", "act"):
-        assert compiled["stages"][stage]["flops"] > 0 and 0 < compiled["stages"][stage]["of_machine"] < 1
+        assert (
+            compiled["stages"][stage]["flops"] > 0
+            and 0 < compiled["stages"][stage]["of_machine"] < 1
+        )
     errors = rows["1 of 2 encoded", 1]["errors"]
     assert errors[0] == 0 and errors[1] > 0  # the first call encodes
     if steps:
@@ -51,7 +63,9 @@ def test_bench_measures_every_way_and_writes_numbers_and_a_chart(make, tmp_path,
     card = (tmp_path / "out" / "bench.md").read_text()
     assert "| compiled | 2 |" in card and f"{max(errors):.1e} |" in card and "plain" not in card
     assert Image.open(tmp_path / "out" / "bench.png").size[0] > 500
-    assert found["machine"]["flops"] > 1e9 and all(row["peak_memory_bytes"] > 2**20 for row in found["rows"])
+    assert found["machine"]["flops"] > 1e9 and all(
+        row["peak_memory_bytes"] > 2**20 for row in found["rows"]
+    )
 
 
 def eager_twin(compiler, policy, **options):
@@ -83,7 +97,14 @@ def test_knobs_that_can_t_be_are_refused():
         BenchConfig(repeats=0)
 
 
-WIDE = {"video_dim": 512, "video_ffn_dim": 512, "text_dim": 512, "heads": 4, "head_dim": 128, "layers": 2}
+WIDE = {
+    "video_dim": 512,
+    "video_ffn_dim": 512,
+    "text_dim": 512,
+    "heads": 4,
+    "head_dim": 128,
+    "layers": 2,
+}
 
 
 @pytest.mark.slow
@@ -96,10 +117,14 @@ def test_quantized_policies_are_close_and_leave_the_policy_as_it_is(kind):
     before = policy.predict_chunk(observation)
     compile_inference(policy, batch_sizes=(2,), backend=None)  # fused twins are no hindrance
     small = compile_inference(policy, batch_sizes=(2,), backend=None, quantize=kind)
-    kinds = [type(model.video.blocks[0].ffn[0].weight) for model in (small.engine.model, policy.model)]
+    kinds = [
+        type(model.video.blocks[0].ffn[0].weight) for model in (small.engine.model, policy.model)
+    ]
     assert kinds[0] is not torch.nn.Parameter and kinds[1] is torch.nn.Parameter
     after = small.predict_chunk(observation)
-    assert 0 < np.abs(after - before).max() < 0.2 and np.array_equal(policy.predict_chunk(observation), before)
+    assert 0 < np.abs(after - before).max() < 0.2 and np.array_equal(
+        policy.predict_chunk(observation), before
+    )
 
 
 def test_a_policy_with_nothing_to_quantize_says_so():
@@ -119,23 +144,29 @@ def test_quantization_without_torchao_names_the_extra(monkeypatch):
 def test_fewer_steps_change_the_contract_of_the_compiled_policy_only():
     policy = make_policy()
     compiled = compile_inference(policy, batch_sizes=(1,), backend=None, steps=2)
-    assert compiled.spec.sampling.steps == 2 and policy.spec.sampling.steps == 3
-    assert not np.allclose(compiled.predict_chunk(make_observation()), policy.predict_chunk(make_observation()), atol=1e-4)
+    assert compiled.config.sampling.steps == 2 and policy.config.sampling.steps == 3
+    assert not np.allclose(
+        compiled.predict_chunk(make_observation()),
+        policy.predict_chunk(make_observation()),
+        atol=1e-4,
+    )
 
 
 def test_synthetic_observations_fit_any_contract():
     for make in (make_policy, make_light_policy):
         policy = make()
-        assert policy.predict_chunk(synthetic(policy, 3, 0)).shape == (3, 4, 3)
+        assert policy.predict_chunk(random_observation(policy, 3, 0)).shape == (3, 4, 3)
 
 
 def test_observations_met_in_an_env_follow_each_other():
     policy = make_policy()
-    inputs = met(policy, "tiny:Toy-v0", "touch", 5)
+    inputs = rollout_observations(policy, "tiny:Toy-v0", "touch", 5)
     first, third = inputs(0, 3), inputs(2, 2)
     assert policy.predict_chunk(first).shape == (3, 4, 3)
     assert first["episode_start"].tolist()[:2] == [True, False] and len(first["instruction"]) == 3
-    assert np.array_equal(first["state"][2], third["state"][0]) and not np.array_equal(first["state"][0], first["state"][1])
+    assert np.array_equal(first["state"][2], third["state"][0]) and not np.array_equal(
+        first["state"][0], first["state"][1]
+    )
 
 
 def test_bench_refuses_a_task_without_an_env():
@@ -148,8 +179,20 @@ def test_infer_answers_one_question_as_json(tmp_path, capsys):
     policy.save_pretrained(tmp_path / "policy")
     for name in ("front", "wrist"):
         Image.fromarray(observation[f"images.{name}"]).save(tmp_path / f"{name}.png")
-    arguments = ["infer", "--checkpoint", str(tmp_path / "policy"), "--instruction", "touch the cube"]
-    arguments += ["--images", "front", str(tmp_path / "front.png"), "wrist", str(tmp_path / "wrist.png")]
+    arguments = [
+        "infer",
+        "--checkpoint",
+        str(tmp_path / "policy"),
+        "--instruction",
+        "touch the cube",
+    ]
+    arguments += [
+        "--images",
+        "front",
+        str(tmp_path / "front.png"),
+        "wrist",
+        str(tmp_path / "wrist.png"),
+    ]
     arguments += ["--state", *map(str, observation["state"].tolist())]
     assert main(arguments) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -8,9 +8,9 @@ import torch
 from tiny import make_light_policy, make_observation, make_policy
 
 from wam_policy.config import PromptConfig
-from wam_policy.inference.weight_transforms import fused
-from wam_policy.profiling.op_counter import count
-from wam_policy.profiling.reference import FAST, LIGHT, Plain
+from wam_policy.inference.weight_transforms import fuse_projections
+from wam_policy.profiling.op_counter import count_operations
+from wam_policy.profiling.reference import FAST, LIGHT, ReferenceForward
 from wam_policy.sampling import initial_noise
 
 PROMPT = PromptConfig(template="do: {task}", token_length=20)  # seventeen rows of padding
@@ -26,15 +26,15 @@ def make(family: str):
 
 
 def act(policy, observation, savings) -> np.ndarray:
-    return step(Plain(policy, savings), policy, observation)
+    return step(ReferenceForward(policy, savings), policy, observation)
 
 
 def step(way, policy, observation) -> np.ndarray:
-    seen = policy.prepare(observation)
+    seen = policy.prepare_input(observation)
     first = way.encode(torch.from_numpy(seen.canvas))
     conditions, cache = way.prefill(first, seen.prompts[0], torch.from_numpy(seen.proprio))
-    noise = initial_noise(2, (4, 3), None, torch.Generator(), fixed=42)
-    return policy.finish(way.act(conditions, cache, seen.prompts[0], noise))
+    noise = initial_noise(2, (4, 3), None, torch.Generator(), fixed_seed=42)
+    return policy.denormalize_actions(way.act(conditions, cache, seen.prompts[0], noise))
 
 
 @pytest.mark.parametrize(("family", "saving"), CASES)
@@ -50,7 +50,9 @@ def test_a_saving_changes_nothing_alone_or_left_out(family, saving):
 def test_the_plain_way_and_the_policy_agree(family):
     policy, observation = make(family)
     for savings in ((), FAMILIES[family][1]):
-        assert np.allclose(act(policy, observation, savings), policy.predict_chunk(observation), atol=1e-5)
+        assert np.allclose(
+            act(policy, observation, savings), policy.predict_chunk(observation), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("family", "saving"), CASES)
@@ -59,11 +61,13 @@ def test_a_saving_saves(family, saving):
     policy, observation = make(family)
     found = []
     for savings in (FAMILIES[family][1].keys(), FAMILIES[family][1].keys() - {saving}):
-        way = Plain(policy, savings)
+        way = ReferenceForward(policy, savings)
         step(way, policy, observation)
-        found.append(count(lambda way=way: step(way, policy, observation)))
+        found.append(count_operations(lambda way=way: step(way, policy, observation)))
     saved, unsaved = found
-    if saving == "rope":  # real numbers take more kernels, until they are compiled; complex ones can't be
+    if (
+        saving == "rope"
+    ):  # real numbers take more kernels, until they are compiled; complex ones can't be
         assert saved.operators["complex"] == 0 < unsaved.operators["complex"]
     else:
         assert saved.flops < unsaved.flops or saved.kernels < unsaved.kernels
@@ -72,7 +76,7 @@ def test_a_saving_saves(family, saving):
 def test_a_twin_with_fused_projections_shares_the_model_s_memory_and_leaves_it_trainable():
     policy, _ = make("fast_wam")
     before = {name: x.clone() for name, x in policy.model.state_dict().items()}
-    twin, again = fused(policy.model), fused(policy.model)
+    twin, again = fuse_projections(policy.model), fuse_projections(policy.model)
     assert all(torch.equal(x, before[name]) for name, x in policy.model.state_dict().items())
     attention, ours = twin.video.blocks[0].self_attn, policy.model.video.blocks[0].self_attn
     with torch.no_grad():
@@ -89,4 +93,4 @@ def test_the_plain_way_of_a_lean_policy_is_refused():
     lean = dataclasses.replace(policy.model.config, lora_rank=0, layers=3, lean_steps=4)
     policy.model.config = lean
     with pytest.raises(AssertionError, match="built in"):
-        Plain(policy)
+        ReferenceForward(policy)

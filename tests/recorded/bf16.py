@@ -18,12 +18,18 @@ Model = tuple[dict[str, Tensor], dict[str, Any]]
 """A recorded model's tensors and configuration."""
 
 
-def tensors(recorded: dict[str, Tensor], fast: Model, light: Model | None) -> Iterator[tuple[str, Tensor]]:
+def tensors(
+    recorded: dict[str, Tensor], fast: Model, light: Model | None
+) -> Iterator[tuple[str, Tensor]]:
     """Our value of each recorded tensor."""
     yield from fast_wam.schedules(recorded, torch.bfloat16)
     model, info = fast
     built = fast_wam.build(model, info, REFERENCE, torch.bfloat16)
-    yield from ((name, x.float()) for name, x in fast_wam.inference(built, model, info["steps"]) if name in recorded)
+    yield from (
+        (name, x.float())
+        for name, x in fast_wam.inference(built, model, info["steps"])
+        if name in recorded
+    )
     if light is not None:
         yield LIGHT, _light_actions(*light)
 
@@ -52,15 +58,23 @@ def light_tolerance(recorded: Tensor, light: Model) -> float:
     ):
         kernels = mock.patch.multiple(F, linear=linear, scaled_dot_product_attention=attention)
         with kernels, mock.patch.object(layer, "SLOW_BFLOAT16", False):
-            chunks += [_light_actions(*light), torch.cat([_light_actions(one, light[1]) for one in _samples(light[0])])]
-    spread = max(float((a - b).abs().max()) for a in chunks for b in chunks) / max(1.0, float(recorded.abs().max()))
+            chunks += [
+                _light_actions(*light),
+                torch.cat([_light_actions(one, light[1]) for one in _samples(light[0])]),
+            ]
+    spread = max(float((a - b).abs().max()) for a in chunks for b in chunks) / max(
+        1.0, float(recorded.abs().max())
+    )
     return max(spread, tolerance(recorded, light[0]["infer/action"]))
 
 
 def _samples(model: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The recorded inputs one sample at a time."""
     size = len(model["in/latents"])
-    return [{n: x[i : i + 1] if n.startswith("in/") else x for n, x in model.items()} for i in range(size)]
+    return [
+        {n: x[i : i + 1] if n.startswith("in/") else x for n, x in model.items()}
+        for i in range(size)
+    ]
 
 
 _linear, _attention = F.linear, F.scaled_dot_product_attention

@@ -10,14 +10,26 @@ from torch import Tensor
 from wam_policy.hub.foreign import key_mapping
 from wam_policy.models import flow_matching
 from wam_policy.models.config import FastWAMConfig
-from wam_policy.models.fast_wam.loss import Batch, CopyDraws, Draws, LossConfig, latent_padding, training_losses
+from wam_policy.models.fast_wam.loss import (
+    Batch,
+    ContextClipNoise,
+    LossConfig,
+    TrainingNoise,
+    fast_wam_losses,
+    latent_padding,
+)
 from wam_policy.models.fast_wam.model import FastWAM
-from wam_policy.models.fast_wam.sampling import Schedule, draw
+from wam_policy.models.fast_wam.sampling import Schedule, prefill_and_denoise
 from wam_policy.models.fast_wam.variants import VARIANTS, ActionMode, VariantName
 from wam_policy.models.layers.precision import FAST, Precision
 
 SHIFT = 5.0
-FOLDERS: dict[str, VariantName] = {"fastwam": "fast", "joint": "joint", "idm": "idm", "optional_idm": "optional_idm"}
+FOLDERS: dict[str, VariantName] = {
+    "fastwam": "fast",
+    "joint": "joint",
+    "idm": "idm",
+    "optional_idm": "optional_idm",
+}
 
 
 def model_config(info: dict[str, Any]) -> FastWAMConfig:
@@ -46,10 +58,12 @@ def under(recorded: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in recorded.items() if name.startswith(prefix)}
 
 
-def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precision, dtype: torch.dtype) -> FastWAM:
+def build(
+    recorded: dict[str, Tensor], info: dict[str, Any], precision: Precision, dtype: torch.dtype
+) -> FastWAM:
     """The recorded model."""
     model = FastWAM(model_config(info), precision)
-    model.load_state_dict(key_mapping.to_ours(under(recorded, "weights/")))
+    model.load_state_dict(key_mapping.to_native(under(recorded, "weights/")))
     return model.to(dtype)
 
 
@@ -58,7 +72,7 @@ def schedules(recorded: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple
     for name in recorded:
         match name.split("/"):
             case ["schedule", steps, "timesteps"]:
-                timesteps, deltas = flow_matching.schedule(int(steps), SHIFT, dtype=dtype)
+                timesteps, deltas = flow_matching.make_schedule(int(steps), SHIFT, dtype=dtype)
                 yield name, timesteps
                 yield f"schedule/{steps}/deltas", deltas
 
@@ -71,7 +85,12 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
             case ["schedule", "weight"]:
                 yield name, flow_matching.loss_weight(recorded["schedule/weight_t"], SHIFT)
             case [folder, "mask"]:
-                yield name, influence(info, see_video=VARIANTS[FOLDERS[folder]].sees == "video", copy=False)
+                yield (
+                    name,
+                    influence(
+                        info, see_video=VARIANTS[FOLDERS[folder]].attends_to == "video", copy=False
+                    ),
+                )
             case [_, "train_mask"]:
                 yield name, influence(info, see_video=True, copy=True)
     model = build(recorded, info, FAST, torch.float32)
@@ -82,7 +101,11 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
 
 
 def training(
-    model: FastWAM, recorded: dict[str, Tensor], info: dict[str, Any], folder: str, variant: VariantName
+    model: FastWAM,
+    recorded: dict[str, Tensor],
+    info: dict[str, Any],
+    folder: str,
+    variant: VariantName,
 ) -> Iterator[tuple[str, Tensor]]:
     """One training step."""
     inputs = under(recorded, "in/")
@@ -95,8 +118,12 @@ def training(
         latent_padding(inputs["image_is_pad"]),
     )
     model.zero_grad()
-    config = LossConfig(video_shift=SHIFT, action_shift=SHIFT, action_idm_prob=info.get("action_idm_prob", 0.5))
-    losses = training_losses(model, batch, recorded_draws(recorded, folder, variant), config, variant)
+    config = LossConfig(
+        video_shift=SHIFT, action_shift=SHIFT, action_idm_prob=info.get("action_idm_prob", 0.5)
+    )
+    losses = fast_wam_losses(
+        model, batch, recorded_draws(recorded, folder, variant), config, variant
+    )
     losses.total.backward()
     assert losses.velocity_video is not None
     yield f"{folder}/train/loss", losses.total
@@ -105,41 +132,50 @@ def training(
     yield f"{folder}/train/pred_video", losses.velocity_video
     yield f"{folder}/train/pred_action", losses.velocity_action
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    for name, gradient in key_mapping.to_theirs(gradients).items():
+    for name, gradient in key_mapping.from_native(gradients).items():
         yield f"{folder}/train/grad/{name}", gradient
 
 
-def recorded_draws(recorded: dict[str, Tensor], folder: str, variant: VariantName) -> Draws:
+def recorded_draws(recorded: dict[str, Tensor], folder: str, variant: VariantName) -> TrainingNoise:
     """The random numbers of a recorded step; those of the copy only exist if a sample's copy was noised."""
     prefix = f"{folder}/train/draw"
     drawn = [
         recorded[name]
-        for name in sorted((n for n in recorded if n.startswith(prefix)), key=lambda n: int(n[len(prefix) :].split("_")[0]))
+        for name in sorted(
+            (n for n in recorded if n.startswith(prefix)),
+            key=lambda n: int(n[len(prefix) :].split("_")[0]),
+        )
     ]
-    draws, rest = Draws(*drawn[:4]), drawn[4:]
-    if not VARIANTS[variant].copy:
+    draws, rest = TrainingNoise(*drawn[:4]), drawn[4:]
+    if not VARIANTS[variant].uses_context_clip:
         return draws
     u_noised, rest = rest[0], rest[1:]
-    u_see_all = rest.pop().flatten() if VARIANTS[variant].optional else torch.zeros(len(u_noised))
+    u_see_all = (
+        rest.pop().flatten() if VARIANTS[variant].optional_video else torch.zeros(len(u_noised))
+    )
     u_copy, noise = rest or (torch.zeros(len(u_noised)), torch.zeros_like(draws.noise_video))
-    return draws._replace(copy=CopyDraws(u_noised, u_copy, noise, u_see_all))
+    return draws._replace(context_clip=ContextClipNoise(u_noised, u_copy, noise, u_see_all))
 
 
 @torch.no_grad()
-def inference(model: FastWAM, recorded: dict[str, Tensor], steps: int) -> Iterator[tuple[str, Tensor]]:
+def inference(
+    model: FastWAM, recorded: dict[str, Tensor], steps: int
+) -> Iterator[tuple[str, Tensor]]:
     """Action chunks and imagined latents, from the recorded noises."""
     dtype = next(model.parameters()).dtype
     time = model.precision.time or dtype
-    schedule = Schedule(*flow_matching.schedule(steps, SHIFT, dtype=time))
+    schedule = Schedule(*flow_matching.make_schedule(steps, SHIFT, dtype=time))
     inputs = under(recorded, "in/")
     first = inputs["latents"][:, :, :1].to(dtype)
     proprio = None if model.proprio_encoder is None else inputs["proprio"][:, 0].to(dtype)
     context = model.context(inputs["context"].to(dtype), proprio)
 
-    def drawn(mode: ActionMode, actions: str, video: str | None = None, size: int | None = None) -> tuple[Tensor, Tensor]:
+    def drawn(
+        mode: ActionMode, actions: str, video: str | None = None, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Actions, and latents of the clip, of the first `size` samples."""
         future = None if video is None else recorded[video].to(time)[:, :, 1:]
-        chunk, later = draw(
+        chunk, later = prefill_and_denoise(
             model,
             first[:size],
             context[:size],
@@ -148,19 +184,24 @@ def inference(model: FastWAM, recorded: dict[str, Tensor], steps: int) -> Iterat
             mode=mode,
             action_schedule=schedule,
             video_schedule=schedule,
-            read_video=video is not None,
+            decode_video=video is not None,
         )
         return chunk, first if later is None else torch.cat((first[:size], later.to(dtype)), dim=2)
 
     if "fastwam/infer/noise_action" in recorded:
         yield "fastwam/infer/action", drawn("first_frame", "fastwam/infer/noise_action")[0]
     if "joint/infer/noise_action" in recorded:
-        yield "joint/infer/action", drawn("joint", "joint/infer/noise_action", "joint/infer/noise_video")[0]
+        yield (
+            "joint/infer/action",
+            drawn("joint", "joint/infer/noise_action", "joint/infer/noise_video")[0],
+        )
     if "idm/infer/noise_action" in recorded:
         chunk, clip = drawn("idm", "idm/infer/noise_action", "idm/infer/noise_video")
         yield from (("idm/infer/video_latents", clip), ("idm/infer/action", chunk))
     if "fastwam/imagine/noise_video" in recorded:
-        chunk, clip = drawn("first_frame", "fastwam/imagine/noise_action", "fastwam/imagine/noise_video", 1)
+        chunk, clip = drawn(
+            "first_frame", "fastwam/imagine/noise_action", "fastwam/imagine/noise_video", 1
+        )
         yield from (("fastwam/imagine/video_latents", clip), ("fastwam/imagine/action", chunk[0]))
 
 
@@ -173,7 +214,10 @@ def influence(info: dict[str, Any], *, see_video: bool, copy: bool) -> Tensor:
     frames, height, width = info["grid"]
     _, patch_height, patch_width = config.patch_size
     model = FastWAM(config)
-    clips = [torch.randn(1, config.latent_channels, frames, height, width, requires_grad=True) for _ in range(1 + copy)]
+    clips = [
+        torch.randn(1, config.latent_channels, frames, height, width, requires_grad=True)
+        for _ in range(1 + copy)
+    ]
     action = torch.randn(1, info["horizon"], config.action_dim, requires_grad=True)
     t, context = torch.full((1,), 500.0), torch.randn(1, 3, config.text_dim)
 
@@ -188,14 +232,30 @@ def influence(info: dict[str, Any], *, see_video: bool, copy: bool) -> Tensor:
         rows = []
         for token in tokens(output):
             gradients = torch.autograd.grad(
-                (token * torch.randn_like(token)).sum(), [*clips, action], retain_graph=True, allow_unused=True
+                (token * torch.randn_like(token)).sum(),
+                [*clips, action],
+                retain_graph=True,
+                allow_unused=True,
             )
-            filled = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, [*clips, action], strict=True)]
+            filled = [
+                torch.zeros_like(x) if g is None else g
+                for g, x in zip(gradients, [*clips, action], strict=True)
+            ]
             rows.append(torch.cat([tokens(g).abs().sum(1) for g in filled]) > 0)
         return torch.stack(rows)
 
-    velocity, actions = model(clips[0], t, action, t, context, see_video=see_video, copy=(clips[1], t) if copy else None)
+    velocity, actions = model(
+        clips[0],
+        t,
+        action,
+        t,
+        context,
+        attend_video=see_video,
+        context_clip=(clips[1], t) if copy else None,
+    )
     rows = [depends(velocity)]
     if copy:
-        rows.append(depends(model.watch(clips[1], t, model.video.embed_text(context), read=True)[0]))
+        rows.append(
+            depends(model.encode_clip(clips[1], t, model.video.embed_text(context), decode=True)[0])
+        )
     return torch.cat([*rows, depends(actions)])

@@ -16,7 +16,7 @@ def tensors(fast_wam: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
     """Our value of each recorded tensor, from the file of the video expert."""
     with torch.device("meta"):
         action = FastWAM(model_config(info)).action.state_dict()
-    video = under(key_mapping.to_ours(under(fast_wam, "weights/")), "video.")
+    video = under(key_mapping.to_native(under(fast_wam, "weights/")), "video.")
     made = {f"action.{name}": x for name, x in action_from_video(video, action).items()}
-    for name, x in key_mapping.to_theirs(made).items():
+    for name, x in key_mapping.from_native(made).items():
         yield name.removeprefix("mot."), x

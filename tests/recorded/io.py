@@ -15,7 +15,7 @@ from wam_policy.hub import dataset_stats
 from wam_policy.presets import ENVS, PRESETS
 from wam_policy.wrappers.action import ActionMap
 from wam_policy.wrappers.envs.libero_state import libero_state
-from wam_policy.wrappers.observation import turn
+from wam_policy.wrappers.observation import rotate_180
 
 
 def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -23,24 +23,37 @@ def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tens
     for robot, env in ENVS.items():
         if f"{robot}/model/image" not in recorded:
             continue
-        preset, seen = PRESETS[robot], {name: x.numpy() for name, x in under(recorded, f"{robot}/obs/").items()}
+        preset, seen = (
+            PRESETS[robot],
+            {name: x.numpy() for name, x in under(recorded, f"{robot}/obs/").items()},
+        )
         pictures = {name: seen[place] for name, place in env.cameras.items()}
-        pictures = {name: turn(picture) if name in env.turned else picture for name, picture in pictures.items()}
-        canvas = images.canvas({name: picture[None] for name, picture in pictures.items()}, preset.cameras)
+        pictures = {
+            name: rotate_180(picture) if name in env.rotated_cameras else picture
+            for name, picture in pictures.items()
+        }
+        canvas = images.canvas(
+            {name: picture[None] for name, picture in pictures.items()}, preset.cameras
+        )
         yield f"{robot}/model/image", torch.from_numpy(canvas)
 
         def stats(vector: str, dim: int, robot: str = robot) -> dataset_stats.Normalization:
             file = path.with_name(f"{path.stem}_{robot}_stats.json")
-            return dataset_stats.read(file, vector, PRESETS[robot].normalization, dim)
+            return dataset_stats.read_normalization(file, vector, PRESETS[robot].normalization, dim)
 
         state = libero_state(seen) if robot == "libero" else seen["joint_action_vector"]
         proprio = stats("state", len(preset.state_names)).normalize(state.astype(np.float32)[None])
         yield f"{robot}/model/proprio", torch.from_numpy(proprio)
 
-        action = stats("action", preset.layout.dim).denormalize(recorded[f"{robot}/model/action"].numpy())
+        action = stats("action", preset.layout.dim).denormalize(
+            recorded[f"{robot}/model/action"].numpy()
+        )
         if robot == "libero":
             yield "libero/denormalised_action", torch.from_numpy(action)
-            yield "libero/env_action_continuous", torch.from_numpy(_sent(robot, action, binary=False))
+            yield (
+                "libero/env_action_continuous",
+                torch.from_numpy(_sent(robot, action, binary=False)),
+            )
         yield f"{robot}/env_action", torch.from_numpy(_sent(robot, action, binary=True))
 
 

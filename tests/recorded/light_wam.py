@@ -11,7 +11,7 @@ from wam_policy.hub.foreign import key_mapping, light_wam
 from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
 from wam_policy.models.fast_wam.loss import Batch, latent_padding
 from wam_policy.models.layers.precision import FAST, Precision
-from wam_policy.models.light_wam.loss import LightDraws, LightLossConfig, light_losses
+from wam_policy.models.light_wam.loss import LightLossConfig, LightTrainingNoise, light_wam_losses
 from wam_policy.models.light_wam.model import LightWAM
 
 
@@ -63,20 +63,26 @@ def loss_config(weighting: dict[str, Any]) -> LightLossConfig:
     return LightLossConfig(prefix_steps=weighting["num_prefix_steps"], tail_weight=tail)
 
 
-def build(recorded: dict[str, Tensor], info: dict[str, Any], precision: Precision, dtype: torch.dtype) -> LightWAM:
+def build(
+    recorded: dict[str, Tensor], info: dict[str, Any], precision: Precision, dtype: torch.dtype
+) -> LightWAM:
     """The recorded model."""
     config = model_config(info)
     model = LightWAM(config, precision)
-    model.load_state_dict(key_mapping.to_ours(under(recorded, "weights/"), key_mapping.light_wam(config.layers)))
+    model.load_state_dict(
+        key_mapping.to_native(under(recorded, "weights/"), key_mapping.light_wam(config.layers))
+    )
     return model.to(dtype)
 
 
 @torch.no_grad()
-def actions(model: LightWAM, recorded: dict[str, Tensor], dtype: torch.dtype, horizon: int) -> Tensor:
+def actions(
+    model: LightWAM, recorded: dict[str, Tensor], dtype: torch.dtype, horizon: int
+) -> Tensor:
     """The recorded observations' chunks."""
     proprio = None if model.proprio_encoder is None else recorded["in/proprio"][:, 0].to(dtype)
     context = model.context(recorded["in/context"].to(dtype), proprio)
-    return model.act(recorded["in/latents"][:, :, :1].to(dtype), context, horizon)
+    return model.predict_actions(recorded["in/latents"][:, :, :1].to(dtype), context, horizon)
 
 
 def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -90,8 +96,10 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
         recorded["in/action_is_pad"],
         latent_padding(recorded["in/image_is_pad"]),
     )
-    draws = LightDraws(recorded["train/draw0_rand"], recorded["train/draw1_randn_like"])
-    losses = light_losses(model, batch, draws, loss_config(info.get("action_temporal_weighting") or {}))
+    draws = LightTrainingNoise(recorded["train/draw0_rand"], recorded["train/draw1_randn_like"])
+    losses = light_wam_losses(
+        model, batch, draws, loss_config(info.get("action_temporal_weighting") or {})
+    )
     losses.total.backward()
     yield "train/loss", losses.total
     yield "train/loss_video", losses.video
@@ -100,7 +108,9 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
     yield "train/pred_video", losses.velocity_video
     yield "train/pred_action", losses.actions
     gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
-    for name, gradient in key_mapping.to_theirs(gradients, key_mapping.light_wam(info["layers"])).items():
+    for name, gradient in key_mapping.from_native(
+        gradients, key_mapping.light_wam(info["layers"])
+    ).items():
         yield f"train/grad/{name.replace('mot.mixtures.video.', 'video_expert.')}", gradient
     horizon = batch.action.shape[1]
     yield "infer/action", actions(model, recorded, torch.float32, horizon)

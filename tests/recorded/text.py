@@ -24,7 +24,9 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
         relative_attention_num_buckets=info["num_buckets"],
     )
     model = UMT5EncoderModel(config).eval()
-    weights = key_mapping.to_ours(under(recorded, "weights/"), key_mapping.umt5(info["num_layers"]))
+    weights = key_mapping.to_native(
+        under(recorded, "weights/"), key_mapping.umt5(info["num_layers"])
+    )
     model.load_state_dict(weights | {"encoder.embed_tokens.weight": weights["shared.weight"]})
     ids, mask = recorded["in/ids"], recorded["in/mask"]
     embedding = model(input_ids=ids, attention_mask=mask).last_hidden_state

@@ -26,13 +26,20 @@ def build(recorded: dict[str, Tensor], info: dict[str, Any], family: str) -> VAE
         "latents_std": recorded[f"{family}/latents_std"].tolist(),
     }
     if residual:
-        config |= {"decoder_base_dim": info["dec38"], "is_residual": True, "patch_size": 2, "in_channels": 12}
+        config |= {
+            "decoder_base_dim": info["dec38"],
+            "is_residual": True,
+            "patch_size": 2,
+            "in_channels": 12,
+        }
         config |= {"out_channels": 12, "scale_factor_spatial": 2**stages}
     else:
         config |= {"scale_factor_spatial": 2 ** (stages - 1)}
     vae = build_vae(config)
     weights = under(recorded, f"{family}/weights/")
-    vae.model.load_state_dict(key_mapping.to_ours(weights, key_mapping.wan_vae(stages, blocks, residual=residual)))
+    vae.model.load_state_dict(
+        key_mapping.to_native(weights, key_mapping.wan_vae(stages, blocks, residual=residual))
+    )
     return vae
 
 

@@ -16,14 +16,27 @@ from training_data import make_config, make_light, options
 from wam_policy import WAMPolicy
 from wam_policy.errors import ConfigError
 from wam_policy.models.light_wam.loss import LightLossConfig
-from wam_policy.training.checkpoint import latest
+from wam_policy.training.checkpoint import latest_checkpoint
 from wam_policy.training.config import OptimizerConfig, TrainConfig
 from wam_policy.training.trainer import train
 
 
 def command(config, processes):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*torchrun, "-m", "wam_policy.cli", "train" if isinstance(config, TrainConfig) else "train-light", *options(config)]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    return [
+        *torchrun,
+        "-m",
+        "wam_policy.cli",
+        "train" if isinstance(config, TrainConfig) else "train-light",
+        *options(config),
+    ]
 
 
 def run(config, processes):
@@ -36,8 +49,16 @@ def curve(out):
 
 @pytest.fixture(scope="module")
 def alone(data, codec):
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup=2, ema=0.9)
-    config = make_config(data, codec, data.parent / "alone", optimizer=optimizer, log_every=1, save_every=6, validation=0.2)
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9)
+    config = make_config(
+        data,
+        codec,
+        data.parent / "alone",
+        optimizer=optimizer,
+        logging_steps=1,
+        save_steps=6,
+        validation_fraction=0.2,
+    )
     train(config)
     return config
 
@@ -52,93 +73,146 @@ def alike(mine, theirs, **tolerance):
     return True
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}], ids=["whole", "in parts"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"gradient_accumulation_steps": 2}], ids=["whole", "in parts"]
+)
 def test_two_processes_with_a_copy_each_learn_what_one_learns(alone, tmp_path, changes):
-    config = replace(alone, out=tmp_path / "run", **changes)
+    config = replace(alone, output_dir=tmp_path / "run", **changes)
     done = run(config, 2)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert alike(curve(config.out), curve(alone.out), abs=1e-5, rel=1e-5)
-    assert list((config.out / "latents").glob("*.safetensors"))  # which one of them encoded for both
+    assert alike(curve(config.output_dir), curve(alone.output_dir), abs=1e-5, rel=1e-5)
+    assert list(
+        (config.output_dir / "latents").glob("*.safetensors")
+    )  # which one of them encoded for both
 
 
 def test_two_processes_with_a_shard_each_learn_what_one_learns_and_go_on(alone, tmp_path):
-    config = replace(alone, out=tmp_path / "run", shard=True, keep=9)
+    config = replace(alone, output_dir=tmp_path / "run", fsdp=True, save_total_limit=9)
     done = run(config, 2)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert alike(curve(config.out), curve(alone.out), abs=1e-5, rel=1e-5)
-    mine, theirs = (WAMPolicy.from_pretrained(latest(one.out)).model.state_dict() for one in (config, alone))
-    assert all(torch.allclose(mine[name].float(), x.float(), atol=1e-3) for name, x in theirs.items())
-    shards = {path.name for path in (latest(config.out) / "training").iterdir()}
+    assert alike(curve(config.output_dir), curve(alone.output_dir), abs=1e-5, rel=1e-5)
+    mine, theirs = (
+        WAMPolicy.from_pretrained(latest_checkpoint(one.output_dir)).model.state_dict()
+        for one in (config, alone)
+    )
+    assert all(
+        torch.allclose(mine[name].float(), x.float(), atol=1e-3) for name, x in theirs.items()
+    )
+    shards = {path.name for path in (latest_checkpoint(config.output_dir) / "training").iterdir()}
     assert shards == {"state.json", "state_00000.safetensors", "state_00001.safetensors"}
 
-    shutil.rmtree(latest(config.out))
+    shutil.rmtree(latest_checkpoint(config.output_dir))
     with pytest.raises(ConfigError, match="processes: was 2, is 1"):
         train(config)
     done = run(config, 2)
     assert done.returncode == 0 and "going on from" in done.stderr, done.stderr[-6000:]
-    assert alike(curve(config.out), curve(alone.out), abs=1e-5, rel=1e-5)
+    assert alike(curve(config.output_dir), curve(alone.output_dir), abs=1e-5, rel=1e-5)
 
 
 def test_sigterm_to_torchrun_saves_whatever_is_logged(alone, tmp_path):
-    config = replace(alone, out=tmp_path / "run", steps=100_000, save_every=20, log_every=50_000, validation=0.0)
-    with subprocess.Popen(command(config, 2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as live:
+    config = replace(
+        alone,
+        output_dir=tmp_path / "run",
+        steps=100_000,
+        save_steps=20,
+        logging_steps=50_000,
+        validation_fraction=0.0,
+    )
+    with subprocess.Popen(
+        command(config, 2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as live:
         until = time.monotonic() + 100
-        while latest(config.out) is None and live.poll() is None and time.monotonic() < until:
+        while (
+            latest_checkpoint(config.output_dir) is None
+            and live.poll() is None
+            and time.monotonic() < until
+        ):
             time.sleep(0.1)
         live.send_signal(signal.SIGTERM)
         _, told = live.communicate(timeout=60)
-    step = int(latest(config.out).name.removeprefix("step_"))
+    step = int(latest_checkpoint(config.output_dir).name.removeprefix("step_"))
     assert 0 < step < 100_000 and f"stopped at step {step}; it is saved" in told
 
 
 def test_copies_and_shards_compute_in_bfloat16_what_one_process_computes(alone, tmp_path):
-    narrow = replace(alone, out=tmp_path / "alone", compute="bfloat16", steps=4, validation=0.0, log_every=4)
+    narrow = replace(
+        alone,
+        output_dir=tmp_path / "alone",
+        compute_dtype="bfloat16",
+        steps=4,
+        validation_fraction=0.0,
+        logging_steps=4,
+    )
     train(narrow)
     for name in ("copied", "sharded"):
-        config = replace(narrow, out=tmp_path / name, shard=name == "sharded")
+        config = replace(narrow, output_dir=tmp_path / name, fsdp=name == "sharded")
         done = run(config, 2)
         assert done.returncode == 0, done.stderr[-6000:]
-        assert alike(curve(config.out), curve(narrow.out), rel=2e-2), name
+        assert alike(curve(config.output_dir), curve(narrow.output_dir), rel=2e-2), name
 
 
 @pytest.mark.parametrize("lambda_video", [1.0, 0.0], ids=["both losses", "one loss"])
-def test_a_light_wam_learns_by_copies_and_shards_what_one_process_learns(alone, data, codec, tmp_path, lambda_video):
-    changes = {"loss": LightLossConfig(lambda_video=lambda_video), "steps": 3, "log_every": 1}
-    config = make_light(data, codec, alone.out / "checkpoint", tmp_path / "alone", **changes)
+def test_a_light_wam_learns_by_copies_and_shards_what_one_process_learns(
+    alone, data, codec, tmp_path, lambda_video
+):
+    changes = {"loss": LightLossConfig(lambda_video=lambda_video), "steps": 3, "logging_steps": 1}
+    config = make_light(data, codec, alone.output_dir / "checkpoint", tmp_path / "alone", **changes)
     train(config)
     for name in ("copied", "sharded"):
-        spread = replace(config, out=tmp_path / name, shard=name == "sharded")
+        spread = replace(config, output_dir=tmp_path / name, fsdp=name == "sharded")
         done = run(spread, 2)
         assert done.returncode == 0, done.stderr[-6000:]
-        assert alike(curve(spread.out), curve(config.out), abs=1e-5, rel=1e-5), name
+        assert alike(curve(spread.output_dir), curve(config.output_dir), abs=1e-5, rel=1e-5), name
 
 
 @pytest.mark.parametrize(
-    "changes", [{"train": "lora", "lora_rank": 2}, {"variant": "idm", "accumulate": 2}], ids=["lora", "idm"]
+    "changes",
+    [{"trainable": "lora", "lora_rank": 2}, {"variant": "idm", "gradient_accumulation_steps": 2}],
+    ids=["lora", "idm"],
 )
-def test_shards_of_low_rank_additions_and_of_parts_of_batches_learn_the_same(alone, tmp_path, changes):
-    config = replace(alone, out=tmp_path / "alone", init=(alone.out / "checkpoint",), steps=3, validation=0.0, **changes)
+def test_shards_of_low_rank_additions_and_of_parts_of_batches_learn_the_same(
+    alone, tmp_path, changes
+):
+    config = replace(
+        alone,
+        output_dir=tmp_path / "alone",
+        pretrained_path=(alone.output_dir / "checkpoint",),
+        steps=3,
+        validation_fraction=0.0,
+        **changes,
+    )
     train(config)
-    spread = replace(config, out=tmp_path / "sharded", shard=True)
+    spread = replace(config, output_dir=tmp_path / "sharded", fsdp=True)
     done = run(spread, 2)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert alike(curve(spread.out), curve(config.out), abs=1e-5, rel=1e-5)
-    mine, theirs, before = (WAMPolicy.from_pretrained(latest(one.out)).model.state_dict() for one in (spread, config, alone))
+    assert alike(curve(spread.output_dir), curve(config.output_dir), abs=1e-5, rel=1e-5)
+    mine, theirs, before = (
+        WAMPolicy.from_pretrained(latest_checkpoint(one.output_dir)).model.state_dict()
+        for one in (spread, config, alone)
+    )
     assert all(torch.allclose(mine[name], x, atol=1e-4) for name, x in theirs.items())
     assert max(float((x - before[name]).abs().max()) for name, x in theirs.items()) > 1e-3
 
 
 def test_a_batch_that_can_t_be_shared_equally_is_refused(alone, tmp_path):
-    done = run(replace(alone, out=tmp_path / "run", batch_size=3), 2)
-    assert done.returncode != 0 and "a batch of 3 can't be computed by 2 processes in equal parts" in done.stderr
+    done = run(replace(alone, output_dir=tmp_path / "run", batch_size=3), 2)
+    assert (
+        done.returncode != 0
+        and "a batch of 3 can't be computed by 2 processes in equal parts" in done.stderr
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_released_light_wam_learns_on_one_fake_card_of_80_gib_without_a_sync():
-    plan = Path(__file__).parents[2] / "benchmarks/memory_plan.py"  # on fake tensors a value that is asked for raises
+    plan = (
+        Path(__file__).parents[2] / "benchmarks/memory_plan.py"
+    )  # on fake tensors a value that is asked for raises
     done = subprocess.run(
-        [sys.executable, plan, "--family=light_wam", "--processes=1"], capture_output=True, text=True, check=False
+        [sys.executable, plan, "--family=light_wam", "--processes=1"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]
     kept, anew = (float(row.split("**")[1]) for row in done.stdout.splitlines()[2:])

@@ -16,7 +16,12 @@ from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.training import initialization, resolve
 from wam_policy.training.config import TrainConfig
 
-NEW = ["action.action_encoder.weight", "action.action_encoder.bias", "action.head.weight", "action.head.bias"]
+NEW = [
+    "action.action_encoder.weight",
+    "action.action_encoder.bias",
+    "action.head.weight",
+    "action.head.bias",
+]
 
 
 def fresh(seed=1, **changes):
@@ -34,12 +39,17 @@ def wan(tmp_path):
     """What `wam convert` makes of a raw video expert, and that expert."""
     video = make_policy().model.video.state_dict()
     save_file(video, tmp_path / "wan.safetensors")
-    return convert(ConvertConfig(src=str(tmp_path / "wan.safetensors"), dst=tmp_path / "base", head_dim=12)), video
+    return convert(
+        ConvertConfig(src=str(tmp_path / "wan.safetensors"), dst=tmp_path / "base", head_dim=12)
+    ), video
 
 
 def test_a_policy_is_taken_whole(policy_folder):
     model = fresh()
-    assert initialization.fill(model, initialization.read(policy_folder)) == []
+    assert (
+        initialization.load_init_weights(model, initialization.read_init_weights(policy_folder))
+        == []
+    )
     wanted = make_policy().model.state_dict()
     assert all(torch.equal(x, wanted[name]) for name, x in model.state_dict().items())
 
@@ -47,72 +57,108 @@ def test_a_policy_is_taken_whole(policy_folder):
 def test_another_robot_s_layers_stay_new_and_are_named(policy_folder, caplog):
     model = fresh(action_dim=5, proprio_dim=None)
     caplog.set_level("INFO")
-    assert initialization.fill(model, initialization.read(policy_folder)) == ["action.action_encoder.weight", *NEW[2:]]
+    assert initialization.load_init_weights(
+        model, initialization.read_init_weights(policy_folder)
+    ) == ["action.action_encoder.weight", *NEW[2:]]
     assert "new: action.action_encoder.weight, action.head.weight" in caplog.text
     assert torch.equal(model.video.head.head.weight, make_policy().model.video.head.head.weight)
 
 
 def test_raw_wan_weights_bring_the_video_expert_and_make_the_action_expert(wan):
     folder, video = wan
-    begin = initialization.read(folder)
+    begin = initialization.read_init_weights(folder)
     assert begin.sizes["video_dim"] == 16 and begin.sizes["heads"] == 2
     model = fresh()
-    assert sorted(initialization.fill(model, begin)) == sorted([*NEW, "proprio_encoder.weight", "proprio_encoder.bias"])
+    assert sorted(initialization.load_init_weights(model, begin)) == sorted(
+        [*NEW, "proprio_encoder.weight", "proprio_encoder.bias"]
+    )
     assert all(torch.equal(x, video[name]) for name, x in model.video.state_dict().items())
     made = action_from_video(video, fresh().action.state_dict())
     assert all(torch.equal(model.action.state_dict()[name], x) for name, x in made.items())
 
 
 def test_of_a_policy_the_video_expert_alone_makes_a_new_action_expert(policy_folder):
-    begin, model = initialization.only_video(initialization.read(policy_folder)), fresh()
-    assert sorted(initialization.fill(model, begin)) == sorted([*NEW, "proprio_encoder.weight", "proprio_encoder.bias"])
+    begin, model = (
+        initialization.video_expert_only(initialization.read_init_weights(policy_folder)),
+        fresh(),
+    )
+    assert sorted(initialization.load_init_weights(model, begin)) == sorted(
+        [*NEW, "proprio_encoder.weight", "proprio_encoder.bias"]
+    )
     made = action_from_video(make_policy().model.video.state_dict(), fresh().action.state_dict())
-    assert all(torch.equal(model.action.state_dict()[name], x) for name, x in made.items()) and begin.prompts
+    assert (
+        all(torch.equal(model.action.state_dict()[name], x) for name, x in made.items())
+        and begin.prompts
+    )
 
 
 def test_a_light_wam_s_weights_don_t_begin_a_fast_wam(tmp_path):
     folder = make_light_policy().save_pretrained(tmp_path / "light")
-    with pytest.raises(CheckpointError, match="is a Light-WAM's checkpoint: begin `wam train-light`"):
-        initialization.fill(fresh(), initialization.read(folder))
+    with pytest.raises(
+        CheckpointError, match="is a Light-WAM's checkpoint: begin `wam train-light`"
+    ):
+        initialization.load_init_weights(fresh(), initialization.read_init_weights(folder))
 
 
 def test_everything_else_must_fit(policy_folder):
     with pytest.raises(WeightsError, match="misshapen"):
-        initialization.fill(fresh(video_ffn_dim=28), initialization.read(policy_folder))
+        initialization.load_init_weights(
+            fresh(video_ffn_dim=28), initialization.read_init_weights(policy_folder)
+        )
 
 
 def test_an_action_expert_alone_is_no_beginning(tmp_path):
-    backbone = {n: x for n, x in make_policy().model.action.state_dict().items() if n not in [k[7:] for k in NEW]}
+    backbone = {
+        n: x
+        for n, x in make_policy().model.action.state_dict().items()
+        if n not in [k[7:] for k in NEW]
+    }
     torch.save({"backbone_state_dict": backbone}, tmp_path / "action.pt")
-    folder = convert(ConvertConfig(src=str(tmp_path / "action.pt"), dst=tmp_path / "base", head_dim=12))
+    folder = convert(
+        ConvertConfig(src=str(tmp_path / "action.pt"), dst=tmp_path / "base", head_dim=12)
+    )
     with pytest.raises(CheckpointError, match="holds no video expert"):
-        initialization.read(folder)
+        initialization.read_init_weights(folder)
 
 
 def test_an_action_expert_s_own_file_goes_with_a_raw_video_expert(tmp_path, wan):
     folder, _ = wan
     action = make_policy().model.action.state_dict()
     backbone = {n: x + 1 for n, x in action.items() if f"action.{n}" not in NEW}
-    torch.save({"policy": None, "backbone_state_dict": backbone, "meta": {"attn_head_dim": 12}}, tmp_path / "action.pt")
-    part = convert(ConvertConfig(src=str(tmp_path / "action.pt"), dst=tmp_path / "action"))  # the file says its heads' width
+    torch.save(
+        {"policy": None, "backbone_state_dict": backbone, "meta": {"attn_head_dim": 12}},
+        tmp_path / "action.pt",
+    )
+    part = convert(
+        ConvertConfig(src=str(tmp_path / "action.pt"), dst=tmp_path / "action")
+    )  # the file says its heads' width
     model = fresh()
-    initialization.fill(model, initialization.read(folder, part))
+    initialization.load_init_weights(model, initialization.read_init_weights(folder, part))
     assert all(torch.equal(model.action.state_dict()[n], x) for n, x in backbone.items())
     with pytest.raises(CheckpointError, match="they hold the same weights"):
-        initialization.read(folder, folder)
+        initialization.read_init_weights(folder, folder)
     wide = backbone | {"text_embedding.0.weight": torch.zeros(12, 16)}
     torch.save({"backbone_state_dict": wide, "meta": {"attn_head_dim": 12}}, tmp_path / "wide.pt")
     with pytest.raises(CheckpointError, match=r"doesn't go with the other parts: \['text_dim'\]"):
-        initialization.read(folder, convert(ConvertConfig(src=str(tmp_path / "wide.pt"), dst=tmp_path / "wide")))
+        initialization.read_init_weights(
+            folder, convert(ConvertConfig(src=str(tmp_path / "wide.pt"), dst=tmp_path / "wide"))
+        )
 
 
 def test_lerobot_s_partial_base_is_begun_from(tmp_path):
-    ours = {n: x for n, x in make_policy().model.state_dict().items() if n not in NEW and not n.startswith("proprio")}
+    ours = {
+        n: x
+        for n, x in make_policy().model.state_dict().items()
+        if n not in NEW and not n.startswith("proprio")
+    }
     path = tmp_path / "model.safetensors"
-    save_file(key_mapping.to_theirs(ours, key_mapping.LEROBOT_LEGACY), path)
+    save_file(key_mapping.from_native(ours, key_mapping.LEROBOT_LEGACY), path)
     model = fresh()
-    new = initialization.fill(
-        model, initialization.read(convert(ConvertConfig(src=str(path), dst=tmp_path / "base", head_dim=12)))
+    new = initialization.load_init_weights(
+        model,
+        initialization.read_init_weights(
+            convert(ConvertConfig(src=str(path), dst=tmp_path / "base", head_dim=12))
+        ),
     )
     assert sorted(new) == sorted([*NEW, "proprio_encoder.weight", "proprio_encoder.bias"])
     assert all(torch.equal(model.state_dict()[name], x) for name, x in ours.items())
@@ -120,8 +166,13 @@ def test_lerobot_s_partial_base_is_begun_from(tmp_path):
 
 def test_a_run_keeps_the_shift_of_the_weights_it_begins_from(tmp_path):
     sampling = dataclasses.replace(make_config().sampling, action_shift=1.0)
-    begin = initialization.read(make_policy(sampling=sampling).save_pretrained(tmp_path / "policy"))
-    run = TrainConfig(dataset=tmp_path, codec=tmp_path, out=tmp_path)
-    assert resolve.settled(run, begin).loss.action_shift == 1.0 and resolve.settled(run, None).loss.action_shift == 5.0
+    begin = initialization.read_init_weights(
+        make_policy(sampling=sampling).save_pretrained(tmp_path / "policy")
+    )
+    run = TrainConfig(dataset=tmp_path, codec=tmp_path, output_dir=tmp_path)
+    assert (
+        resolve.resolve_defaults(run, begin).loss.action_shift == 1.0
+        and resolve.resolve_defaults(run, None).loss.action_shift == 5.0
+    )
     said = dataclasses.replace(run, loss=LossConfig(action_shift=3.0))
-    assert resolve.settled(said, begin).loss.action_shift == 3.0
+    assert resolve.resolve_defaults(said, begin).loss.action_shift == 3.0

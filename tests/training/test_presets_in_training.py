@@ -28,8 +28,13 @@ def recorded(folder, preset, size):
     ) as writer:
         rng = np.random.default_rng(0)
         for length in (5, 4):
-            pictures = {key: rng.integers(0, 256, (length, *size, 3), np.uint8) for key in writer.cameras}
-            vectors = {key: rng.uniform(-1, 1, (length, len(names))) for key, names in writer.vectors.items()}
+            pictures = {
+                key: rng.integers(0, 256, (length, *size, 3), np.uint8) for key in writer.cameras
+            }
+            vectors = {
+                key: rng.uniform(-1, 1, (length, len(names)))
+                for key, names in writer.vectors.items()
+            }
             writer.add_episode("put it there", pictures, vectors)
     (folder / "meta/wam_contract.json").unlink()
     info = json.loads((folder / "meta/info.json").read_text())
@@ -41,7 +46,12 @@ def recorded(folder, preset, size):
 
 def small(data, codec, out, name):
     config = make_config(data, codec, out, preset=name, steps=1, batch_size=2)
-    return replace(config, stride=PRESETS[name].video.stride, replan=PRESETS[name].replan, every=4)
+    return replace(
+        config,
+        frame_stride=PRESETS[name].video.stride,
+        replan=PRESETS[name].replan,
+        window_stride=4,
+    )
 
 
 @pytest.mark.parametrize(("name", "size"), [("libero", (32, 32)), ("robotwin", (24, 32))])
@@ -50,8 +60,12 @@ def test_a_preset_says_what_the_data_does_not(codec, tmp_path, name, size):
     data = recorded(tmp_path / "data", preset, size)
     with pytest.raises(DatasetError, match="doesn't say what its actions mean"):
         train(make_config(data, codec, tmp_path / "plain", cameras=preset.cameras.names))
-    spec = WAMPolicy.from_pretrained(train(small(data, codec, tmp_path / "run", name))).spec
-    assert spec.cameras == preset.cameras and spec.video == preset.video and spec.prompt == preset.prompt
+    spec = WAMPolicy.from_pretrained(train(small(data, codec, tmp_path / "run", name))).config
+    assert (
+        spec.cameras == preset.cameras
+        and spec.video == preset.video
+        and spec.prompt == preset.prompt
+    )
     assert spec.state.names == preset.state_names and spec.action.layout == preset.layout
     assert spec.state.normalization.mode == spec.action.normalization.mode == preset.normalization
     assert (spec.action.horizon, spec.action.replan) == (preset.horizon, preset.replan)
@@ -59,7 +73,7 @@ def test_a_preset_says_what_the_data_does_not(codec, tmp_path, name, size):
 
 def test_what_a_preset_says_can_t_be_said_otherwise_and_must_fit_the_data(data, codec, tmp_path):
     with pytest.raises(ConfigError, match="the preset 'libero' says `template`: leave that out"):
-        train(replace(small(data, codec, tmp_path / "a", "libero"), template="do {task}"))
+        train(replace(small(data, codec, tmp_path / "a", "libero"), prompt_template="do {task}"))
     with pytest.raises(ConfigError, match="no preset 'bridge'"):
         train(make_config(data, codec, tmp_path / "b", preset="bridge"))
     with pytest.raises(DatasetError, match="its actions have 3 numbers, but 7 names"):
@@ -70,9 +84,18 @@ def test_a_light_wam_s_pictures_are_cached_as_it_sees_them(codec, tmp_path):
     preset = LIGHT_PRESETS["libero"]
     data = recorded(tmp_path / "data", preset, (32, 32))
     base = train(small(data, codec, tmp_path / "base", "libero"))
-    options = {"preset": "libero", "every": 4, "cache": tmp_path / "latents"}
+    options = {"preset": "libero", "window_stride": 4, "cache": tmp_path / "latents"}
     cache(CacheConfig(dataset=(str(data),), codec=codec, family="light_wam", **options))
     config = make_light(data, codec, base, tmp_path / "run", steps=1, batch_size=2, **options)
-    spec = WAMPolicy.from_pretrained(train(replace(config, stride=4, replan=preset.replan))).spec
-    assert spec.cameras == preset.cameras and spec.action.supervised_steps == preset.supervised_steps == 8
-    assert LIGHT_PRESETS["robotwin"].supervised_steps == LIGHT_PRESETS["real_robot"].supervised_steps == 24
+    spec = WAMPolicy.from_pretrained(
+        train(replace(config, frame_stride=4, replan=preset.replan))
+    ).config
+    assert (
+        spec.cameras == preset.cameras
+        and spec.action.supervised_steps == preset.supervised_steps == 8
+    )
+    assert (
+        LIGHT_PRESETS["robotwin"].supervised_steps
+        == LIGHT_PRESETS["real_robot"].supervised_steps
+        == 24
+    )

@@ -15,10 +15,10 @@ from wam_policy.data.config import CacheConfig, DataConfig
 from wam_policy.data.lerobot_reader import LeRobotDataset
 from wam_policy.errors import CheckpointError, ConfigError, DatasetError, PromptError
 from wam_policy.hub.prompt_cache import PromptCache
-from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.training import resolve
 from wam_policy.training.cache import cache
-from wam_policy.training.components import codec_place, told_apart
+from wam_policy.training.components import check_distinct_prompts, codec_folder
 from wam_policy.training.trainer import train
 from wam_policy.utils.io import locked
 
@@ -29,54 +29,93 @@ def first(data, codec, tmp_path_factory):
 
 
 def test_a_run_begins_from_a_hub_id_and_takes_its_codec(data, first, tmp_path, monkeypatch, caplog):
-    files = {str(path.relative_to(first)): path.read_bytes() for path in first.rglob("*") if path.is_file()}
-    config = make_config(data, None, tmp_path / "second", steps=1, stride=2, init=("lab/policy",))
+    files = {
+        str(path.relative_to(first)): path.read_bytes()
+        for path in first.rglob("*")
+        if path.is_file()
+    }
+    config = make_config(
+        data, None, tmp_path / "second", steps=1, frame_stride=2, pretrained_path=("lab/policy",)
+    )
     with serving(monkeypatch, tmp_path / "cache") as hub:
         hub.repos["lab/policy"] = files
         made = WAMPolicy.from_pretrained(train(config))
         picture = torch.rand(1, 3, 16, 32)
-        assert torch.equal(*(one.vae.encode_first_frame(picture) for one in (made, WAMPolicy.from_pretrained(first))))
+        assert torch.equal(
+            *(
+                one.vae.encode_first_frame(picture)
+                for one in (made, WAMPolicy.from_pretrained(first))
+            )
+        )
         assert "another contract than the policy's that it begins from: video" in caplog.text
-        assert "lab/policy" in (config.out / "checkpoint/README.md").read_text()
+        assert "lab/policy" in (config.output_dir / "checkpoint/README.md").read_text()
         with pytest.raises(CheckpointError, match="no Hub repository 'lab/nothing'"):
-            train(replace(config, out=tmp_path / "third", init=("lab/nothing",)))
+            train(replace(config, output_dir=tmp_path / "third", pretrained_path=("lab/nothing",)))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="isn't in the local cache and offline mode is on"):
-        train(replace(config, out=tmp_path / "fourth", init=("lab/other",)))
+        train(replace(config, output_dir=tmp_path / "fourth", pretrained_path=("lab/other",)))
 
 
 def test_what_a_run_does_not_say_is_as_in_the_policy_it_begins_from(data, first, tmp_path, caplog):
-    unsaid = {"cameras": (), "frames": 0, "stride": 0, "replan": 0, "sampling_steps": 0, "steps": 1}
-    theirs = WAMPolicy.from_pretrained(first).spec
+    unsaid = {
+        "cameras": (),
+        "frames": 0,
+        "frame_stride": 0,
+        "replan": 0,
+        "num_inference_steps": 0,
+        "steps": 1,
+    }
+    theirs = WAMPolicy.from_pretrained(first).config
     latents = tmp_path / "latents"
-    cache(CacheConfig(dataset=(str(data),), cache=latents, init=first, threads=1))
+    cache(CacheConfig(dataset=(str(data),), cache=latents, pretrained_path=first, num_threads=1))
     made = {path.name: path.stat().st_mtime_ns for path in latents.glob("*.safetensors")}
-    run = make_config(data, None, tmp_path / "run", init=(first,), cache=latents, **unsaid)
-    spec = WAMPolicy.from_pretrained(train(run)).spec
-    assert {path.name: path.stat().st_mtime_ns for path in latents.glob("*.safetensors")} == made != {}
+    run = make_config(
+        data, None, tmp_path / "run", pretrained_path=(first,), cache=latents, **unsaid
+    )
+    spec = WAMPolicy.from_pretrained(train(run)).config
+    assert (
+        {path.name: path.stat().st_mtime_ns for path in latents.glob("*.safetensors")} == made != {}
+    )
     assert (spec.cameras, spec.video, spec.prompt, spec.sampling) == (
         theirs.cameras,
         theirs.video,
         theirs.prompt,
         theirs.sampling,
     )
-    assert (spec.action.horizon, spec.action.replan) == (theirs.action.horizon, theirs.action.replan) == (4, 2)
+    assert (
+        (spec.action.horizon, spec.action.replan)
+        == (theirs.action.horizon, theirs.action.replan)
+        == (4, 2)
+    )
     assert "another contract" not in caplog.text
-    usual = resolve.inherited(replace(run, init=()), None)
-    assert (usual.cameras, usual.frames, usual.stride, usual.replan) == (("front", "wrist"), 5, 4, 8)
+    usual = resolve.inherit_from_policy(replace(run, pretrained_path=()), None)
+    assert (usual.cameras, usual.frames, usual.frame_stride, usual.replan) == (
+        ("front", "wrist"),
+        5,
+        4,
+        8,
+    )
 
 
 def test_without_a_policy_to_begin_from_the_codec_must_be_named(data, tmp_path):
     with pytest.raises(ConfigError, match="--codec"):
-        codec_place(DataConfig(dataset=(str(data),)))
+        codec_folder(DataConfig(dataset=(str(data),)))
     with pytest.raises(CheckpointError, match="no embedded checkpoint 'nobody'"):
-        train(make_config(data, None, tmp_path / "run", init=("embedded:nobody",)))
+        train(make_config(data, None, tmp_path / "run", pretrained_path=("embedded:nobody",)))
 
 
 def test_statistics_and_prompts_are_made_once(data, codec, tmp_path, monkeypatch):
     kept = PromptCache(tmp_path / "prompts", 8)
     sentences = ("touch the cube", "leave the cube")
-    config = make_config(data, codec, tmp_path / "run", steps=2, save_every=1, keep=9, prompt_cache=kept.folder)
+    config = make_config(
+        data,
+        codec,
+        tmp_path / "run",
+        steps=2,
+        save_steps=1,
+        save_total_limit=9,
+        prompt_cache=kept.folder,
+    )
     kept.put(sentences[0], torch.full((2, 16), 0.5))
     with pytest.raises(PromptError, match="no embedding of the prompt 'leave the cube'"):
         train(config)
@@ -84,27 +123,38 @@ def test_statistics_and_prompts_are_made_once(data, codec, tmp_path, monkeypatch
     first = train(config)
     assert WAMPolicy.from_pretrained(first).prompts.table[sentences[0]].float().eq(0.5).all()
     weights = (first / "model.safetensors").read_bytes(), (first / "config.json").read_bytes()
-    shutil.rmtree(config.out / "checkpoints/step_00000002")
-    for place in ("wam_policy.training.normalization.statistics", "wam_policy.hub.dataset_stats.statistics"):
+    shutil.rmtree(config.output_dir / "checkpoints/step_00000002")
+    for place in (
+        "wam_policy.training.normalization.compute_statistics",
+        "wam_policy.hub.dataset_stats.compute_statistics",
+    ):
         monkeypatch.setattr(place, None)
     again = train(config)
-    assert ((again / "model.safetensors").read_bytes(), (again / "config.json").read_bytes()) == weights
+    assert (
+        (again / "model.safetensors").read_bytes(),
+        (again / "config.json").read_bytes(),
+    ) == weights
 
 
 def test_prompts_that_were_cut_to_the_same_are_refused_and_long_ones_told(caplog):
     same, other = torch.ones(3, 2), torch.zeros(2, 2)
-    prompts = Prompts({"the left": same, "the right": same.clone(), "it": other}, token_length=3, text_dim=2)
-    told_apart(prompts, ["it", "the left"])
+    prompts = PromptEmbeddings(
+        {"the left": same, "the right": same.clone(), "it": other}, token_length=3, text_dim=2
+    )
+    check_distinct_prompts(prompts, ["it", "the left"])
     assert "'the left' fills all 3 tokens" in caplog.text and "'it'" not in caplog.text
-    with pytest.raises(ConfigError, match="'the left' and 'the right' have the same embedding: raise --token-length 3"):
-        told_apart(prompts, ["it", "the left", "the right"])
+    with pytest.raises(
+        ConfigError,
+        match="'the left' and 'the right' have the same embedding: raise --token-length 3",
+    ):
+        check_distinct_prompts(prompts, ["it", "the left", "the right"])
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"compute": "bfloat16", "checkpointing": True}, "compile them"),
-        ({"train": "lora"}, "freezes weights nobody trained"),
+        ({"compute_dtype": "bfloat16", "gradient_checkpointing": True}, "compile them"),
+        ({"trainable": "lora"}, "freezes weights nobody trained"),
     ],
 )
 def test_options_that_don_t_go_together_are_refused(data, codec, tmp_path, change, match):
@@ -114,14 +164,17 @@ def test_options_that_don_t_go_together_are_refused(data, codec, tmp_path, chang
 
 def test_of_one_episode_none_can_be_held_out(data, codec, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "wam_policy.training.trainer.held_out", lambda episodes, part: torch.zeros(episodes, dtype=bool).numpy()
+        "wam_policy.training.trainer.held_out",
+        lambda episodes, part: torch.zeros(episodes, dtype=bool).numpy(),
     )
     with pytest.raises(DatasetError, match="none can be held out"):
-        train(make_config(data, codec, tmp_path / "run", validation=0.5))
+        train(make_config(data, codec, tmp_path / "run", validation_fraction=0.5))
 
 
 def test_a_run_waits_for_another_that_fills_its_cache(data, codec, tmp_path):
-    config = CacheConfig(dataset=(str(data),), codec=codec, cache=tmp_path / "cache", stride=1, threads=1)
+    config = CacheConfig(
+        dataset=(str(data),), codec=codec, cache=tmp_path / "cache", frame_stride=1, num_threads=1
+    )
     waiting = threading.Thread(target=cache, args=(config,))
     with locked(config.cache):
         waiting.start()

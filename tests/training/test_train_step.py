@@ -7,11 +7,11 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_data import make_config, make_light
 
-from wam_policy.data.sampler import Order, generators
+from wam_policy.data.sampler import DeterministicSampler, sample_generators
 from wam_policy.models.fast_wam.loss import Batch, LossConfig
 from wam_policy.training import models
-from wam_policy.training.distributed import Devices
-from wam_policy.training.train_step import advance, losses
+from wam_policy.training.distributed import ProcessGroup
+from wam_policy.training.train_step import batch_losses, train_step
 
 CPU = torch.device("cpu")
 
@@ -20,11 +20,14 @@ class NoValueIsAsked(TorchDispatchMode):
     """Raises where Python asks for a tensor's value: on CUDA it would wait for all that was begun."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default), func
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.equal.default,
+        ), func
         return func(*args, **(kwargs or {}))
 
 
-ORDER = Order(4, 4, seed=0)
+ORDER = DeterministicSampler(4, 4, seed=0)
 
 
 class Four:
@@ -34,7 +37,11 @@ class Four:
         g, c = torch.Generator().manual_seed(0), model.config
         shapes = (latents, (5, c.text_dim), (4, c.action_dim), (c.proprio_dim,))
         pads = torch.zeros(4, 4, dtype=torch.bool)
-        self.made = Batch(*(torch.randn(4, *shape, generator=g) for shape in shapes), pads, pads[:, : latents[1] - 1])
+        self.made = Batch(
+            *(torch.randn(4, *shape, generator=g) for shape in shapes),
+            pads,
+            pads[:, : latents[1] - 1],
+        )
 
     def batch(self, index):
         return Batch(*(None if x is None else x[index] for x in self.made))
@@ -45,32 +52,58 @@ def runs(tmp_path, compile_=False):
     paths = (tmp_path, tmp_path)
     for variant in ("fast", "joint", "idm", "optional_idm"):
         model = make_policy().model.train()
-        config = make_config(*paths, tmp_path, variant=variant, compile=compile_, accumulate=2)
-        yield config, models.state_of(config, model, Devices(CPU)), Four(model, (4, 3, 2, 4))
+        config = make_config(
+            *paths, tmp_path, variant=variant, compile=compile_, gradient_accumulation_steps=2
+        )
+        yield (
+            config,
+            models.build_train_state(config, model, ProcessGroup(CPU)),
+            Four(model, (4, 3, 2, 4)),
+        )
     model = make_policy().model.train()
-    config = make_config(*paths, tmp_path, loss=LossConfig(lambda_video=0.0), compute="bfloat16", compile=compile_)
-    yield config, models.state_of(config, model, Devices(CPU)), Four(model, (4, 3, 2, 4))
+    config = make_config(
+        *paths,
+        tmp_path,
+        loss=LossConfig(lambda_video=0.0),
+        compute_dtype="bfloat16",
+        compile=compile_,
+    )
+    yield (
+        config,
+        models.build_train_state(config, model, ProcessGroup(CPU)),
+        Four(model, (4, 3, 2, 4)),
+    )
     model = make_light_policy().model.train()
     config = make_light(*paths, tmp_path, tmp_path, compile=compile_)
-    yield config, models.state_of(config, model, Devices(CPU)), Four(model, (4, 2, 4, 8))
+    yield (
+        config,
+        models.build_train_state(config, model, ProcessGroup(CPU)),
+        Four(model, (4, 2, 4, 8)),
+    )
 
 
 def test_a_step_asks_for_no_value(tmp_path):
     for config, state, data in runs(tmp_path):
         before = [parameter.detach().clone() for parameter in state.model.parameters()]
         with NoValueIsAsked():
-            found = advance(config, state, data, ORDER)
+            found = train_step(config, state, data, ORDER)
         assert all(torch.isfinite(x) for x in found.values()) and state.step == 1
-        assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+        assert any(
+            not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True)
+        )
 
 
 def test_blocks_are_compiled_without_breaks_and_never_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "compile_training", lambda model, backend, **options: plain(model, backend="eager", **options))
+    monkeypatch.setattr(
+        models,
+        "compile_training",
+        lambda model, backend, **options: plain(model, backend="eager", **options),
+    )
     for config, state, data in runs(tmp_path, compile_=True):
-        advance(config, state, data, ORDER)
+        train_step(config, state, data, ORDER)
         graphs = counters["stats"]["unique_graphs"]
         for _ in range(2):
-            advance(config, state, data, ORDER)
+            train_step(config, state, data, ORDER)
         assert counters["stats"]["unique_graphs"] == graphs > 0 and not counters["graph_break"]
 
 
@@ -81,14 +114,30 @@ plain = models.compile_training
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_a_gpu_learns_what_the_cpu_learns_and_never_waits(tmp_path):
     for config, state, data in runs(tmp_path, compile_=True):
-        theirs = losses(config, state.model, state.module, data.batch(torch.arange(4)), generators(0, 4, 0))
-        mine = models.state_of(config, state.model.cuda(), Devices(torch.device("cuda")))
+        theirs = batch_losses(
+            config,
+            state.model,
+            state.loss_module,
+            data.batch(torch.arange(4)),
+            sample_generators(0, 4, 0),
+        )
+        mine = models.build_train_state(
+            config, state.model.cuda(), ProcessGroup(torch.device("cuda"))
+        )
         mine.model.train()
-        found = losses(config, mine.model, mine.module, data.batch(torch.arange(4)), generators(0, 4, 0))
-        assert float(found.total) == pytest.approx(float(theirs.total), rel=2e-2 if config.compute == "bfloat16" else 1e-4)
-        advance(config, mine, data, ORDER)
+        found = batch_losses(
+            config,
+            mine.model,
+            mine.loss_module,
+            data.batch(torch.arange(4)),
+            sample_generators(0, 4, 0),
+        )
+        assert float(found.total) == pytest.approx(
+            float(theirs.total), rel=2e-2 if config.compute_dtype == "bfloat16" else 1e-4
+        )
+        train_step(config, mine, data, ORDER)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            advance(config, mine, data, ORDER)
+            train_step(config, mine, data, ORDER)
         finally:
             torch.cuda.set_sync_debug_mode("default")

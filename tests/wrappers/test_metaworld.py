@@ -56,7 +56,9 @@ assert len({tuple(g) for g in goals}) == 60, "more goals than Meta-World's 50"
 
 
 def run(script):
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False
+    )
 
 
 def test_it_draws_repeats_by_seed_and_can_be_solved():
@@ -70,5 +72,7 @@ def test_every_seed_has_its_own_goal():
 
 
 def test_an_unknown_task_lists_those_there_are():
-    result = run("import gymnasium, wam_policy.wrappers; gymnasium.make('wam_policy/MetaWorld-v0', task='fly-v3')")
+    result = run(
+        "import gymnasium, wam_policy.wrappers; gymnasium.make('wam_policy/MetaWorld-v0', task='fly-v3')"
+    )
     assert "EnvError" in result.stderr and "drawer-open-v3" in result.stderr

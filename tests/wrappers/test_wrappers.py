@@ -27,7 +27,11 @@ from wam_policy.wrappers import (
 )
 from wam_policy.wrappers.action import ActionMap
 
-WHERE = {"cameras": {"front": "pixels.front", "wrist": "pixels.hand.cam"}, "state": "robot.0", "pick": (2, 1)}
+WHERE = {
+    "cameras": {"front": "pixels.front", "wrist": "pixels.hand.cam"},
+    "state": "robot.0",
+    "state_indices": (2, 1),
+}
 UNIT = spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 
@@ -42,7 +46,13 @@ def test_nested_observations_become_named_cameras_state_and_instruction(toy):
     env = WAMObservation(toy, **WHERE)
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    assert set(observation) == {"images.front", "images.wrist", "state", "instruction", "episode_start"}
+    assert set(observation) == {
+        "images.front",
+        "images.wrist",
+        "state",
+        "instruction",
+        "episode_start",
+    }
     assert observation["state"].dtype == np.float32
     assert np.allclose(observation["state"], [toy.x, toy.y])
     assert observation["instruction"] == TASK
@@ -86,11 +96,15 @@ def test_last_observations_are_converted_too():
 
 def test_sub_envs_in_processes_that_declare_nothing_are_described(policy):
     """Asking an AsyncVectorEnv for an attribute its sub-envs lack kills them: it must not be asked."""
-    envs = AsyncVectorEnv([lambda: gym.make("MountainCarContinuous-v0", render_mode="rgb_array")] * 2, context="fork")
+    envs = AsyncVectorEnv(
+        [lambda: gym.make("MountainCarContinuous-v0", render_mode="rgb_array")] * 2, context="fork"
+    )
     try:
         with pytest.raises(EnvError, match="say cameras and action"):
             policy.wrap(envs)
-        observations, _ = VectorWAMObservation(envs, cameras={"front": "render()"}, state="", instruction="go").reset(seed=0)
+        observations, _ = VectorWAMObservation(
+            envs, cameras={"front": "render()"}, state="", instruction="go"
+        ).reset(seed=0)
         assert observations["images.front"].shape == (2, 400, 600, 3)
         with pytest.raises(EnvError, match="instruction="):
             VectorWAMObservation(envs, cameras={"front": "render()"})
@@ -108,7 +122,8 @@ def test_the_vector_twin_sees_what_the_wrapped_sub_envs_see():
     outside = run(VectorWAMObservation(vector(AutoresetMode.SAME_STEP), **WHERE))
     inside = run(
         SyncVectorEnv(
-            [lambda n=n: WAMObservation(ToyEnv(length=n), **WHERE) for n in (2, 3)], autoreset_mode=AutoresetMode.SAME_STEP
+            [lambda n=n: WAMObservation(ToyEnv(length=n), **WHERE) for n in (2, 3)],
+            autoreset_mode=AutoresetMode.SAME_STEP,
         )
     )
     for a, b in zip(outside, inside, strict=True):
@@ -138,9 +153,15 @@ def test_episode_start_marks_first_observations_in_every_autoreset_mode(mode, ex
 
 
 def test_an_env_without_pixels_can_be_seen_through_render():
-    env = WAMObservation(gym.make("CartPole-v1", render_mode="rgb_array"), cameras={"front": "render()"}, instruction="go")
+    env = WAMObservation(
+        gym.make("CartPole-v1", render_mode="rgb_array"),
+        cameras={"front": "render()"},
+        instruction="go",
+    )
     observation, _ = env.reset(seed=0)
-    assert observation["images.front"].shape == (400, 600, 3) and env.observation_space.contains(observation)
+    assert observation["images.front"].shape == (400, 600, 3) and env.observation_space.contains(
+        observation
+    )
 
 
 def test_an_env_without_pixels_and_without_rendering_is_refused():
@@ -151,7 +172,9 @@ def test_an_env_without_pixels_and_without_rendering_is_refused():
 
 
 def test_a_path_that_leads_nowhere_lists_what_there_is(toy):
-    with pytest.raises(EnvError, match=r"nothing at 'hand'; the observation has \['front', 'hand.cam'\]"):
+    with pytest.raises(
+        EnvError, match=r"nothing at 'hand'; the observation has \['front', 'hand.cam'\]"
+    ):
         WAMObservation(toy, cameras={"front": "pixels.hand"}, instruction="go")
 
 
@@ -174,24 +197,42 @@ def test_an_env_without_an_instruction_needs_one_said(toy):
 
 def test_numbers_go_where_their_names_are_and_the_gripper_keeps_its_meaning(toy):
     env = WAMAction(toy, source=LAYOUT, target=toy.contract.action)
-    assert np.allclose(env.action(np.array([0.1, 0.2, 1.0])), [-1.0, 0.1, 0.2])  # our +1 opens, the env's -1 does
+    assert np.allclose(
+        env.action(np.array([0.1, 0.2, 1.0])), [-1.0, 0.1, 0.2]
+    )  # our +1 opens, the env's -1 does
     assert np.allclose(env.action(np.array([0.1, 0.2, -1.0])), [1.0, 0.1, 0.2])
 
 
 def test_a_gripper_exactly_between_its_ends_stays_there_unless_the_env_takes_only_those():
     """The reference's `sign(0)`."""
-    source = ActionLayout(names=("claw",), control="c", gripper=Gripper(index=0, open=1.0, closed=0.0, binary=True))
+    source = ActionLayout(
+        names=("claw",), control="c", gripper=Gripper(index=0, open=1.0, closed=0.0, binary=True)
+    )
     sent = {}
     for binary in (False, True):
-        target = ActionLayout(names=("claw",), control="c", gripper=Gripper(index=0, open=-1.0, closed=1.0, binary=binary))
-        sent[binary] = ActionMap(source, target, spaces.Box(-1, 1, (1,), np.float32))(np.array([[0.0], [0.5], [1.0]])).flatten()
+        target = ActionLayout(
+            names=("claw",),
+            control="c",
+            gripper=Gripper(index=0, open=-1.0, closed=1.0, binary=binary),
+        )
+        sent[binary] = ActionMap(source, target, spaces.Box(-1, 1, (1,), np.float32))(
+            np.array([[0.0], [0.5], [1.0]])
+        ).flatten()
     assert sent[False].tolist() == [1, 0, -1] and sent[True].tolist() == [1, 1, -1]
 
 
-@given(st.floats(-3, 3), st.tuples(st.floats(-1, 1), st.floats(-1, 1)).filter(lambda x: abs(x[0] - x[1]) > 0.1), st.booleans())
+@given(
+    st.floats(-3, 3),
+    st.tuples(st.floats(-1, 1), st.floats(-1, 1)).filter(lambda x: abs(x[0] - x[1]) > 0.1),
+    st.booleans(),
+)
 def test_open_stays_open_and_closed_stays_closed(half, ends, binary):
-    source = ActionLayout(names=("g",), control="c", gripper=Gripper(index=0, open=ends[0], closed=ends[1]))
-    target = ActionLayout(names=("claw",), control="c", gripper=Gripper(index=0, open=0.0, closed=1.0, binary=binary))
+    source = ActionLayout(
+        names=("g",), control="c", gripper=Gripper(index=0, open=ends[0], closed=ends[1])
+    )
+    target = ActionLayout(
+        names=("claw",), control="c", gripper=Gripper(index=0, open=0.0, closed=1.0, binary=binary)
+    )
     there = ActionMap(source, target, spaces.Box(0.0, 1.0, (1,), np.float32))
     assert np.allclose(there(np.array([[ends[0]], [ends[1]]])), [[0], [1]], atol=1e-6)
     assert not binary or there(np.array([half]))[0] in (0, 1)
@@ -209,10 +250,20 @@ def test_what_reaches_the_env_is_always_in_its_space(action):
     [
         (LAYOUT, spaces.Box(-1.0, 1.0, (4,), np.float32), "can't hold actions of 3 numbers"),
         (LAYOUT, spaces.Discrete(3), "can't hold"),
-        (ActionLayout(names=LAYOUT.names, control="joint_position", gripper=LAYOUT.gripper), UNIT, "put a controller"),
-        (ActionLayout(names=LAYOUT.names, control=LAYOUT.control, gripper=None), UNIT, "env declares no gripper"),
         (
-            ActionLayout(names=("delta_x", "delta_z", "grip"), control=LAYOUT.control, gripper=LAYOUT.gripper),
+            ActionLayout(names=LAYOUT.names, control="joint_position", gripper=LAYOUT.gripper),
+            UNIT,
+            "put a controller",
+        ),
+        (
+            ActionLayout(names=LAYOUT.names, control=LAYOUT.control, gripper=None),
+            UNIT,
+            "env declares no gripper",
+        ),
+        (
+            ActionLayout(
+                names=("delta_x", "delta_z", "grip"), control=LAYOUT.control, gripper=LAYOUT.gripper
+            ),
             UNIT,
             r"wants \['delta_z'\], the policy also gives \['delta_y'\]",
         ),
@@ -259,7 +310,9 @@ def test_a_chunk_stops_at_the_episode_s_end(toy):
 
 
 def test_statistics_of_vector_chunks_have_the_true_returns():
-    envs = VectorStatistics(VectorExecuteChunk(vector(AutoresetMode.SAME_STEP, lengths=(4, 7)), length=3))
+    envs = VectorStatistics(
+        VectorExecuteChunk(vector(AutoresetMode.SAME_STEP, lengths=(4, 7)), length=3)
+    )
     envs.reset(seed=0)
     returns: list[list[float]] = [[], []]
     for _ in range(12):
@@ -323,10 +376,14 @@ def test_chunks_of_another_shape_are_refused(toy):
 def test_wrapped_envs_can_be_made_again_from_their_spec():
     gym.register("test/Toy-v0", entry_point=ToyEnv)
     try:
-        env = WAMAction(WAMObservation(gym.make("test/Toy-v0"), **WHERE), source=LAYOUT, target=ToyEnv().contract.action)
+        env = WAMAction(
+            WAMObservation(gym.make("test/Toy-v0"), **WHERE),
+            source=LAYOUT,
+            target=ToyEnv().contract.action,
+        )
         again = gym.make(env.spec)
         assert again.reset(seed=1)[0].keys() == env.reset(seed=1)[0].keys()
-        chunked = gym.make(ExecuteChunk(gym.make("test/Toy-v0"), length=3).spec)
+        chunked = gym.make(ExecuteChunk(gym.make("test/Toy-v0"), length=3).config)
         assert chunked.action_space.shape == (3, 3)
     finally:
         del gym.registry["test/Toy-v0"]
@@ -353,12 +410,16 @@ def test_a_policy_drives_an_env_that_is_described_instead_of_declaring(policy, t
         action=contract.action,
     )
     observation, _ = env.reset(seed=0)
-    assert observation["instruction"] == "leave the cube" and (observation["images.front"] == 7).all()
+    assert (
+        observation["instruction"] == "leave the cube" and (observation["images.front"] == 7).all()
+    )
     env.step(policy.predict(observation)[0])
 
 
 def test_an_env_whose_actions_mean_something_else_is_refused(policy):
-    with pytest.raises(ActionError, match="policy commands 'end_effector_delta', the env takes 'force'"):
+    with pytest.raises(
+        ActionError, match="policy commands 'end_effector_delta', the env takes 'force'"
+    ):
         policy.wrap(
             gym.make("MountainCarContinuous-v0", render_mode="rgb_array"),
             cameras={"front": "render()", "wrist": "render()"},
@@ -375,7 +436,9 @@ def test_an_env_that_declares_nothing_is_refused_with_what_to_say(policy):
 
 
 def test_an_env_that_lacks_a_camera_or_state_number_is_refused(policy, toy):
-    with pytest.raises(EnvError, match=r"needs the cameras \['front', 'wrist'\], the env has \['front'\]"):
+    with pytest.raises(
+        EnvError, match=r"needs the cameras \['front', 'wrist'\], the env has \['front'\]"
+    ):
         policy.wrap(toy, cameras={"front": "pixels.front"})
     with pytest.raises(EnvError, match=r"needs the state \['x', 'y'\]"):
         policy.wrap(toy, state_names=("a", "b", "c"))
@@ -387,22 +450,29 @@ def test_an_env_that_lacks_a_camera_or_state_number_is_refused(policy, toy):
 
 def test_swapped_cameras_are_refused(policy, toy):
     toy.contract = replace(toy.contract, cameras={"front": "pixels.front", "wrist": "pixels.front"})
-    with pytest.raises(EnvError, match=r"cameras are swapped: 'wrist' is said to be at 'pixels\.front'"):
+    with pytest.raises(
+        EnvError, match=r"cameras are swapped: 'wrist' is said to be at 'pixels\.front'"
+    ):
         policy.wrap(toy)
 
 
 def test_cameras_are_found_by_their_aliases_and_turned_where_the_env_says_so(toy):
     policy = make_policy(cameras=CameraConfig(names=("image", "wrist_image"), height=16, width=16))
-    plain, _ = policy.wrap(toy, cameras={"agentview": "pixels.front", "eye_in_hand_rgb": "pixels.hand.cam"}).reset(seed=0)
-    turned = {"cameras": {"agentview": "pixels.front", "image2": "pixels.hand.cam"}, "turned": ("image2",)}
+    plain, _ = policy.wrap(
+        toy, cameras={"agentview": "pixels.front", "eye_in_hand_rgb": "pixels.hand.cam"}
+    ).reset(seed=0)
+    turned = {
+        "cameras": {"agentview": "pixels.front", "image2": "pixels.hand.cam"},
+        "rotated_cameras": ("image2",),
+    }
     observation, _ = policy.wrap(ToyEnv(), **turned).reset(seed=0)
     assert (observation["images.image"] == plain["images.image"]).all()
     assert (observation["images.wrist_image"] == plain["images.wrist_image"][::-1, ::-1]).all()
     envs = gym.vector.SyncVectorEnv([ToyEnv] * 2)
     many, _ = policy.wrap(envs, **turned).reset(seed=[0, 0])
     assert (many["images.wrist_image"] == observation["images.wrist_image"]).all()
-    with pytest.raises(EnvError, match=r"`turned` names cameras there aren't: \['top'\]"):
-        policy.wrap(ToyEnv(), turned=("top",))
+    with pytest.raises(EnvError, match=r"`rotated_cameras` names cameras there aren't: \['top'\]"):
+        policy.wrap(ToyEnv(), rotated_cameras=("top",))
 
 
 def test_something_else_than_an_env_is_refused(policy):

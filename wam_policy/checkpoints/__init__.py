@@ -18,7 +18,7 @@ def embedded(name: str) -> Path:
     return root / name
 
 
-def place(checkpoint: str) -> Path | str:
+def resolve_checkpoint(checkpoint: str) -> Path | str:
     """What a command's `checkpoint` names: "embedded:<name>" the folder of that one, else what `from_pretrained` takes."""
     name = checkpoint.removeprefix("embedded:")
     local = embedded(name) if name != checkpoint else Path(checkpoint).expanduser()

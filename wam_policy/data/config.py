@@ -31,11 +31,11 @@ class DataConfig:
     alias (`wam_policy.cameras`)."""
     frames: int = 0
     """Pixel frames per window, the observation included; 0: likewise, else 5."""
-    stride: int = 0
+    frame_stride: int = 0
     """Rows from one frame to the next; 0: likewise, else 4. The horizon is (frames - 1) * stride actions."""
-    every: int = 1
+    window_stride: int = 1
     """A window begins at every so many rows."""
-    threads: int = field(default_factory=torch.get_num_threads)
+    num_threads: int = field(default_factory=torch.get_num_threads)
     """CPU threads."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     """Where to compute; of several processes (`torchrun`) each takes its own."""
@@ -47,7 +47,7 @@ class CacheConfig(DataConfig):
 
     cache: Path
     """Folder of the encoded windows."""
-    init: str | Path | None = None
+    pretrained_path: str | Path | None = None
     """The policy that the training begins from, whose contract the windows follow: a folder, a Hub id or "embedded:<name>"."""
     family: Family = "fast_wam"
     """Whose pictures a `preset` means: the families resize them differently."""

@@ -14,21 +14,21 @@ from torch import Tensor
 
 from wam_policy.config import PolicyConfig
 from wam_policy.data.config import DataConfig
-from wam_policy.data.latent_cache import Shards, encoded
+from wam_policy.data.latent_cache import LatentShards, load_or_encode
 from wam_policy.data.mixture import Mixture
-from wam_policy.data.windows import Windows, cut, padded_actions
-from wam_policy.models.encoders.text import Prompts
+from wam_policy.data.windows import Windows, make_windows, padded_actions
+from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.loss import Batch, latent_padding
-from wam_policy.models.layers.text_padding import condensed
+from wam_policy.models.layers.text_padding import condense_padding
 from wam_policy.training.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Examples:
+class EncodedDataset:
     """Everything the loop samples from: latents in memory or in files, the rest in memory."""
 
-    latents: Tensor | Shards  # [windows, C, F, h, w]
+    latents: Tensor | LatentShards  # [windows, C, F, h, w]
     row: Tensor  # int [N], each example's place in them
     latent_is_pad: Tensor  # bool [N, F - 1]
     action: Tensor  # [N, T, A] normalised
@@ -41,11 +41,15 @@ class Examples:
     text_bias: Tensor | None  # [prompts, L]; see `padding.condensed`
     names: Sequence[str]  # N: where each comes from
 
-    def where(self, wanted: np.ndarray) -> Examples:
+    def where(self, wanted: np.ndarray) -> EncodedDataset:
         """The examples where `wanted`, bool [N], is true."""
         index = torch.from_numpy(np.flatnonzero(wanted))
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        picked = {name: x[index] for name, x in parts.items() if name not in ("latents", "contexts", "text_bias", "names")}
+        picked = {
+            name: x[index]
+            for name, x in parts.items()
+            if name not in ("latents", "contexts", "text_bias", "names")
+        }
         return dataclasses.replace(self, **picked, names=[self.names[i] for i in index.tolist()])
 
     def weights(self, parts: Sequence[float]) -> Tensor | None:
@@ -67,29 +71,37 @@ class Examples:
             None if self.text_bias is None else self.text_bias[self.prompt[index]],
         )
 
-    def condensed(self, *, proprio: bool, dtype: torch.dtype) -> Examples:
+    def condensed(self, *, proprio: bool, dtype: torch.dtype) -> EncodedDataset:
         """The same examples, the prompts' padding as a few rows that count for all of it."""
-        contexts, bias = condensed(self.contexts, proprio=proprio, dtype=dtype)
+        contexts, bias = condense_padding(self.contexts, proprio=proprio, dtype=dtype)
         return dataclasses.replace(self, contexts=contexts, text_bias=bias)
 
 
 def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
     """The windows of a dataset."""
-    horizon = (config.frames - 1) * config.stride
-    return cut(dataset.episodes, horizon=horizon, frames=config.frames, frame_stride=config.stride, every=config.every)
+    horizon = (config.frames - 1) * config.frame_stride
+    return make_windows(
+        dataset.episodes,
+        horizon=horizon,
+        frames=config.frames,
+        frame_stride=config.frame_stride,
+        window_stride=config.window_stride,
+    )
 
 
-def examples(config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: Prompts) -> Examples:
+def encode_dataset(
+    config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: PromptEmbeddings
+) -> EncodedDataset:
     """Encode and normalise the whole dataset."""
     windows = windows_of(config, dataset)
     assert contract.state is not None
-    sentences, parts = dataset.instructions(), dataset.part_of(windows.start)
+    sentences, parts = dataset.instructions(), dataset.dataset_of(windows.start)
     tasks = sorted(set(sentences))
     number = {task: i for i, task in enumerate(tasks)}
     actions = padded_actions(dataset.vector("action"), windows, contract.action.layout)
     state = dataset.vector("observation.state")[windows.start]
-    return Examples(
-        latents=encoded(config, contract.cameras, vae, dataset, windows),
+    return EncodedDataset(
+        latents=load_or_encode(config, contract.cameras, vae, dataset, windows),
         row=torch.arange(len(windows.start)),
         latent_is_pad=latent_padding(torch.from_numpy(windows.frame_is_pad), vae.temporal_ratio),
         action=torch.from_numpy(contract.action.normalization.normalize(actions)),
@@ -99,7 +111,9 @@ def examples(config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: V
         episode=torch.from_numpy(windows.episode),
         part=torch.from_numpy(parts),
         contexts=prompts.embed(
-            [contract.prompt.prompt(task) for task in tasks], device=torch.device("cpu"), dtype=torch.float32
+            [contract.prompt.prompt(task) for task in tasks],
+            device=torch.device("cpu"),
+            dtype=torch.float32,
         ),
         text_bias=None,
         names=[

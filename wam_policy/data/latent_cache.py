@@ -30,7 +30,7 @@ BATCH = 16  # windows that are encoded at once
 SHARD = 512  # windows per file, or a few more: an episode's stay together
 
 
-class Shards:
+class LatentShards:
     """Latents in files, read where they are asked for."""
 
     def __init__(self, folder: Path, counts: list[int]) -> None:
@@ -64,7 +64,9 @@ def codec_fingerprint(codec: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(config: DataConfig, cameras: CameraConfig, dataset: Mixture, windows: Windows) -> str:
+def fingerprint(
+    config: DataConfig, cameras: CameraConfig, dataset: Mixture, windows: Windows
+) -> str:
     """SHA-256 of what latents depend on: the recording, the codec, the canvas, the frames of each window."""
     assert config.codec is not None
     digest = hashlib.sha256((dataset.fingerprint() + codec_fingerprint(config.codec)).encode())
@@ -74,7 +76,9 @@ def fingerprint(config: DataConfig, cameras: CameraConfig, dataset: Mixture, win
     return digest.hexdigest()
 
 
-def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: Mixture, windows: Windows) -> Tensor | Shards:
+def load_or_encode(
+    config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: Mixture, windows: Windows
+) -> Tensor | LatentShards:
     """Latents of every window's clip, [N, C, f, h, w]: from `config.cache` if they are there, else encoded now, into it.
 
     Raises:
@@ -84,13 +88,20 @@ def encoded(config: DataConfig, cameras: CameraConfig, vae: VAE, dataset: Mixtur
     if config.cache is None:
         with Progress() as progress:
             bar = progress.add_task("encoding", total=total)
-            return torch.cat([latents for _, latents in _encode(vae, cameras, dataset, windows, 0, progress, bar)])
+            return torch.cat(
+                [
+                    latents
+                    for _, latents in _encode(vae, cameras, dataset, windows, 0, progress, bar)
+                ]
+            )
     key = fingerprint(config, cameras, dataset, windows)
     with locked(config.cache, wait=True):  # for a run that is filling it
         return _filled(config.cache, key, cameras, vae, dataset, windows)
 
 
-def _filled(folder: Path, key: str, cameras: CameraConfig, vae: VAE, dataset: Mixture, windows: Windows) -> Shards:
+def _filled(
+    folder: Path, key: str, cameras: CameraConfig, vae: VAE, dataset: Mixture, windows: Windows
+) -> LatentShards:
     """The shards of a folder that no other run writes into, those that are lacking encoded now."""
     total, counts = len(windows.start), list[int]()
     while _path(folder, len(counts)).is_file():
@@ -99,12 +110,14 @@ def _filled(folder: Path, key: str, cameras: CameraConfig, vae: VAE, dataset: Mi
         waiting: list[Tensor] = []
         with Progress() as progress:
             bar = progress.add_task("encoding", total=total, completed=sum(counts))
-            for stop, latents in _encode(vae, cameras, dataset, windows, sum(counts), progress, bar):
+            for stop, latents in _encode(
+                vae, cameras, dataset, windows, sum(counts), progress, bar
+            ):
                 waiting.append(latents)
                 if sum(map(len, waiting)) >= SHARD or stop == total:
                     counts.append(_write(_path(folder, len(counts)), torch.cat(waiting), key))
                     waiting.clear()
-    return Shards(folder, counts)
+    return LatentShards(folder, counts)
 
 
 def _count(path: Path, key: str) -> int:
@@ -129,13 +142,21 @@ def _write(path: Path, latents: Tensor, key: str) -> int:
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise DatasetError(f"{path} can't be written ({error}): make room and start again, what is there is kept") from error
+        raise DatasetError(
+            f"{path} can't be written ({error}): make room and start again, what is there is kept"
+        ) from error
     return len(latents)
 
 
 @torch.no_grad()
 def _encode(
-    vae: VAE, cameras: CameraConfig, dataset: Mixture, windows: Windows, start: int, progress: Progress, bar: Any
+    vae: VAE,
+    cameras: CameraConfig,
+    dataset: Mixture,
+    windows: Windows,
+    start: int,
+    progress: Progress,
+    bar: Any,
 ) -> Iterator[tuple[int, Tensor]]:
     """Latents of the windows from `start` on, an episode at a time, and the window after them."""
     weight = next(vae.parameters())
@@ -143,7 +164,9 @@ def _encode(
         number = int(windows.episode[start])
         stop = int(np.searchsorted(windows.episode, number, side="right"))
         rows, places = np.unique(windows.frame_rows[start:stop], return_inverse=True)
-        seen = {name: dataset.pictures(name, dataset.episodes[number], rows) for name in cameras.names}
+        seen = {
+            name: dataset.pictures(name, dataset.episodes[number], rows) for name in cameras.names
+        }
         canvas = torch.from_numpy(images.canvas(seen, cameras))
         clips = torch.from_numpy(places.reshape(stop - start, -1))
         parts = []

@@ -29,7 +29,10 @@ except ImportError as error:
 CONTRACT_PATH = "meta/wam_contract.json"  # beside LeRobot's own files, which can't say what a gripper's numbers mean
 
 
-OWN_COLUMNS = ("timestamp", "next.reward")  # vectors of one number that describe the recording, not the robot
+OWN_COLUMNS = (
+    "timestamp",
+    "next.reward",
+)  # vectors of one number that describe the recording, not the robot
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Episode:
     task: str
     start: int  # first row
     stop: int  # row after the last
-    videos: dict[str, tuple[Path, float]]  # camera key -> file, and the time in it where the episode begins (seconds)
+    videos: dict[
+        str, tuple[Path, float]
+    ]  # camera key -> file, and the time in it where the episode begins (seconds)
 
 
 class LeRobotDataset:
@@ -59,17 +64,23 @@ class LeRobotDataset:
         self.info: dict[str, Any] = json.loads(info_path.read_text())
         version = self.info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
-            raise DatasetError(f"{self.folder} is a LeRobot dataset {version}; this reader knows v2.1 and v3.0")
+            raise DatasetError(
+                f"{self.folder} is a LeRobot dataset {version}; this reader knows v2.1 and v3.0"
+            )
         self.fps = float(self.info["fps"])
         features = self.info["features"]
         self.cameras = [key for key, feature in features.items() if feature["dtype"] == "video"]
         stills = [key for key, feature in features.items() if feature["dtype"] == "image"]
         if stills and not self.cameras:
-            raise DatasetError(f"{self.folder} keeps {stills} as pictures: write it with videos (`use_videos=True`)")
+            raise DatasetError(
+                f"{self.folder} keeps {stills} as pictures: write it with videos (`use_videos=True`)"
+            )
         self.names = {
             key: _names(key, feature)
             for key, feature in features.items()
-            if feature["dtype"] in ("float32", "float64") and len(feature["shape"]) == 1 and key not in OWN_COLUMNS
+            if feature["dtype"] in ("float32", "float64")
+            and len(feature["shape"]) == 1
+            and key not in OWN_COLUMNS
         }
         rows, files = self._episodes_v21() if version == "v2.1" else self._episodes_v30()
         self.episodes = rows
@@ -77,9 +88,13 @@ class LeRobotDataset:
         self._table = pa.concat_tables([_table(file, columns) for file in files])
         self.length = self._table.num_rows
         if self.length != self.info["total_frames"]:
-            raise DatasetError(f"{self.folder}: info.json promises {self.info['total_frames']} frames, found {self.length}")
+            raise DatasetError(
+                f"{self.folder}: info.json promises {self.info['total_frames']} frames, found {self.length}"
+            )
         if sum(e.stop - e.start for e in self.episodes) != self.length:
-            raise DatasetError(f"{self.folder}: the episodes' lengths don't add up to its {self.length} frames")
+            raise DatasetError(
+                f"{self.folder}: the episodes' lengths don't add up to its {self.length} frames"
+            )
         self._tasks = self._task_table(version)
         told = self._table["episode_index"].to_numpy()
         for episode in self.episodes:
@@ -103,7 +118,10 @@ class LeRobotDataset:
 
     def _episodes_v30(self) -> tuple[list[Episode], list[Path]]:
         """Episodes, and the files of their rows: many episodes a file."""
-        files = {under: sorted((self.folder / under).glob("chunk-*/file-*.parquet")) for under in ("meta/episodes", "data")}
+        files = {
+            under: sorted((self.folder / under).glob("chunk-*/file-*.parquet"))
+            for under in ("meta/episodes", "data")
+        }
         for under, found in files.items():
             if not found:
                 raise DatasetError(f"{self.folder}/{under} holds no parquet file")
@@ -112,7 +130,9 @@ class LeRobotDataset:
             videos = {}
             for key in self.cameras:
                 place = {name: row[f"videos/{key}/{name}_index"] for name in ("chunk", "file")}
-                name = self.info["video_path"].format(video_key=key, chunk_index=place["chunk"], file_index=place["file"])
+                name = self.info["video_path"].format(
+                    video_key=key, chunk_index=place["chunk"], file_index=place["file"]
+                )
                 videos[key] = (self.folder / name, float(row[f"videos/{key}/from_timestamp"]))
             start, stop = row["dataset_from_index"], row["dataset_to_index"]
             episodes.append(Episode(row["episode_index"], row["tasks"][0], start, stop, videos))
@@ -124,7 +144,10 @@ class LeRobotDataset:
         for row in self._lines("episodes.jsonl"):
             index = row["episode_index"]
             place = {"episode_chunk": index // self.info["chunks_size"], "episode_index": index}
-            videos = {key: (self.folder / self.info["video_path"].format(video_key=key, **place), 0.0) for key in self.cameras}
+            videos = {
+                key: (self.folder / self.info["video_path"].format(video_key=key, **place), 0.0)
+                for key in self.cameras
+            }
             episodes.append(Episode(index, row["tasks"][0], start, start + row["length"], videos))
             files.append(self.folder / self.info["data_path"].format(**place))
             start += row["length"]
@@ -140,7 +163,10 @@ class LeRobotDataset:
         if version == "v2.1":
             return {row["task_index"]: row["task"] for row in self._lines("tasks.jsonl")}
         rows = _table(self.folder / "meta/tasks.parquet").to_pylist()
-        return {row["task_index"]: next(x for name, x in row.items() if name != "task_index") for row in rows}
+        return {
+            row["task_index"]: next(x for name, x in row.items() if name != "task_index")
+            for row in rows
+        }
 
     def instructions(self) -> list[str]:
         """The sentence that belongs to each frame.
@@ -177,11 +203,18 @@ class LeRobotDataset:
         if key not in self.names:
             raise DatasetError(f"{self.folder} has no feature {key!r}; it has {sorted(self.names)}")
         column = self._table[key].combine_chunks()
-        values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(self.length, -1)
+        values = (
+            column.flatten()
+            .to_numpy(zero_copy_only=False)
+            .astype(np.float32)
+            .reshape(self.length, -1)
+        )
         bad = np.flatnonzero(~np.isfinite(values).all(1))
         if len(bad):
             episode = next(one for one in self.episodes if one.start <= bad[0] < one.stop)
-            raise DatasetError(f"{self.folder}: {key} isn't finite in episode {episode.index}, frame {bad[0] - episode.start}")
+            raise DatasetError(
+                f"{self.folder}: {key} isn't finite in episode {episode.index}, frame {bad[0] - episode.start}"
+            )
         return values
 
     def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
@@ -192,7 +225,9 @@ class LeRobotDataset:
         """
         values = self.vector(key)
         if missing := [name for name in names if name not in self.names[key]]:
-            raise DatasetError(f"{self.folder}: {key} has no {missing}; it has {list(self.names[key])}")
+            raise DatasetError(
+                f"{self.folder}: {key} has no {missing}; it has {list(self.names[key])}"
+            )
         return values[:, [self.names[key].index(name) for name in names]]
 
     def pictures(self, key: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -208,28 +243,38 @@ class LeRobotDataset:
             return read_frames(path, [first + int(row) for row in rows], self.fps)
         except DatasetError as error:
             asked = f"frames {rows[0] - episode.start} to {rows[-1] - episode.start}"
-            raise DatasetError(f"{self.folder}, episode {episode.index}, {asked}: {error}") from error
+            raise DatasetError(
+                f"{self.folder}, episode {episode.index}, {asked}: {error}"
+            ) from error
 
     def picture_size(self, key: str) -> tuple[int, int]:
         """Height and width of one camera's pictures."""
         if key not in self.cameras:
             raise DatasetError(f"{self.folder} has no camera {key!r}; it has {self.cameras}")
         feature = self.info["features"][key]
-        planes_first = isinstance(feature.get("names"), list) and str(feature["names"][0]).startswith("channel")
+        planes_first = isinstance(feature.get("names"), list) and str(
+            feature["names"][0]
+        ).startswith("channel")
         height, width = feature["shape"][1:] if planes_first else feature["shape"][:2]
         return height, width
 
     def frames(self, key: str) -> np.ndarray:
         """All pictures of one camera, uint8 [frames, H, W, 3], decoded into memory."""
         self.picture_size(key)
-        return np.concatenate([self.pictures(key, one, np.arange(one.start, one.stop)) for one in self.episodes])
+        return np.concatenate(
+            [self.pictures(key, one, np.arange(one.start, one.stop)) for one in self.episodes]
+        )
 
 
 def _names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of a vector's numbers: as they are said, in a list or grouped, else made from its own."""
     names, size = feature.get("names"), feature["shape"][0]
     if isinstance(names, dict):
-        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
+        names = [
+            name
+            for group in names.values()
+            for name in (group if isinstance(group, list) else [group])
+        ]
     if not names or len(names) != size or len(set(names)) != size:
         return tuple(f"{key.removeprefix('observation.')}_{i}" for i in range(size))
     return tuple(map(str, names))

@@ -66,24 +66,33 @@ class LeRobotWriter:
         self._work = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(self._work, ignore_errors=True)
         self.fps, self.robot_type = fps, robot_type
-        self.cameras, self.vectors = dict(cameras), {key: list(names) for key, names in vectors.items()}
+        self.cameras, self.vectors = (
+            dict(cameras),
+            {key: list(names) for key, names in vectors.items()},
+        )
         self.action = action
         self._frames: dict[str, list[Any]] = {key: [] for key in (*self.vectors, *_INDEX_COLUMNS)}
         self._episodes: list[dict[str, Any]] = []
         self._tasks: dict[str, int] = {}
-        self._pixels: dict[str, _PixelStatistics] = {key: _PixelStatistics() for key in self.cameras}
+        self._pixels: dict[str, _PixelStatistics] = {
+            key: _PixelStatistics() for key in self.cameras
+        }
         self._videos = {key: self._open_video(key, *size) for key, size in self.cameras.items()}
 
     def _open_video(self, key: str, height: int, width: int) -> tuple[Any, Any]:
         path = self._work / VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=0)
         path.parent.mkdir(parents=True)
         container = av.open(str(path), "w")
-        stream = container.add_stream("libx264", rate=self.fps, options={"qp": "0", "g": "20", "preset": "veryfast"})
+        stream = container.add_stream(
+            "libx264", rate=self.fps, options={"qp": "0", "g": "20", "preset": "veryfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
         stream.time_base = Fraction(1, self.fps)
         return container, stream
 
-    def add_episode(self, task: str, images: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]) -> None:
+    def add_episode(
+        self, task: str, images: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]
+    ) -> None:
         """Append one episode.
 
         Args:
@@ -96,8 +105,14 @@ class LeRobotWriter:
         """
         arrays = {**images, **vectors}
         lengths = {key: len(value) for key, value in arrays.items()}
-        if set(arrays) != {*self.cameras, *self.vectors} or len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise DatasetError(f"an episode needs {sorted({*self.cameras, *self.vectors})} of one length, got {lengths}")
+        if (
+            set(arrays) != {*self.cameras, *self.vectors}
+            or len(set(lengths.values())) != 1
+            or 0 in lengths.values()
+        ):
+            raise DatasetError(
+                f"an episode needs {sorted({*self.cameras, *self.vectors})} of one length, got {lengths}"
+            )
         for key, (height, width) in self.cameras.items():
             if images[key].shape[1:] != (height, width, 3) or images[key].dtype != np.uint8:
                 raise DatasetError(
@@ -105,7 +120,9 @@ class LeRobotWriter:
                 )
         for key, names in self.vectors.items():
             if vectors[key].shape[1:] != (len(names),) or not np.isfinite(vectors[key]).all():
-                raise DatasetError(f"{key}: expected finite [T, {len(names)}], got {list(vectors[key].shape)}")
+                raise DatasetError(
+                    f"{key}: expected finite [T, {len(names)}], got {list(vectors[key].shape)}"
+                )
         length, start = next(iter(lengths.values())), len(self._frames["index"])
         task_index = self._tasks.setdefault(task, len(self._tasks))
         for key in self.vectors:
@@ -163,7 +180,9 @@ class LeRobotWriter:
         _write_table(self._work / EPISODES_PATH, pa.Table.from_pylist(self._episodes))
         _write_table(self._work / "meta/tasks.parquet", _tasks_table(self._tasks))
         (self._work / "meta/stats.json").write_text(json.dumps(self._statistics(), indent=2))
-        (self._work / CONTRACT_PATH).write_text(json.dumps({"action": asdict(self.action)}, indent=2))
+        (self._work / CONTRACT_PATH).write_text(
+            json.dumps({"action": asdict(self.action)}, indent=2)
+        )
         (self._work / "meta/info.json").write_text(json.dumps(self._info(), indent=2))
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._work.rename(self.folder)
@@ -217,7 +236,12 @@ class LeRobotWriter:
     def __enter__(self) -> LeRobotWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is None:
             self.close()
             return
@@ -243,7 +267,9 @@ class _PixelStatistics:
         mean = self.total / self.pixels
         std = np.sqrt(np.maximum(self.square / self.pixels - mean**2, 0))
         values = {"min": self.low, "max": self.high, "mean": mean, "std": std}
-        return {k: v.reshape(3, 1, 1).tolist() for k, v in values.items()} | {"count": [self.frames]}
+        return {k: v.reshape(3, 1, 1).tolist() for k, v in values.items()} | {
+            "count": [self.frames]
+        }
 
 
 def _vector_statistics(rows: Sequence[Any]) -> dict[str, Any]:
@@ -256,14 +282,30 @@ def _vector_statistics(rows: Sequence[Any]) -> dict[str, Any]:
 
 def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
     """The table pandas would write for a frame with the task texts as its index; LeRobot looks tasks up by that index."""
-    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), "__index_level_0__": pa.array(tasks)})
+    table = pa.table(
+        {"task_index": pa.array(tasks.values(), pa.int64()), "__index_level_0__": pa.array(tasks)}
+    )
     column = {"field_name": None, "metadata": None}
     pandas = {
         "index_columns": ["__index_level_0__"],
-        "column_indexes": [column | {"name": None, "pandas_type": "unicode", "numpy_type": "object"}],
+        "column_indexes": [
+            column | {"name": None, "pandas_type": "unicode", "numpy_type": "object"}
+        ],
         "columns": [
-            column | {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
-            column | {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object"},
+            column
+            | {
+                "name": "task_index",
+                "field_name": "task_index",
+                "pandas_type": "int64",
+                "numpy_type": "int64",
+            },
+            column
+            | {
+                "name": None,
+                "field_name": "__index_level_0__",
+                "pandas_type": "unicode",
+                "numpy_type": "object",
+            },
         ],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.0.0",

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from wam_policy.cameras import find
+from wam_policy.cameras import find_camera
 from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import Episode, LeRobotDataset
 from wam_policy.errors import ConfigError, DatasetError
-from wam_policy.hub.download import RECORDING, Download, locate
+from wam_policy.hub.download import DATASET_PATTERNS, DownloadOptions, resolve_folder
 
 T = TypeVar("T")
 IMAGES = "observation.images."
@@ -23,7 +23,9 @@ IMAGES = "observation.images."
 class Mixture:
     """Recordings one after the other; rows and episodes are counted through."""
 
-    def __init__(self, places: Sequence[str | Path], camera_map: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, places: Sequence[str | Path], camera_map: Mapping[str, str] | None = None
+    ) -> None:
         """Read everything but the frames.
 
         Args:
@@ -34,24 +36,33 @@ class Mixture:
             DatasetError: one is broken, or they differ in their vectors' names.
             CheckpointError: one is no folder, and can't be downloaded.
         """
-        self.parts = [LeRobotDataset(locate(place, Download(), RECORDING, "dataset")) for place in places]
+        self.parts = [
+            LeRobotDataset(resolve_folder(place, DownloadOptions(), DATASET_PATTERNS, "dataset"))
+            for place in places
+        ]
         first = self.parts[0]
         self.folder, self.names, self.camera_map = first.folder, first.names, dict(camera_map or {})
         for part in self.parts[1:]:
             if part.names != first.names:
-                raise DatasetError(f"{part.folder} has the vectors {part.names}, {first.folder} has {first.names}")
+                raise DatasetError(
+                    f"{part.folder} has the vectors {part.names}, {first.folder} has {first.names}"
+                )
             if part.fps != first.fps:
-                raise DatasetError(f"{part.folder} has {part.fps:g} frames a second, {first.folder} has {first.fps:g}")
+                raise DatasetError(
+                    f"{part.folder} has {part.fps:g} frames a second, {first.folder} has {first.fps:g}"
+                )
         self.offsets = np.cumsum([0, *(part.length for part in self.parts)])
         self.length = int(self.offsets[-1])
-        pairs = [(part, int(offset)) for part, offset in zip(self.parts, self.offsets, strict=False)]
+        pairs = [
+            (part, int(offset)) for part, offset in zip(self.parts, self.offsets, strict=False)
+        ]
         self.episodes = [
             dataclasses.replace(episode, start=episode.start + offset, stop=episode.stop + offset)
             for part, offset in pairs
             for episode in part.episodes
         ]
 
-    def part_of(self, rows: np.ndarray) -> np.ndarray:
+    def dataset_of(self, rows: np.ndarray) -> np.ndarray:
         """Which recording each row is of."""
         return np.searchsorted(self.offsets, rows, side="right") - 1
 
@@ -75,7 +86,7 @@ class Mixture:
         """
         return self._agreed("actions", [part.action_layout() for part in self.parts])
 
-    def feature(self, camera: str, part: LeRobotDataset) -> str:
+    def camera_feature(self, camera: str, part: LeRobotDataset) -> str:
         """The feature of a recording that holds a camera's pictures.
 
         Raises:
@@ -85,9 +96,11 @@ class Mixture:
             return self.camera_map[camera]
         names = {key.removeprefix(IMAGES): key for key in part.cameras}
         try:
-            found = find(camera, names)
+            found = find_camera(camera, names)
         except ConfigError as error:
-            raise DatasetError(f"{part.folder}: {error}; say it with --camera-map {camera} {IMAGES}…") from error
+            raise DatasetError(
+                f"{part.folder}: {error}; say it with --camera-map {camera} {IMAGES}…"
+            ) from error
         if found is None:
             example = part.cameras[0] if part.cameras else IMAGES + camera
             raise DatasetError(
@@ -102,15 +115,21 @@ class Mixture:
         Raises:
             DatasetError: one has no such camera, or they differ.
         """
-        return self._agreed(camera, [part.picture_size(self.feature(camera, part)) for part in self.parts])
+        return self._agreed(
+            camera, [part.picture_size(self.camera_feature(camera, part)) for part in self.parts]
+        )
 
     def _agreed(self, what: str, found: Sequence[T]) -> T:
         for part, value in zip(self.parts, found, strict=True):
             if value != found[0]:
-                raise DatasetError(f"{part.folder}: {what} {value}, but {found[0]} in {self.folder}")
+                raise DatasetError(
+                    f"{part.folder}: {what} {value}, but {found[0]} in {self.folder}"
+                )
         return found[0]
 
-    def pictures(self, camera: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    def pictures(
+        self, camera: str, episode: Episode, rows: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
         """One camera's pictures in some rows of an episode, rising, uint8 [len(rows), H, W, 3]."""
-        part = self.parts[int(self.part_of(np.array(episode.start)))]
-        return part.pictures(self.feature(camera, part), episode, rows)
+        part = self.parts[int(self.dataset_of(np.array(episode.start)))]
+        return part.pictures(self.camera_feature(camera, part), episode, rows)

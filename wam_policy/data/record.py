@@ -21,9 +21,9 @@ from rich.progress import Progress
 from wam_policy.contract import ActionLayout, EnvContract
 from wam_policy.data.lerobot_writer import LeRobotWriter
 from wam_policy.errors import ConfigError, EnvError
-from wam_policy.wrappers.envs.make import make_env, success
-from wam_policy.wrappers.observation import turn
-from wam_policy.wrappers.paths import at
+from wam_policy.wrappers.envs.make import is_success, make_env
+from wam_policy.wrappers.observation import rotate_180
+from wam_policy.wrappers.paths import get_path
 
 MAX_ATTEMPTS = 4  # seeds tried for one wanted demonstration before the expert is called unfit
 
@@ -32,7 +32,7 @@ MAX_ATTEMPTS = 4  # seeds tried for one wanted demonstration before the expert i
 class RecordConfig:
     """Demonstrations of scripted experts, or of a policy, written as a LeRobot v3.0 dataset."""
 
-    out: Path
+    output_dir: Path
     """Folder of the new dataset."""
     tasks: dict[str, int] = field(default_factory=dict)
     """Demonstrations wanted for each value of the env's `task` argument: name, number, name, number, …"""
@@ -42,20 +42,22 @@ class RecordConfig:
     """Gymnasium env id; the env must have a `contract` and, without `policy`, `expert_action()`."""
     policy: str | None = None
     """Checkpoint that acts in the expert's place: folder, Hub id, or "embedded:<name>"."""
-    noise: tuple[float, ...] = (0.0, 0.1, 0.3)
+    action_noise: tuple[float, ...] = (0.0, 0.1, 0.3)
     """Standard deviations of the noise on the executed action, used by turns."""
-    shoves: float = 0.0
+    perturbation_rate: float = 0.0
     """Chance per step that a shove begins; at an episode's start it is a half, if this isn't zero."""
-    hold: int = 8
+    frames_after_success: int = 8
     """Frames recorded after the first success, for envs that can be stepped on."""
     seed: int = 1_000_000
     """First seed; a demonstration's seed is this plus its number. Evaluation uses seeds below a million."""
-    workers: int = 2
+    num_workers: int = 2
     """Processes, one env each."""
 
     def __post_init__(self) -> None:
         if bool(self.tasks) == bool(self.episodes) or min(count for _, count in self.wanted) < 1:
-            raise ConfigError("how many demonstrations? Say --tasks NAME NUMBER …, or --episodes of an env without tasks")
+            raise ConfigError(
+                "how many demonstrations? Say --tasks NAME NUMBER …, or --episodes of an env without tasks"
+            )
 
     @property
     def wanted(self) -> list[tuple[str | None, int]]:
@@ -73,7 +75,9 @@ class Demonstration:
     action: np.ndarray  # float32 [T, A]
 
 
-_env: tuple[Any, gym.Env[Any, Any]] | None = None  # the env of this worker process: one renderer a process
+_env: tuple[Any, gym.Env[Any, Any]] | None = (
+    None  # the env of this worker process: one renderer a process
+)
 
 
 def _worker_env(env_id: str, task: str | None) -> gym.Env[Any, Any]:
@@ -85,12 +89,14 @@ def _worker_env(env_id: str, task: str | None) -> gym.Env[Any, Any]:
     return _env[1]
 
 
-class Shoves:
+class RandomPerturbations:
     """Random displacements that replace the expert's for a few steps; the gripper stays the expert's."""
 
     def __init__(self, rate: float, layout: ActionLayout, rng: np.random.Generator) -> None:
         gripper = None if layout.gripper is None else layout.gripper.index
-        self.moves = [i for i in range(layout.dim) if i != gripper]  # the numbers that are displacements
+        self.moves = [
+            i for i in range(layout.dim) if i != gripper
+        ]  # the numbers that are displacements
         self.rate, self.rng = rate, rng
         self.left = int(rng.integers(5, 25)) if rate and rng.random() < 0.5 else 0
         self.push = self._direction()
@@ -110,7 +116,7 @@ class Shoves:
         return shoved
 
 
-class Disturbed(gym.Wrapper[Any, Any, Any, Any]):
+class PerturbedEnv(gym.Wrapper[Any, Any, Any, Any]):
     """Executes something else than it is told, and keeps what it saw and what it was told."""
 
     def __init__(self, env: gym.Env[Any, Any], disturb: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -131,19 +137,21 @@ class Disturbed(gym.Wrapper[Any, Any, Any, Any]):
         return self.now, *rest  # type: ignore[return-value]  # four values
 
 
-def demonstrate(config: RecordConfig, task: str | None, seed: int, noise: float) -> Demonstration | None:
+def demonstrate(
+    config: RecordConfig, task: str | None, seed: int, noise: float
+) -> Demonstration | None:
     """Run the expert, or a policy, for one episode; None if it fails."""
     bare = _worker_env(config.env, task)
     rng = np.random.default_rng([seed, 7])
     contract = bare.get_wrapper_attr("contract")
-    shoves = Shoves(config.shoves, contract.action, rng)
+    shoves = RandomPerturbations(config.perturbation_rate, contract.action, rng)
     low, high = bare.action_space.low, bare.action_space.high  # type: ignore[attr-defined]  # a Box: the contract names its numbers
 
     def disturb(action: np.ndarray) -> np.ndarray:
         executed = shoves(action) + noise * rng.standard_normal(action.shape)
         return np.clip(executed, low, high).astype(np.float32)
 
-    env: gym.Env[Any, Any] = Disturbed(bare, disturb)
+    env: gym.Env[Any, Any] = PerturbedEnv(bare, disturb)
     top, act = env, lambda _: bare.get_wrapper_attr("expert_action")()
     if config.policy is not None:
         policy = _worker_policy(config.policy)
@@ -152,8 +160,8 @@ def demonstrate(config: RecordConfig, task: str | None, seed: int, noise: float)
     left = None
     while left is None or left > 0:
         observation, _, terminated, truncated, info = top.step(act(observation))
-        if left is None and success(info):
-            left = config.hold
+        if left is None and is_success(info):
+            left = config.frames_after_success
         elif left is not None:
             left -= 1
         elif terminated or truncated:
@@ -163,8 +171,11 @@ def demonstrate(config: RecordConfig, task: str | None, seed: int, noise: float)
     seen, told = env.seen, env.told  # type: ignore[attr-defined]  # of a `Disturbed`
     return Demonstration(
         bare.get_wrapper_attr("instruction"),
-        {name: _pictures(contract, name, [at(one, path) for one in seen]) for name, path in contract.cameras.items()},
-        np.stack([at(one, contract.state) for one in seen]).astype(np.float32),
+        {
+            name: _pictures(contract, name, [get_path(one, path) for one in seen])
+            for name, path in contract.cameras.items()
+        },
+        np.stack([get_path(one, contract.state) for one in seen]).astype(np.float32),
         np.stack(told).astype(np.float32),
     )
 
@@ -172,7 +183,7 @@ def demonstrate(config: RecordConfig, task: str | None, seed: int, noise: float)
 def _pictures(contract: EnvContract, camera: str, seen: list[np.ndarray]) -> np.ndarray:
     """One camera's pictures of an episode, the right way up."""
     pictures = np.stack(seen)
-    return turn(pictures) if camera in contract.turned else pictures
+    return rotate_180(pictures) if camera in contract.rotated_cameras else pictures
 
 
 @functools.lru_cache(maxsize=1)
@@ -180,17 +191,17 @@ def _worker_policy(checkpoint: str) -> Any:
     """The policy of this worker process."""
     import torch
 
-    from wam_policy.checkpoints import place
+    from wam_policy.checkpoints import resolve_checkpoint
     from wam_policy.policy import WAMPolicy
 
     torch.set_num_threads(1)
-    return WAMPolicy.from_pretrained(place(checkpoint))
+    return WAMPolicy.from_pretrained(resolve_checkpoint(checkpoint))
 
 
 def _wanted(config: RecordConfig) -> list[tuple[str | None, int, float]]:
     """The (task, seed, noise) of every demonstration, task by task so that a worker seldom builds a new env."""
     return [
-        (task, config.seed + number, config.noise[number % len(config.noise)])
+        (task, config.seed + number, config.action_noise[number % len(config.action_noise)])
         for task, count in config.wanted
         for number in range(count)
     ]
@@ -203,12 +214,16 @@ def _attempt(config: RecordConfig, item: tuple[str | None, int, float]) -> Demon
         if demonstration is not None:
             return demonstration
     who = "expert" if config.policy is None else "policy"
-    raise EnvError(f"{task or config.env}: the {who} failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}")
+    raise EnvError(
+        f"{task or config.env}: the {who} failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}"
+    )
 
 
 def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
     wanted = _wanted(config)
-    with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        config.num_workers, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         yield from pool.map(_attempt, [config] * len(wanted), wanted, chunksize=4)
 
 
@@ -222,12 +237,17 @@ def record(config: RecordConfig) -> Path:
             )
     contract, fps = probe.get_wrapper_attr("contract"), int(probe.metadata["render_fps"])
     if contract.state is None:
-        raise EnvError(f"{config.env}: its contract names no `state`, which every recorded frame needs")
+        raise EnvError(
+            f"{config.env}: its contract names no `state`, which every recorded frame needs"
+        )
     observation, _ = probe.reset(seed=0)
-    sizes = {name: np.asarray(at(observation, path)).shape[:2] for name, path in contract.cameras.items()}
+    sizes = {
+        name: np.asarray(get_path(observation, path)).shape[:2]
+        for name, path in contract.cameras.items()
+    }
     probe.close()
     writer = LeRobotWriter(
-        config.out,
+        config.output_dir,
         fps=fps,
         robot_type=config.env,
         cameras={f"observation.images.{name}": size for name, size in sizes.items()},
@@ -243,4 +263,4 @@ def record(config: RecordConfig) -> Path:
                 {"observation.state": demo.state, "action": demo.action},
             )
             progress.advance(bar)
-    return config.out
+    return config.output_dir

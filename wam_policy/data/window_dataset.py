@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch.utils.data import Dataset
 
 from wam_policy.data.lerobot_reader import LeRobotDataset
-from wam_policy.data.windows import cut, padded_actions
+from wam_policy.data.windows import make_windows, padded_actions
 from wam_policy.observation import IMAGE
 from wam_policy.wrappers.action import ActionMap
 
@@ -26,7 +26,12 @@ class WindowDataset(Dataset[dict[str, Any]]):
     """What `WAMPolicy.training_step` takes, a window at a time; only the frames of a window are decoded."""
 
     def __init__(
-        self, recording: LeRobotDataset, spec: PolicyConfig, *, every: int = 1, cameras: Mapping[str, str] | None = None
+        self,
+        recording: LeRobotDataset,
+        config: PolicyConfig,
+        *,
+        window_stride: int = 1,
+        cameras: Mapping[str, str] | None = None,
     ) -> None:
         """Cut a recording into windows.
 
@@ -40,21 +45,28 @@ class WindowDataset(Dataset[dict[str, Any]]):
             DatasetError: the recording lacks a camera or the state, or doesn't say what its actions mean.
             ActionError: they can't be mapped onto the policy's.
         """
-        self.recording, self.spec = recording, spec
-        self.cameras = {name: (cameras or {}).get(name, f"observation.images.{name}") for name in spec.cameras.names}
+        self.recording, self.config = recording, config
+        self.cameras = {
+            name: (cameras or {}).get(name, f"observation.images.{name}")
+            for name in config.cameras.names
+        }
         for feature in self.cameras.values():
             recording.picture_size(feature)
-        recorded, layout = recording.action_layout(), spec.action.layout
+        recorded, layout = recording.action_layout(), config.action.layout
         onto = ActionMap(recorded, layout, spaces.Box(-np.inf, np.inf, (layout.dim,), np.float32))
-        self.windows = cut(
+        self.windows = make_windows(
             recording.episodes,
-            horizon=spec.action.horizon,
-            frames=spec.video.frames,
-            frame_stride=spec.video.stride,
-            every=every,
+            horizon=config.action.horizon,
+            frames=config.video.frames,
+            frame_stride=config.video.stride,
+            window_stride=window_stride,
         )
         self._actions = onto(padded_actions(recording.vector("action"), self.windows, recorded))
-        self._state = None if spec.state is None else recording.columns("observation.state", spec.state.names)
+        self._state = (
+            None
+            if config.state is None
+            else recording.columns("observation.state", config.state.names)
+        )
         self._instructions = recording.instructions()
 
     def __len__(self) -> int:

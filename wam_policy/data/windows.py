@@ -23,9 +23,11 @@ class Windows(NamedTuple):
     frame_is_pad: np.ndarray  # bool [N, F]
 
 
-def cut(episodes: list[Episode], *, horizon: int, frames: int, frame_stride: int, every: int = 1) -> Windows:
-    """Windows that begin at every `every`-th row of each episode."""
-    starts = [np.arange(e.start, e.stop, every) for e in episodes]
+def make_windows(
+    episodes: list[Episode], *, horizon: int, frames: int, frame_stride: int, window_stride: int = 1
+) -> Windows:
+    """Windows that begin at every `window_stride`-th row of each episode."""
+    starts = [np.arange(e.start, e.stop, window_stride) for e in episodes]
     start = np.concatenate(starts)
     episode = np.repeat(np.arange(len(episodes)), [len(s) for s in starts])
     stop = np.array([e.stop for e in episodes])[episode, None]
@@ -41,7 +43,9 @@ def cut(episodes: list[Episode], *, horizon: int, frames: int, frame_stride: int
     )
 
 
-def padded_actions(actions: np.ndarray, windows: Windows, layout: ActionLayout, steps: slice | int = slice(None)) -> np.ndarray:
+def padded_actions(
+    actions: np.ndarray, windows: Windows, layout: ActionLayout, steps: slice | int = slice(None)
+) -> np.ndarray:
     """Raw actions of windows, [N, T, A], of one step [N, A]: past the end displacements are zero, others keep their last value.
 
     Source: spec/fastwam.md section 5.1.

@@ -29,11 +29,11 @@ class CompareConfig:
     """Values of the env's `task` argument."""
     episodes: int = 50
     """Episodes per task and checkpoint; episode i starts from seed + i."""
-    envs: int = 2
+    num_envs: int = 2
     """Sub-envs, one process each, driven by one batched forward."""
     seed: int = 0
     """First seed."""
-    out: Path = Path("runs/compare")
+    output_dir: Path = Path("runs/compare")
     """Folder of the results, a folder for each checkpoint; started again, it goes on where it was."""
     device: str = "cpu"
 
@@ -57,21 +57,49 @@ def compare(config: CompareConfig, console: Console | None = None) -> dict[str, 
     summaries = {}
     for checkpoint in config.checkpoints:
         name = name_of(checkpoint)
-        out = config.out / name
-        command = [sys.executable, "-m", "wam_policy.cli", "eval", "--checkpoint", checkpoint, "--env", config.env]
-        command += ["--tasks", *config.tasks, "--episodes", str(config.episodes), "--envs", str(config.envs)]
-        command += ["--seed", str(config.seed), "--out", str(out), "--device", config.device, "--no-video"]
+        out = config.output_dir / name
+        command = [
+            sys.executable,
+            "-m",
+            "wam_policy.cli",
+            "eval",
+            "--checkpoint",
+            checkpoint,
+            "--env",
+            config.env,
+        ]
+        command += [
+            "--tasks",
+            *config.tasks,
+            "--episodes",
+            str(config.episodes),
+            "--num-envs",
+            str(config.num_envs),
+        ]
+        command += [
+            "--seed",
+            str(config.seed),
+            "--output-dir",
+            str(out),
+            "--device",
+            config.device,
+            "--no-video",
+        ]
         if (code := subprocess.run(command, check=False).returncode) != 0:
-            raise ResultsError(f"the evaluation of {checkpoint!r} ended with code {code}; its results so far are in {out}")
+            raise ResultsError(
+                f"the evaluation of {checkpoint!r} ended with code {code}; its results so far are in {out}"
+            )
         summaries[name] = json.loads((out / "summary.json").read_text())
-    write_text(config.out / "summary.json", json.dumps(summaries, indent=2) + "\n")
-    (console or Console()).print(table(summaries, config.tasks))
+    write_text(config.output_dir / "summary.json", json.dumps(summaries, indent=2) + "\n")
+    (console or Console()).print(comparison_table(summaries, config.tasks))
     return summaries
 
 
-def table(summaries: dict[str, Any], tasks: tuple[str, ...]) -> Table:
+def comparison_table(summaries: dict[str, Any], tasks: tuple[str, ...]) -> Table:
     """The rows, for the terminal."""
-    rows = Table(caption="latency: one chunk of all sub-envs; memory: the policy's process, simulators apart")
+    rows = Table(
+        caption="latency: one chunk of all sub-envs; memory: the policy's process, simulators apart"
+    )
     columns = ("checkpoint", "parameters", *tasks, "mean", "median ms", "p95 ms", "peak MiB")
     for column in columns:
         rows.add_column(column, justify="left" if column == "checkpoint" else "right")

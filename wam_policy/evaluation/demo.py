@@ -19,13 +19,21 @@ class DemoConfig:
     """Which embedded checkpoint."""
     episodes: int = 5
     """Episodes per task."""
-    out: Path = Path("runs/demo")
+    output_dir: Path = Path("runs/demo")
     """Folder of the results; what an earlier demo left there is replaced."""
 
 
 def demo(config: DemoConfig) -> None:
     """Run the demo."""
-    if config.out.exists() and not (config.out / "run.json").is_file():
-        raise ResultsError(f"{config.out} exists and holds no demo; choose another --out")
-    shutil.rmtree(config.out, ignore_errors=True)
-    evaluate(EvalConfig(checkpoint=f"embedded:metaworld-{config.model}-wam", episodes=config.episodes, out=config.out))
+    if config.output_dir.exists() and not (config.output_dir / "run.json").is_file():
+        raise ResultsError(
+            f"{config.output_dir} exists and holds no demo; choose another --output-dir"
+        )
+    shutil.rmtree(config.output_dir, ignore_errors=True)
+    evaluate(
+        EvalConfig(
+            checkpoint=f"embedded:metaworld-{config.model}-wam",
+            episodes=config.episodes,
+            output_dir=config.output_dir,
+        )
+    )

@@ -20,13 +20,13 @@ from rich.progress import Progress
 
 from wam_policy import sampling
 from wam_policy.action_queue import ActionQueue
-from wam_policy.checkpoints import place
+from wam_policy.checkpoints import resolve_checkpoint
 from wam_policy.errors import ConfigError
 from wam_policy.evaluation import explanation, imagination, results
 from wam_policy.evaluation.results import Episode
 from wam_policy.evaluation.rollout import rollout
 from wam_policy.evaluation.video import write_mp4
-from wam_policy.hub.download import Download, locate
+from wam_policy.hub.download import DownloadOptions, resolve_folder
 from wam_policy.models.fast_wam.variants import ActionMode
 from wam_policy.models.light_wam import explain as light_wam_explain
 from wam_policy.observation import IMAGE
@@ -34,7 +34,7 @@ from wam_policy.policy import WAMPolicy
 from wam_policy.utils import environment
 from wam_policy.utils.io import write_text
 from wam_policy.wrappers.chunk import EXECUTED
-from wam_policy.wrappers.envs.make import make_env, success
+from wam_policy.wrappers.envs.make import is_success, make_env
 
 METAWORLD_TASKS = ("reach-v3", "button-press-topdown-v3", "drawer-open-v3", "window-open-v3")
 
@@ -51,11 +51,11 @@ class EvalConfig:
     """Values of the env's `task` argument; none: the env is made without it."""
     episodes: int = 50
     """Episodes per task; episode i starts from seed + i."""
-    envs: int = 2
+    num_envs: int = 2
     """Sub-envs, one process each, driven by one batched forward."""
     seed: int = 0
     """First seed. The embedded checkpoints were trained on seeds from 1,000,000."""
-    out: Path = Path("runs/eval")
+    output_dir: Path = Path("runs/eval")
     """Folder of the results; started again, an evaluation goes on where it was."""
     video: bool = True
     """Write one mp4 per task."""
@@ -76,13 +76,20 @@ class EvalConfig:
     """Compile the policy first (see `wam_policy.inference`)."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.envs < 1:
-            raise ConfigError(f"`episodes` and `envs` must be positive, got {self.episodes} and {self.envs}")
+        if self.episodes < 1 or self.num_envs < 1:
+            raise ConfigError(
+                f"`episodes` and `envs` must be positive, got {self.episodes} and {self.num_envs}"
+            )
 
     @property
-    def playing(self) -> dict[str, float | str]:
+    def overrides(self) -> dict[str, float | str]:
         """What departs from the checkpoint's own way of making and playing chunks."""
-        given = {"replan": self.replan, "horizon": self.horizon, "ensemble": self.ensemble, "mode": self.mode}
+        given = {
+            "replan": self.replan,
+            "horizon": self.horizon,
+            "ensemble": self.ensemble,
+            "mode": self.mode,
+        }
         given["compile"] = self.compile or None
         return {name: value for name, value in given.items() if value is not None}
 
@@ -93,16 +100,18 @@ def _vector(config: EvalConfig, task: str | None, size: int, length: int | None)
 
 
 def _film_of(config: EvalConfig, task: str, kind: str = "") -> Path:
-    return config.out / f"{task.replace('/', '_')}{kind}.mp4"
+    return config.output_dir / f"{task.replace('/', '_')}{kind}.mp4"
 
 
 def _queue(policy: WAMPolicy, config: EvalConfig, size: int) -> ActionQueue:
     return policy.queue(size, config.replan, config.ensemble, config.horizon)
 
 
-def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[int]) -> Iterator[Episode]:
+def play_episodes(
+    policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[int]
+) -> Iterator[Episode]:
     """Play one episode per seed, `config.envs` at a time, and yield each as it ends."""
-    size = min(config.envs, len(seeds))
+    size = min(config.num_envs, len(seeds))
     queue = _queue(policy, config, size)
     length = int(queue.replan.max())
     with closing(_vector(config, task, size, length)) as plain:
@@ -122,11 +131,18 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
             observation, reward, terminated, truncated, infos = env.step(actions)
             steps, rewards = steps + infos[EXECUTED], rewards + reward
             ended = terminated | truncated
-            won = success(infos) if ended.any() else ended
+            won = is_success(infos) if ended.any() else ended
             for i in range(size):
                 latencies[i].append(milliseconds)
                 if ended[i] and not idle[i]:
-                    yield Episode(task or config.env, current[i], bool(won[i]), int(steps[i]), float(rewards[i]), latencies[i])
+                    yield Episode(
+                        task or config.env,
+                        current[i],
+                        bool(won[i]),
+                        int(steps[i]),
+                        float(rewards[i]),
+                        latencies[i],
+                    )
                     idle[i] = not waiting
                     current[i] = waiting.pop(0) if waiting else current[i]
                 if ended[i]:
@@ -136,7 +152,7 @@ def play(policy: WAMPolicy, config: EvalConfig, task: str | None, seeds: list[in
                 observation, _ = env.reset(seed=list(current), options={"reset_mask": ended})
 
 
-def film(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> None:
+def record_video(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> None:
     """Play the first seed's episode once more, drawing every step, as an mp4 of the cameras side by side."""
 
     def ask(observation: Any) -> np.ndarray:
@@ -145,7 +161,9 @@ def film(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) ->
     with closing(_vector(config, task, 1, None)) as plain:
         env: Any = policy.wrap(plain)
         frames = [
-            np.concatenate([observation[IMAGE + name][0] for name in policy.spec.cameras.names], axis=1)
+            np.concatenate(
+                [observation[IMAGE + name][0] for name in policy.config.cameras.names], axis=1
+            )
             for observation in rollout(env, config.seed, _queue(policy, config, 1), ask)
         ]
     _write(path, frames, fps=20)
@@ -155,15 +173,19 @@ def _write(path: Path, frames: list[np.ndarray], fps: int) -> None:
     write_mp4(path, frames, fps=max(1, fps), enlarge=max(1, 256 // frames[0].shape[0]))
 
 
-def imagine(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> dict[str, list[float]]:
+def evaluate_imagination(
+    policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path
+) -> dict[str, list[float]]:
     """Play the first seed's episode, film its real and imagined futures, and return how alike they are."""
     with closing(_vector(config, task, 1, None)) as plain:
-        futures = imagination.watch(policy, policy.wrap(plain), config.seed, _queue(policy, config, 1), config.mode)
-    _write(path, imagination.side_by_side(futures), fps=20 // policy.spec.video.stride)
-    return imagination.score(futures)
+        futures = imagination.rollout_futures(
+            policy, policy.wrap(plain), config.seed, _queue(policy, config, 1), config.mode
+        )
+    _write(path, imagination.side_by_side(futures), fps=20 // policy.config.video.stride)
+    return imagination.psnr_by_frame(futures)
 
 
-def explain(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> None:
+def record_explanation(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path) -> None:
     """Play the first seed's episode and film what the action head looks at, a frame for each chunk."""
     frames: list[np.ndarray] = []
 
@@ -182,27 +204,38 @@ def explain(policy: WAMPolicy, config: EvalConfig, task: str | None, path: Path)
 def _check(policy: WAMPolicy, config: EvalConfig) -> None:
     """Refuse, before anything is played, what the policy can't do."""
     _queue(policy, config, 1)
-    policy.spec.action_mode(config.mode)
+    policy.config.action_mode(config.mode)
     if config.imagine:
-        sampling.imaginable(policy.model)
+        sampling.check_can_imagine(policy.model)
     if config.explain:
-        light_wam_explain.explainable(policy.model)
+        light_wam_explain.check_can_explain(policy.model)
 
 
 def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
     """Evaluate, print a table, and return what `summary.json` holds."""
     console = console or Console()
-    named = place(config.checkpoint)
-    folder = named if isinstance(named, Path) and named.is_file() else locate(named, Download())
+    named = resolve_checkpoint(config.checkpoint)
+    folder = (
+        named
+        if isinstance(named, Path) and named.is_file()
+        else resolve_folder(named, DownloadOptions())
+    )
     policy = WAMPolicy.from_pretrained(folder, device=config.device)
     _check(policy, config)
     _ = policy.vae  # loading isn't latency
     if config.compile:
-        policy = policy.compile(batch_sizes=(config.envs,), mode=config.mode, horizon=config.horizon)
-    digest = results.checkpoint_hash(folder, policy.spec.to_json())
+        policy = policy.compile(
+            batch_sizes=(config.num_envs,), mode=config.mode, horizon=config.horizon
+        )
+    digest = results.checkpoint_hash(folder, policy.config.to_json())
     tasks = [*config.tasks] or [config.env]
-    settings = {"checkpoint_sha256": digest, "env": config.env, "seed": config.seed, **config.playing}
-    episodes = results.begin(config.out, settings)
+    settings = {
+        "checkpoint_sha256": digest,
+        "env": config.env,
+        "seed": config.seed,
+        **config.overrides,
+    }
+    episodes = results.open_results(config.output_dir, settings)
     seeds = range(config.seed, config.seed + config.episodes)
     with Progress(console=console) as progress:
         for task in tasks:
@@ -211,8 +244,8 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
             left = [seed for seed in seeds if seed not in done]
             if not left:
                 continue
-            for episode in play(policy, config, task if config.tasks else None, left):
-                results.append(config.out, episode)
+            for episode in play_episodes(policy, config, task if config.tasks else None, left):
+                results.append_episode(config.output_dir, episode)
                 episodes.append(episode)
                 wins = sum(e.success for e in episodes if e.task == task)
                 progress.update(bar, advance=1, description=f"{task} {wins} succeeded")
@@ -222,10 +255,10 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
         "checkpoint_sha256": digest,
         "env": config.env,
         "seeds": [seeds.start, seeds.stop - 1],
-        "envs": config.envs,
-        "playing": config.playing,
+        "envs": config.num_envs,
+        "playing": config.overrides,
         "parameters": sum(p.numel() for p in policy.model.parameters()),
-        "peak_memory_bytes": environment.peak_memory(policy.device, config.out),
+        "peak_memory_bytes": environment.peak_memory(policy.device, config.output_dir),
         "device": str(policy.device),
         "dtype": str(policy.dtype).removeprefix("torch."),
         "versions": environment.versions(),
@@ -233,17 +266,22 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     }
     if config.imagine:
         summary["imagination"] = {
-            task: imagine(policy, config, task if config.tasks else None, _film_of(config, task, "_imagined")) for task in tasks
+            task: evaluate_imagination(
+                policy, config, task if config.tasks else None, _film_of(config, task, "_imagined")
+            )
+            for task in tasks
         }
     for task in tasks if config.explain else []:
-        explain(policy, config, task if config.tasks else None, _film_of(config, task, "_explained"))
-    write_text(config.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        record_explanation(
+            policy, config, task if config.tasks else None, _film_of(config, task, "_explained")
+        )
+    write_text(config.output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     for task in tasks if config.video else []:
         path = _film_of(config, task)
         if not path.exists():
-            film(policy, config, task if config.tasks else None, path)
-    console.print(results.table(summary))
+            record_video(policy, config, task if config.tasks else None, path)
+    console.print(results.results_table(summary))
     if config.imagine:
-        console.print(results.imagination_table(summary, policy.spec.video.stride))
-    console.print(f"results, episodes and videos: {config.out}/")
+        console.print(results.imagination_table(summary, policy.config.video.stride))
+    console.print(f"results, episodes and videos: {config.output_dir}/")
     return summary

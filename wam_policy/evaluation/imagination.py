@@ -23,14 +23,18 @@ class Future(NamedTuple):
     real: np.ndarray  # uint8 [F, H, W, 3]
 
 
-def watch(policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue, mode: ActionMode | None = None) -> list[Future]:
+def rollout_futures(
+    policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue, mode: ActionMode | None = None
+) -> list[Future]:
     """Play one episode in a wrapped vector env of one, imagining the future each time the last one has passed."""
     seen: list[np.ndarray] = []
-    begun: list[tuple[int, np.ndarray]] = []  # the step at which a future was imagined, and its frames
+    begun: list[
+        tuple[int, np.ndarray]
+    ] = []  # the step at which a future was imagined, and its frames
 
     def ask(observation: Any) -> np.ndarray:
         now = len(seen) - 1
-        if begun and now < begun[-1][0] + policy.spec.action.horizon:
+        if begun and now < begun[-1][0] + policy.config.action.horizon:
             return policy.predict_chunk(observation, mode=mode, horizon=queue.horizon)
         chunk, frames = policy.imagine(observation, mode=mode, horizon=queue.horizon)
         begun.append((now, frames[0]))
@@ -38,10 +42,14 @@ def watch(policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue, mode: Acti
 
     for observation in rollout(env, seed, queue, ask):
         seen.append(_canvas(policy, observation))
-    length, stride = policy.spec.action.horizon, policy.spec.video.stride
+    length, stride = policy.config.action.horizon, policy.config.video.stride
     factor = len(seen[0]) // begun[0][1].shape[1]  # of a Light-WAM, which imagines on a pooled grid
-    real = [shrink(np.stack(seen[start : start + length + 1 : stride]), factor) for start, _ in begun]
-    return [Future(frames[: len(there)], there) for (_, frames), there in zip(begun, real, strict=True)]
+    real = [
+        shrink(np.stack(seen[start : start + length + 1 : stride]), factor) for start, _ in begun
+    ]
+    return [
+        Future(frames[: len(there)], there) for (_, frames), there in zip(begun, real, strict=True)
+    ]
 
 
 def shrink(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -57,16 +65,26 @@ def _canvas(policy: WAMPolicy, observation: Any) -> np.ndarray:
     return images.to_pixels(canvas[:, :, None])[0, 0]
 
 
-def score(futures: list[Future]) -> dict[str, list[float]]:
+def psnr_by_frame(futures: list[Future]) -> dict[str, list[float]]:
     """PSNR by frame, in dB, over all futures that reached it: imagined, and of the observed frame kept still."""
     longest = max(len(future.real) for future in futures)
     reached = [[future for future in futures if len(future.real) > k] for k in range(1, longest)]
     return {
-        "psnr_db": [psnr_over([(f.imagined[k], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
-        "still_psnr_db": [psnr_over([(f.real[0], f.real[k]) for f in there]) for k, there in enumerate(reached, start=1)],
+        "psnr_db": [
+            psnr_over([(f.imagined[k], f.real[k]) for f in there])
+            for k, there in enumerate(reached, start=1)
+        ],
+        "still_psnr_db": [
+            psnr_over([(f.real[0], f.real[k]) for f in there])
+            for k, there in enumerate(reached, start=1)
+        ],
     }
 
 
 def side_by_side(futures: list[Future]) -> list[np.ndarray]:
     """Frames for a film, uint8 [2·H, W, 3]: what happened above what was imagined."""
-    return [np.concatenate(pair) for future in futures for pair in zip(future.real, future.imagined, strict=True)]
+    return [
+        np.concatenate(pair)
+        for future in futures
+        for pair in zip(future.real, future.imagined, strict=True)
+    ]

@@ -38,13 +38,21 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, rate = 1.959963984540054, successes / episodes
     centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
-    half = z / (1 + z * z / episodes) * np.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes**2))
+    half = (
+        z
+        / (1 + z * z / episodes)
+        * np.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes**2))
+    )
     return max(0.0, min(rate, float(centre - half))), min(1.0, max(rate, float(centre + half)))
 
 
 def checkpoint_hash(place: Path, contract: str) -> str:
     """SHA-256 over what makes a checkpoint act: configs and weights, by name; or one file and the `contract` read beside it."""
-    files = [place] if place.is_file() else sorted([*place.rglob("*.json"), *place.rglob("*.safetensors")])
+    files = (
+        [place]
+        if place.is_file()
+        else sorted([*place.rglob("*.json"), *place.rglob("*.safetensors")])
+    )
     digest = hashlib.sha256(contract.encode() if place.is_file() else b"")
     for path in files:
         digest.update(str(path.relative_to(place if place.is_dir() else place.parent)).encode())
@@ -54,7 +62,7 @@ def checkpoint_hash(place: Path, contract: str) -> str:
     return digest.hexdigest()
 
 
-def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
+def open_results(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
     """Make the results folder, or take up an earlier evaluation of the same settings: its finished episodes.
 
     Raises:
@@ -63,7 +71,9 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
     folder.mkdir(parents=True, exist_ok=True)
     run, text = folder / "run.json", json.dumps(settings, indent=2)
     if run.is_file() and run.read_text() != text:
-        raise ResultsError(f"{folder} holds results of another {', '.join(settings)}; choose another folder or remove it")
+        raise ResultsError(
+            f"{folder} holds results of another {', '.join(settings)}; choose another folder or remove it"
+        )
     write_text(run, text)
     path = folder / EPISODES
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
@@ -73,7 +83,7 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
     return [Episode(**json.loads(line)) for line in whole]
 
 
-def append(folder: Path, episode: Episode) -> None:
+def append_episode(folder: Path, episode: Episode) -> None:
     """Add a finished episode to the file; on disk when this returns."""
     with (folder / EPISODES).open("a") as file:
         file.write(json.dumps(dataclasses.asdict(episode)) + "\n")
@@ -92,20 +102,27 @@ def summarize(episodes: list[Episode], tasks: list[str]) -> dict[str, Any]:
             "episodes": len(mine),
             "interval": list(wilson_interval(wins, len(mine))),
             "mean_steps": float(np.mean([e.steps for e in mine])) if mine else None,
-            "mean_steps_of_successes": float(np.mean([e.steps for e in mine if e.success])) if wins else None,
+            "mean_steps_of_successes": float(np.mean([e.steps for e in mine if e.success]))
+            if wins
+            else None,
         }
     latency = [ms for e in episodes for ms in e.latency_ms]
     return {
         "mean_success": float(np.mean([row["success"] for row in rows.values()])),
         "tasks": rows,
-        "latency_ms": {"median": float(np.median(latency)), "p95": float(np.quantile(latency, 0.95))},
+        "latency_ms": {
+            "median": float(np.median(latency)),
+            "p95": float(np.quantile(latency, 0.95)),
+        },
     }
 
 
-def table(summary: dict[str, Any]) -> Table:
+def results_table(summary: dict[str, Any]) -> Table:
     """A summary for the terminal."""
     latency = summary["latency_ms"]
-    rows = Table(caption=f"latency of a chunk: median {latency['median']:.0f} ms, p95 {latency['p95']:.0f} ms")
+    rows = Table(
+        caption=f"latency of a chunk: median {latency['median']:.0f} ms, p95 {latency['p95']:.0f} ms"
+    )
     for column in ("task", "success", "95 % interval", "episodes", "steps to success"):
         rows.add_column(column, justify="left" if column == "task" else "right")
     for task, row in summary["tasks"].items():
@@ -126,7 +143,9 @@ def imagination_table(summary: dict[str, Any], stride: int) -> Table:
     """How alike imagined and real futures are, for the terminal."""
     scores = summary["imagination"]
     frames = max(len(score["psnr_db"]) for score in scores.values())
-    rows = Table(caption="PSNR of imagined frames, dB; in brackets: of the observed frame kept still")
+    rows = Table(
+        caption="PSNR of imagined frames, dB; in brackets: of the observed frame kept still"
+    )
     rows.add_column("steps ahead")
     for k in range(1, frames + 1):
         rows.add_column(str(k * stride), justify="right")

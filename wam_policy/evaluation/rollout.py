@@ -10,14 +10,16 @@ import numpy as np
 from wam_policy.action_queue import ActionQueue
 
 
-def rollout(env: Any, seed: int, queue: ActionQueue, ask: Callable[[Any], np.ndarray]) -> Iterator[Any]:
+def rollout(
+    env: Any, seed: int, queue: ActionQueue, predict_fn: Callable[[Any], np.ndarray]
+) -> Iterator[Any]:
     """Play one episode.
 
     Args:
         env: a wrapped vector env of one sub-env.
         seed: of the episode.
         queue: how chunks are played; emptied first.
-        ask: gives a chunk [1, T, A] for an observation.
+        predict_fn: gives a chunk [1, T, A] for an observation.
 
     Yields:
         Every observation, the first and the last among them.
@@ -29,7 +31,7 @@ def rollout(env: Any, seed: int, queue: ActionQueue, ask: Callable[[Any], np.nda
         yield observation
         empty = queue.empty()
         if empty[0]:
-            queue.push(ask(observation), empty)
+            queue.push(predict_fn(observation), empty)
         observation, _, terminated, truncated, _ = env.step(queue.pop())
         ended = bool(terminated[0] or truncated[0])
     yield observation

@@ -22,10 +22,18 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], *, fps: int, enlarge: in
     with av.open(str(temporary), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
         height, width = (side * enlarge for side in frames[0].shape[:2])
-        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = (
+            width + width % 2,
+            height + height % 2,
+            "yuv420p",
+        )
         for frame in frames:
             large = np.repeat(np.repeat(frame, enlarge, axis=0), enlarge, axis=1)
             padded = np.pad(large, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
     temporary.replace(path)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from wam_policy.errors import ConfigError
-from wam_policy.inference.bucket import Forward, Options
+from wam_policy.inference.bucket import EngineSpec, Options
 from wam_policy.inference.engine import Engine
-from wam_policy.inference.weight_transforms import Quantization, fused, quantized
+from wam_policy.inference.weight_transforms import Quantization, fuse_projections, quantize_linears
 from wam_policy.models.fast_wam.model import FastWAM
-from wam_policy.models.light_wam.fold import lean
+from wam_policy.models.light_wam.fold import fold_to_lean
 from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.utils.compiler import Backend, Compiler
 
@@ -57,7 +57,7 @@ def compile_inference(
         ConfigError: no batch sizes, a mode that the variant wasn't trained for.
         CompileError: it can't be compiled here.
     """
-    spec, sizes = policy.spec, tuple(sorted(set(batch_sizes)))
+    spec, sizes = policy.config, tuple(sorted(set(batch_sizes)))
     if not sizes or sizes[0] < 1:
         raise ConfigError(f"`batch_sizes` must be positive, got {list(batch_sizes)}")
     if encode_every < 1:
@@ -68,16 +68,20 @@ def compile_inference(
         spec = replace(spec, sampling=replace(spec.sampling, steps=steps))
     length, model = policy.chunk_length(horizon), policy.model
     if isinstance(model, LightWAM) and model.config.lean_steps is None:
-        model = lean(model, length)
+        model = fold_to_lean(model, length)
     if quantize is not None:
-        model = quantized(model, quantize)
+        model = quantize_linears(model, quantize)
     elif isinstance(model, FastWAM):
-        model = fused(model)
+        model = fuse_projections(model)
     vae = policy.vae
     _ = vae.first_frame_encoder  # made now, not while it is compiled
     options = Options(spec.action_mode(mode), length, sizes, encode_every)
-    forward = Forward(spec, model, lambda image: vae.encode_first_frame(image), policy.latent_frames, options)
-    engine = Engine(forward, policy.prompts, Compiler(backend, on_failure, policy.device), policy.model)
+    forward = EngineSpec(
+        spec, model, lambda image: vae.encode_first_frame(image), policy.latent_frames, options
+    )
+    engine = Engine(
+        forward, policy.prompts, Compiler(backend, on_failure, policy.device), policy.model
+    )
     if warmup:
         engine.warmup()
     return type(policy)(spec, policy.model, vae=policy.vae, prompts=policy.prompts, engine=engine)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from wam_policy import sampling
 from wam_policy.errors import CompileError, ConfigError, ObservationError
-from wam_policy.inference.bucket import Bucket, Forward, build
+from wam_policy.inference.bucket import Bucket, EngineSpec, build_bucket
 from wam_policy.inference.text_cache import TextCache
-from wam_policy.models.encoders.text import Prompts
+from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.registry import Model
 from wam_policy.utils.compiler import Compiler
@@ -27,7 +27,12 @@ from wam_policy.utils.compiler import Compiler
 logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 43  # room for a prompt, if no known one is longer: LIBERO's have 25 to 40
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # of an action, compiled
+TOLERANCE = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.2,
+    torch.float16: 0.05,
+}  # of an action, compiled
 
 
 class Engine:
@@ -39,25 +44,29 @@ class Engine:
 
     def __init__(
         self,
-        forward: Forward,
-        prompts: Prompts,
+        spec: EngineSpec,
+        prompts: PromptEmbeddings,
         compiler: Compiler,
         source: Model | None = None,
     ) -> None:
         """Prepare; nothing is compiled before `warmup` or the first call.
 
         Args:
-            forward: what is computed.
+            spec: what is computed.
             prompts: gives embeddings.
             compiler: how it is compiled.
             source: what the model was made from; its weights may not change either.
         """
-        self.forward, self.model, self.options = forward, forward.model, forward.options
+        self.config, self.model, self.options = spec, spec.model, spec.options
         self._prompts, self._compiler, self._lock = prompts, compiler, threading.Lock()
         longest = max((len(x) for x in prompts.table.values()), default=0)
-        self.text = TextCache(self.model, prompts, max(longest, PROMPT_TOKENS))
+        self.text_cache = TextCache(self.model, prompts, max(longest, PROMPT_TOKENS))
         self._buckets: dict[int, Bucket] = {}
-        self._encoded: tuple[Any, int, Any] = (None, 0, None)  # of which batch, how often it was used, what it left
+        self._encoded: tuple[Any, int, Any] = (
+            None,
+            0,
+            None,
+        )  # of which batch, how often it was used, what it left
         self._like = self.model.video.patch_embedding.weight  # never quantized: device and dtype
         self._watched = [*self.model.parameters(), *(() if source is None else source.parameters())]
         self._version = self._weights_version()
@@ -77,7 +86,12 @@ class Engine:
     def _prove(self, bucket: Bucket) -> None:
         """Compare the compiled functions with themselves, not compiled: compilers have bugs."""
         generator = torch.Generator().manual_seed(0)
-        for place in (bucket.inputs.image, bucket.inputs.proprio, bucket.inputs.noise, bucket.inputs.noise_video):
+        for place in (
+            bucket.buffers.image,
+            bucket.buffers.proprio,
+            bucket.buffers.noise,
+            bucket.buffers.noise_video,
+        ):
             if place is not None:
                 place.copy_(torch.rand(place.shape, generator=generator) * 2 - 1)
         for prompt in list(self._prompts.table)[:1]:
@@ -85,18 +99,20 @@ class Engine:
         found = bucket.act(bucket.encode()).clone()
         if self._compiler.backend is None:
             return
-        expected = bucket.plain()
+        expected = bucket.run_eager()
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
         if difference <= TOLERANCE[self._like.dtype]:  # never true of NaN
             return
         message = f"compiled, {bucket.size} observations at once, an action is {difference:.1e} off"
         if self._compiler.on_failure == "raise":
-            raise CompileError(f"{message}: a bug of the compiler; run the policy uncompiled by `on_failure='eager'`")
+            raise CompileError(
+                f"{message}: a bug of the compiler; run the policy uncompiled by `on_failure='eager'`"
+            )
         logger.warning("%s: a bug of the compiler; the policy runs uncompiled and slower", message)
         self._compiler = Compiler(None, "raise", self._like.device)
         self._clear()
 
-    def __call__(self, seen: sampling.Seen, wish: sampling.Wish) -> Tensor:
+    def __call__(self, seen: sampling.ModelInput, wish: sampling.SampleRequest) -> Tensor:
         """Normalised actions [B, T, A], float32 on the CPU.
 
         Raises:
@@ -106,26 +122,39 @@ class Engine:
             CompileError: weights changed since this was made, or it can't be compiled.
         """
         with self._lock, torch.no_grad():
-            bucket = self.load(seen, wish)
-            actions = _download(bucket.act(self.state(bucket, seen)).narrow(0, 0, len(seen.prompts)))
-            return actions if isinstance(self.model, FastWAM) else sampling.blended(actions, wish.known)
+            bucket = self.load_batch(seen, wish)
+            actions = _download(
+                bucket.act(self.state(bucket, seen)).narrow(0, 0, len(seen.prompts))
+            )
+            return (
+                actions
+                if isinstance(self.model, FastWAM)
+                else sampling.blend_target(actions, wish.action_target)
+            )
 
-    def load(self, seen: sampling.Seen, wish: sampling.Wish) -> Bucket:
+    def load_batch(self, seen: sampling.ModelInput, wish: sampling.SampleRequest) -> Bucket:
         """The bucket of a batch, with the batch in its memory; errors are those of a call."""
         self._check(len(seen.prompts), wish)
         if self._weights_version() != self._version:
-            raise CompileError("the policy's weights have changed since it was compiled: compile it again")
+            raise CompileError(
+                "the policy's weights have changed since it was compiled: compile it again"
+            )
         self._make_room(seen.prompts)
-        bucket = self.bucket(next(size for size in self.options.batch_sizes if size >= len(seen.prompts)))
+        bucket = self.bucket(
+            next(size for size in self.options.batch_sizes if size >= len(seen.prompts))
+        )
         self._fill(bucket, seen, wish)
         return bucket
 
-    def encodes(self, bucket: Bucket, seen: sampling.Seen) -> bool:
+    def encodes(self, bucket: Bucket, seen: sampling.ModelInput) -> bool:
         """Whether `state` will encode this observation, or give what an earlier one left."""
-        usable = self._encoded[0] == (bucket.size, tuple(seen.prompts)) and self._encoded[1] < self.options.encode_every
+        usable = (
+            self._encoded[0] == (bucket.size, tuple(seen.prompts))
+            and self._encoded[1] < self.options.encode_every
+        )
         return bool(seen.starts.any()) or not usable
 
-    def state(self, bucket: Bucket, seen: sampling.Seen) -> Any:
+    def state(self, bucket: Bucket, seen: sampling.ModelInput) -> Any:
         """What the observation leaves for `act`; an earlier one's, where not every observation is to be encoded."""
         if self.encodes(bucket, seen):
             self._encoded = ((bucket.size, tuple(seen.prompts)), 0, bucket.encode())
@@ -135,14 +164,16 @@ class Engine:
     def bucket(self, size: int) -> Bucket:
         """The bucket of a batch size, made when it is first asked for."""
         if size not in self._buckets:
-            self._buckets[size] = build(self.forward, self.text.empty(size), self._compiler, size)
+            self._buckets[size] = build_bucket(
+                self.config, self.text_cache.allocate_slots(size), self._compiler, size
+            )
         return self._buckets[size]
 
     def reset(self) -> None:
         """Forget the last observation, which `encode_every` would use again."""
         self._encoded = (None, 0, None)
 
-    def _check(self, size: int, wish: sampling.Wish) -> None:
+    def _check(self, size: int, wish: sampling.SampleRequest) -> None:
         largest = self.options.batch_sizes[-1]
         if size > largest:
             raise ObservationError(
@@ -161,12 +192,14 @@ class Engine:
 
     def _make_room(self, prompts: Sequence[str]) -> None:
         """Begin anew with longer slots if a prompt doesn't fit."""
-        longest = max(self.text.length(prompt) for prompt in prompts)
-        if longest > self.text.tokens:
+        longest = max(self.text_cache.length(prompt) for prompt in prompts)
+        if longest > self.text_cache.tokens:
             logger.warning(
-                "a prompt has %d tokens, there was room for %d: compiling again, with room for all", longest, self.text.tokens
+                "a prompt has %d tokens, there was room for %d: compiling again, with room for all",
+                longest,
+                self.text_cache.tokens,
             )
-            self.text = TextCache(self.model, self._prompts, self._prompts.token_length)
+            self.text_cache = TextCache(self.model, self._prompts, self._prompts.token_length)
             self._clear()
 
     def _clear(self) -> None:
@@ -174,10 +207,12 @@ class Engine:
         self._buckets.clear()
         self.reset()
 
-    def _fill(self, bucket: Bucket, seen: sampling.Seen, wish: sampling.Wish) -> None:
+    def _fill(
+        self, bucket: Bucket, seen: sampling.ModelInput, wish: sampling.SampleRequest
+    ) -> None:
         """Put a batch into a bucket's memory; the samples that are too many repeat the last one."""
         missing = bucket.size - len(seen.prompts)
-        inputs = bucket.inputs
+        inputs = bucket.buffers
         _upload(inputs.image, torch.from_numpy(seen.canvas), missing)
         if inputs.proprio is not None:
             assert seen.proprio is not None
@@ -186,20 +221,24 @@ class Engine:
             _upload(inputs.noise, wish.noise(tuple(inputs.noise.shape[1:])), missing)
         if inputs.noise_video is not None:
             channels, frames, *grid = inputs.noise_video.shape[1:]
-            _upload(inputs.noise_video, wish.noise_video((channels, frames + 1, *grid)).narrow(2, 1, frames), missing)
-        if inputs.known is not None and wish.known is None:
-            inputs.known.weights.zero_()
-        elif inputs.known is not None and wish.known is not None:
-            for place, given in zip(inputs.known, wish.known, strict=True):
+            _upload(
+                inputs.noise_video,
+                wish.noise_video((channels, frames + 1, *grid)).narrow(2, 1, frames),
+                missing,
+            )
+        if inputs.target is not None and wish.action_target is None:
+            inputs.target.weights.zero_()
+        elif inputs.target is not None and wish.action_target is not None:
+            for place, given in zip(inputs.target, wish.action_target, strict=True):
                 _upload(place, given, missing)
         self._write(bucket, seen.prompts)
 
     def _write(self, bucket: Bucket, prompts: Sequence[str]) -> None:
         """Write the prompts that aren't there yet into a bucket's slots."""
         for sample in range(bucket.size):
-            entries = self.text.entries(prompts[min(sample, len(prompts) - 1)])
+            entries = self.text_cache.entries(prompts[min(sample, len(prompts) - 1)])
             if bucket.entries[sample] is not entries:
-                self.text.put(entries, bucket.texts, sample)
+                self.text_cache.write_slots(entries, bucket.texts, sample)
                 bucket.entries[sample] = entries
 
 

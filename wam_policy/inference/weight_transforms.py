@@ -14,10 +14,10 @@ from wam_policy.models.registry import Model
 
 Quantization = Literal["int8", "int8_dynamic", "float8", "float8_dynamic"]
 """Weights only, or activations too, quantized anew at every call."""
-SMALLEST = 512  # narrower layers stay as they are: little to save, and they carry times, states and actions
+MIN_QUANTIZED_WIDTH = 512  # narrower layers stay as they are: little to save, and they carry times, states and actions
 
 
-def quantized(model: Model, kind: Quantization) -> Model:
+def quantize_linears(model: Model, kind: Quantization) -> Model:
     """A copy of a model whose wide linear layers are quantized; the others share their weights with it.
 
     Raises:
@@ -25,7 +25,9 @@ def quantized(model: Model, kind: Quantization) -> Model:
         MissingExtraError: torchao isn't installed.
     """
     if kind not in get_args(Quantization):
-        raise ConfigError(f"unknown quantization {kind!r}; there are {', '.join(get_args(Quantization))}")
+        raise ConfigError(
+            f"unknown quantization {kind!r}; there are {', '.join(get_args(Quantization))}"
+        )
     try:
         from torchao import quantization as torchao
     except ImportError as error:
@@ -37,7 +39,9 @@ def quantized(model: Model, kind: Quantization) -> Model:
         "float8_dynamic": torchao.Float8DynamicActivationFloat8WeightConfig,
     }
     if not any(map(_is_wide, model.modules())):
-        raise ConfigError(f"no linear layer of this policy is {SMALLEST} wide: there is nothing to quantize")
+        raise ConfigError(
+            f"no linear layer of this policy is {MIN_QUANTIZED_WIDTH} wide: there is nothing to quantize"
+        )
     shared = {id(parameter): parameter for parameter in model.parameters()}
     small: Model = copy.deepcopy(model, shared)
     torchao.quantize_(small, configs[kind](), filter_fn=lambda layer, _: _is_wide(layer))
@@ -45,10 +49,13 @@ def quantized(model: Model, kind: Quantization) -> Model:
 
 
 def _is_wide(layer: nn.Module) -> bool:
-    return isinstance(layer, Linear) and min(layer.in_features, layer.out_features) >= SMALLEST
+    return (
+        isinstance(layer, Linear)
+        and min(layer.in_features, layer.out_features) >= MIN_QUANTIZED_WIDTH
+    )
 
 
-def fused(model: FastWAM) -> FastWAM:
+def fuse_projections(model: FastWAM) -> FastWAM:
     """A twin that shares the model's memory: the parameters of both are parts of the twin's larger matrices.
 
     The model itself goes on as before: it can be trained, saved and moved.

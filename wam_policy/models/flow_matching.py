@@ -14,23 +14,27 @@ from torch import Tensor
 TIMESTEPS = 1000
 
 
-def shifted(u: Tensor, shift: float) -> Tensor:
+def shift_time(u: Tensor, shift: float) -> Tensor:
     """Move times `u` in [0, 1] towards noise: `s·u / (1 + (s − 1)·u)`."""
     return shift * u / (1 + (shift - 1) * u)
 
 
 def timesteps(u: Tensor, shift: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Training timesteps in [0, 1000] of uniform draws `u` [B]; computed in float32, rounded to `dtype`."""
-    return (TIMESTEPS * shifted(u.float(), shift)).to(dtype)
+    return (TIMESTEPS * shift_time(u.float(), shift)).to(dtype)
 
 
-def schedule(
-    steps: int, shift: float, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+def make_schedule(
+    steps: int,
+    shift: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Inference timesteps and (negative) step sizes, each [steps], from noise to data."""
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}")
-    sigma = shifted(torch.linspace(1, 0, steps + 1), shift)
+    sigma = shift_time(torch.linspace(1, 0, steps + 1), shift)
     return (TIMESTEPS * sigma[:-1]).to(device, dtype), sigma.diff().to(device, dtype)
 
 

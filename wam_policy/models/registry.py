@@ -9,24 +9,35 @@ from torch import Tensor
 
 from wam_policy.errors import ConfigError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
-from wam_policy.models.fast_wam.loss import Batch, Draws, LossConfig, draw, training_losses
+from wam_policy.models.fast_wam.loss import (
+    Batch,
+    LossConfig,
+    TrainingNoise,
+    fast_wam_losses,
+    sample_fast_noise,
+)
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.models.layers.precision import FAST, Precision
-from wam_policy.models.light_wam.loss import LightDraws, LightLossConfig, light_draw, light_losses
+from wam_policy.models.light_wam.loss import (
+    LightLossConfig,
+    LightTrainingNoise,
+    light_wam_losses,
+    sample_light_noise,
+)
 from wam_policy.models.light_wam.model import LightWAM
 
 Model = FastWAM | LightWAM
 
 
-def build(sizes: FastWAMConfig | LightWAMConfig, precision: Precision = FAST) -> Model:
+def build_model(sizes: FastWAMConfig | LightWAMConfig, precision: Precision = FAST) -> Model:
     """A new model of these sizes; under `torch.device("meta")` without memory of its own."""
     if isinstance(sizes, FastWAMConfig):
         return FastWAM(sizes, precision)
     return LightWAM(sizes, precision)
 
 
-AnyDraws = Draws | LightDraws
+AnyTrainingNoise = TrainingNoise | LightTrainingNoise
 AnyLossConfig = LossConfig | LightLossConfig
 
 
@@ -38,25 +49,35 @@ class Parts(NamedTuple):
     action: Tensor
 
 
-def draws_of(model: Model, batch: Batch, generator: torch.Generator | None, variant: VariantName | None) -> AnyDraws:
+def sample_noise(
+    model: Model, batch: Batch, generator: torch.Generator | None, variant: VariantName | None
+) -> AnyTrainingNoise:
     """The random numbers of a batch; a Fast-WAM's depend on its variant, which a Light-WAM hasn't."""
     if isinstance(model, FastWAM):
-        return draw(batch, generator, variant or "fast")
-    return light_draw(batch, model.config.video_pool, generator)
+        return sample_fast_noise(batch, generator, variant or "fast")
+    return sample_light_noise(batch, model.config.video_pool, generator)
 
 
-def losses_of(model: Model, batch: Batch, draws: AnyDraws, config: AnyLossConfig, variant: VariantName | None) -> Parts:
+def compute_losses(
+    model: Model,
+    batch: Batch,
+    noise: AnyTrainingNoise,
+    config: AnyLossConfig,
+    variant: VariantName | None,
+) -> Parts:
     """The losses of a batch, given its random numbers.
 
     Raises:
         ConfigError: the losses or the random numbers are the other family's.
     """
     if isinstance(model, FastWAM):
-        if not isinstance(config, LossConfig) or not isinstance(draws, Draws):
+        if not isinstance(config, LossConfig) or not isinstance(noise, TrainingNoise):
             raise ConfigError("a Fast-WAM's loss is a `LossConfig`, its random numbers are `Draws`")
-        fast = training_losses(model, batch, draws, config, variant or "fast")
+        fast = fast_wam_losses(model, batch, noise, config, variant or "fast")
         return Parts(fast.total, fast.video, fast.action)
-    if not isinstance(config, LightLossConfig) or not isinstance(draws, LightDraws):
-        raise ConfigError("a Light-WAM's loss is a `LightLossConfig`, its random numbers are `LightDraws`")
-    light = light_losses(model, batch, draws, config)
+    if not isinstance(config, LightLossConfig) or not isinstance(noise, LightTrainingNoise):
+        raise ConfigError(
+            "a Light-WAM's loss is a `LightLossConfig`, its random numbers are `LightDraws`"
+        )
+    light = light_wam_losses(model, batch, noise, config)
     return Parts(light.total, light.video, light.action)

@@ -17,17 +17,21 @@ from rich.console import Console
 from torch import Tensor
 
 from wam_policy import sampling
-from wam_policy.checkpoints import place
+from wam_policy.checkpoints import resolve_checkpoint
 from wam_policy.errors import ConfigError
 from wam_policy.inference.compile import compile_inference
 from wam_policy.inference.weight_transforms import Quantization
 from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.policy import WAMPolicy
 from wam_policy.profiling.measurement import Clock, Row
-from wam_policy.profiling.observations import Inputs, met, unrelated
-from wam_policy.profiling.op_counter import count
-from wam_policy.profiling.reference import Plain, savings_of
-from wam_policy.profiling.report import section, table, write_chart
+from wam_policy.profiling.observations import (
+    ObservationSource,
+    random_observations,
+    rollout_observations,
+)
+from wam_policy.profiling.op_counter import count_operations
+from wam_policy.profiling.reference import ReferenceForward, savings_of
+from wam_policy.profiling.report import benchmark_table, card_section, write_chart
 from wam_policy.profiling.roofline import measure_machine
 from wam_policy.utils import environment
 from wam_policy.utils.io import write_text
@@ -57,37 +61,48 @@ class BenchConfig:
     """Measure on what the policy meets in this env (a Gymnasium id), not on random pictures, each unlike the one before."""
     task: str | None = None
     """Value of the env's `task` argument."""
-    out: Path = Path("runs/bench")
+    output_dir: Path = Path("runs/bench")
     """Folder of `bench.json`, `bench.png` and, for a checkpoint's card, `bench.md`."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise ConfigError(f"`repeats` and `batch_sizes` must be positive, got {self.repeats} and {self.batch_sizes}")
+            raise ConfigError(
+                f"`repeats` and `batch_sizes` must be positive, got {self.repeats} and {self.batch_sizes}"
+            )
         if self.task is not None and self.env is None:
             raise ConfigError("a `task` is an env's: name the `env`")
 
 
 def noise_of(policy: WAMPolicy, size: int) -> Tensor:
     """The contract's initial noise of the actions, [B, T, A]."""
-    shape = (policy.chunk_length(), policy.spec.action.layout.dim)
-    return sampling.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
+    shape = (policy.chunk_length(), policy.config.action.layout.dim)
+    return sampling.initial_noise(
+        size, shape, None, torch.Generator(), fixed_seed=policy.config.sampling.seed
+    )
 
 
-def wish_of(policy: WAMPolicy, size: int) -> sampling.Wish:
+def wish_of(policy: WAMPolicy, size: int) -> sampling.SampleRequest:
     """One chunk for each of `size` observations, from the contract's noise."""
     noise = noise_of(policy, size)
-    return sampling.Wish(policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(size, *shape))
+    return sampling.SampleRequest(
+        policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(size, *shape)
+    )
 
 
-def plain_step(policy: WAMPolicy, way: Plain, clock: Clock, observation: dict[str, Any]) -> Tensor:
+def reference_step(
+    policy: WAMPolicy, way: ReferenceForward, clock: Clock, observation: dict[str, Any]
+) -> Tensor:
     """One step of the plain way, timed; its normalised actions."""
     with clock("preprocess"):
-        seen = policy.prepare(observation)
+        seen = policy.prepare_input(observation)
         image, proprio = (
-            None if x is None else torch.from_numpy(x).to(policy.device, policy.dtype) for x in (seen.canvas, seen.proprio)
+            None if x is None else torch.from_numpy(x).to(policy.device, policy.dtype)
+            for x in (seen.canvas, seen.proprio)
         )
-        noise = noise_of(policy, len(seen.prompts)).to(policy.device, sampling.time_dtype(way.model))
+        noise = noise_of(policy, len(seen.prompts)).to(
+            policy.device, sampling.sampling_dtype(way.model)
+        )
     assert image is not None
     with clock("vae"):
         first = way.encode(image)
@@ -96,7 +111,7 @@ def plain_step(policy: WAMPolicy, way: Plain, clock: Clock, observation: dict[st
     with clock("act"):
         actions = way.act(conditions, cache, seen.prompts[0], noise)
     with clock("postprocess"):
-        policy.finish(actions)
+        policy.denormalize_actions(actions)
     return actions
 
 
@@ -105,25 +120,32 @@ def engine_step(policy: WAMPolicy, clock: Clock, observation: dict[str, Any]) ->
     engine = policy.engine
     assert engine is not None
     with clock("preprocess"):
-        seen = policy.prepare(observation)
-        bucket = engine.load(seen, wish_of(policy, len(seen.prompts)))
+        seen = policy.prepare_input(observation)
+        bucket = engine.load_batch(seen, wish_of(policy, len(seen.prompts)))
     encodes = engine.encodes(bucket, seen)
     with clock("vae"):
         if encodes:
-            bucket.see()
+            bucket.encode_image()
     with clock("prefill"):
         state = engine.state(bucket, seen)
     if encodes:  # which begins with seeing
-        clock.seconds["prefill"][-1] = max(0.0, clock.seconds["prefill"][-1] - clock.seconds["vae"][-1])
+        clock.seconds["prefill"][-1] = max(
+            0.0, clock.seconds["prefill"][-1] - clock.seconds["vae"][-1]
+        )
     with clock("act"):
         actions = bucket.act(state).clone()
     with clock("postprocess"):
-        policy.finish(actions)
+        policy.denormalize_actions(actions)
     return actions
 
 
-def run(
-    name: str, policy: WAMPolicy, inputs: Inputs, batch: int, repeats: int, way: Plain | None = None
+def measure(
+    name: str,
+    policy: WAMPolicy,
+    inputs: ObservationSource,
+    batch: int,
+    repeats: int,
+    way: ReferenceForward | None = None,
 ) -> tuple[Row, list[Tensor]]:
     """Measure one way of computing: its row, and its actions for each input."""
     clock, actions = Clock(policy.device), []
@@ -134,42 +156,50 @@ def run(
                 if policy.engine is not None:
                     policy.engine.reset()
             observation = inputs(max(i, 0), batch)
-            step = engine_step(policy, clock, observation) if way is None else plain_step(policy, way, clock, observation)
+            step = (
+                engine_step(policy, clock, observation)
+                if way is None
+                else reference_step(policy, way, clock, observation)
+            )
             if i >= 0:
                 actions.append(step.float().cpu())
     return Row(name, batch, clock.seconds, peak=environment.peak_memory(policy.device)), actions
 
 
-def counted(policy: WAMPolicy, row: Row, observation: dict[str, Any]) -> None:
+def count_row(policy: WAMPolicy, row: Row, observation: dict[str, Any]) -> None:
     """Count the products of a row's stages for an observation, on our forward pass, not compiled."""
     eager = compile_inference(policy, batch_sizes=(row.batch,), backend=None, warmup=False)
     assert eager.engine is not None
-    bucket = eager.engine.load(eager.prepare(observation), wish_of(policy, row.batch))
-    row.counts["vae"] = count(bucket.see)
+    bucket = eager.engine.load_batch(eager.prepare_input(observation), wish_of(policy, row.batch))
+    row.counts["vae"] = count_operations(bucket.encode_image)
     states: list[Any] = []
-    whole = count(lambda: states.append(bucket.encode()))
+    whole = count_operations(lambda: states.append(bucket.encode()))
     row.counts["prefill"] = whole.minus(row.counts["vae"])
-    row.counts["act"] = count(lambda: bucket.act(states[0]))
+    row.counts["act"] = count_operations(lambda: bucket.act(states[0]))
 
 
 def bench(config: BenchConfig, console: Console | None = None) -> dict[str, Any]:
     """Measure, print a table, write `bench.json` and `bench.png`, and return what the former holds."""
     console = console or Console()
-    policy = WAMPolicy.from_pretrained(place(config.checkpoint), device=config.device)
+    policy = WAMPolicy.from_pretrained(resolve_checkpoint(config.checkpoint), device=config.device)
     machine = measure_machine(policy.device, policy.dtype)
-    inputs = unrelated(policy)
+    inputs = random_observations(policy)
     if config.env is not None:
         with console.status(f"playing {config.task or config.env}"):
-            inputs = met(policy, config.env, config.task, config.repeats + max(config.batch_sizes))
+            inputs = rollout_observations(
+                policy, config.env, config.task, config.repeats + max(config.batch_sizes)
+            )
     rows: list[Row] = []
 
-    def add(name: str, batch: int, make: Callable[[], WAMPolicy | Plain], note: str = "") -> list[Tensor]:
+    def add(
+        name: str, batch: int, make: Callable[[], WAMPolicy | ReferenceForward], note: str = ""
+    ) -> list[Tensor]:
         gc.collect()
         environment.forget_peak_memory(policy.device)
         with console.status(f"{name}, batch {batch}"):
             made = make()
-            way, measured = (made, policy) if isinstance(made, Plain) else (None, made)
-            row, actions = run(name, measured, inputs, batch, config.repeats, way)
+            way, measured = (made, policy) if isinstance(made, ReferenceForward) else (None, made)
+            row, actions = measure(name, measured, inputs, batch, config.repeats, way)
         row.note = note
         rows.append(row)
         return actions
@@ -180,38 +210,40 @@ def bench(config: BenchConfig, console: Console | None = None) -> dict[str, Any]
     lean = isinstance(policy.model, LightWAM) and policy.model.config.lean_steps is not None
     if config.savings and not lean:
         names = savings_of(policy)
-        add("plain", 1, lambda: Plain(policy), "as the references compute")
-        add("all savings", 1, lambda: Plain(policy, list(names)), "not compiled")
+        add("plain", 1, lambda: ReferenceForward(policy), "as the references compute")
+        add("all savings", 1, lambda: ReferenceForward(policy, list(names)), "not compiled")
         for name, text in names.items():
             others = [other for other in names if other != name]
-            add(f"without {name}", 1, functools.partial(Plain, policy, others), text)
+            add(f"without {name}", 1, functools.partial(ReferenceForward, policy, others), text)
     exact: dict[int, list[Tensor]] = {}
     for batch in config.batch_sizes:
         add("eager", batch, compiled(batch, backend=None), "our forward pass")
         exact[batch] = add("compiled", batch, compiled(batch), "the same, compiled")
-        counted(policy, rows[-1], inputs(0, batch))
+        count_row(policy, rows[-1], inputs(0, batch))
     batch = config.batch_sizes[0]
     knobs: list[tuple[str, dict[str, Any]]] = [(f"{n} steps", {"steps": n}) for n in config.steps]
     knobs += [(kind, {"quantize": kind}) for kind in config.quantize]
     knobs += [(f"1 of {n} encoded", {"encode_every": n}) for n in config.encode_every]
     for name, options in knobs:
         actions = add(name, batch, compiled(batch, **options), "not exact")
-        rows[-1].errors = [float((a - b).abs().max()) for a, b in zip(actions, exact[batch], strict=True)]
+        rows[-1].errors = [
+            float((a - b).abs().max()) for a, b in zip(actions, exact[batch], strict=True)
+        ]
     found = {
         "checkpoint": config.checkpoint,
         "device": machine.name,
         "dtype": str(policy.dtype).removeprefix("torch."),
         "repeats": config.repeats,
-        "machine": machine.plain(),
-        "rows": [row.plain(machine) for row in rows],
+        "machine": machine.to_dict(),
+        "rows": [row.to_dict(machine) for row in rows],
         "inputs": "random" if config.env is None else f"{config.env} {config.task or ''}".strip(),
         "versions": environment.versions(),
         "commit": environment.commit(),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_text(config.out / "bench.json", json.dumps(found, indent=2) + "\n")
-    write_text(config.out / "bench.md", section(rows, found))
-    write_chart(config.out / "bench.png", rows)
-    console.print(table(rows, machine))
-    console.print(f"results and chart: {config.out}/")
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    write_text(config.output_dir / "bench.json", json.dumps(found, indent=2) + "\n")
+    write_text(config.output_dir / "bench.md", card_section(rows, found))
+    write_chart(config.output_dir / "bench.png", rows)
+    console.print(benchmark_table(rows, machine))
+    console.print(f"results and chart: {config.output_dir}/")
     return found

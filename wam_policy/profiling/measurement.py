@@ -42,23 +42,37 @@ class Row:
     batch: int
     seconds: dict[str, list[float]]  # stage -> of each run
     counts: dict[str, Counts] = field(default_factory=dict)  # of stages
-    errors: Sequence[float] = ()  # of each run: largest difference of a normalised action from the exact policy's
+    errors: Sequence[
+        float
+    ] = ()  # of each run: largest difference of a normalised action from the exact policy's
     peak: int | None = None  # bytes
     note: str = ""
 
     def total(self, quantile: float = 0.5) -> float:
         """Seconds of the whole step."""
-        return float(np.quantile([sum(run) for run in zip(*self.seconds.values(), strict=True)], quantile))
+        return float(
+            np.quantile([sum(run) for run in zip(*self.seconds.values(), strict=True)], quantile)
+        )
 
-    def plain(self, machine: Machine) -> dict[str, Any]:
+    def to_dict(self, machine: Machine) -> dict[str, Any]:
         """As JSON holds it; a stage's part of the machine is the time its products need at the least, over its time."""
         stages = {}
         for stage, seconds in self.seconds.items():
-            stages[stage] = {"median_s": float(np.median(seconds)), "p95_s": float(np.quantile(seconds, 0.95))}
+            stages[stage] = {
+                "median_s": float(np.median(seconds)),
+                "p95_s": float(np.quantile(seconds, 0.95)),
+            }
             if stage in self.counts:
                 counts = self.counts[stage]
-                stages[stage] |= {"flops": counts.flops, "bytes": counts.bytes, "eager_kernels": counts.kernels}
-                stages[stage] |= {"of_machine": machine.least_seconds(counts) / max(stages[stage]["median_s"], 1e-12)}
+                stages[stage] |= {
+                    "flops": counts.flops,
+                    "bytes": counts.bytes,
+                    "eager_kernels": counts.kernels,
+                }
+                stages[stage] |= {
+                    "of_machine": machine.minimum_seconds(counts)
+                    / max(stages[stage]["median_s"], 1e-12)
+                }
         total = {"median_s": self.total(), "p95_s": self.total(0.95)}
         return {
             "name": self.name,

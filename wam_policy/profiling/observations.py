@@ -19,18 +19,20 @@ from wam_policy.observation import INSTRUCTION
 from wam_policy.policy import WAMPolicy
 from wam_policy.wrappers.envs.make import make_env
 
-Inputs = Callable[[int, int], dict[str, Any]]
+ObservationSource = Callable[[int, int], dict[str, Any]]
 """(i, B) -> the i-th batch of B observations."""
 
 
-def synthetic(policy: WAMPolicy, size: int, seed: int) -> dict[str, Any]:
+def random_observation(policy: WAMPolicy, size: int, seed: int) -> dict[str, Any]:
     """Random pictures and states of a batch, and an instruction that the policy knows.
 
     Raises:
         ConfigError: the policy knows none.
     """
-    rng, spec = np.random.default_rng(seed), policy.spec
-    sizes = images.tiles(len(spec.cameras.names), spec.cameras.height, spec.cameras.width, spec.cameras.layout)
+    rng, spec = np.random.default_rng(seed), policy.config
+    sizes = images.tiles(
+        len(spec.cameras.names), spec.cameras.height, spec.cameras.width, spec.cameras.layout
+    )
     observation: dict[str, Any] = {
         f"images.{name}": rng.integers(0, 256, (size, *(spec.cameras.before or tile), 3), np.uint8)
         for name, tile in zip(spec.cameras.names, sizes, strict=True)
@@ -39,18 +41,22 @@ def synthetic(policy: WAMPolicy, size: int, seed: int) -> dict[str, Any]:
         normalised = rng.uniform(-1, 1, (size, len(spec.state.names))).astype(np.float32)
         observation["state"] = spec.state.normalization.denormalize(normalised)
     if not policy.prompts.table:
-        raise ConfigError("this policy knows no instruction yet: `policy.add_prompt(instruction)` first")
+        raise ConfigError(
+            "this policy knows no instruction yet: `policy.add_prompt(instruction)` first"
+        )
     before, _, after = spec.prompt.template.partition("{task}")
     known = next(iter(policy.prompts.table))
     return {**observation, "instruction": (known[len(before) : len(known) - len(after)],) * size}
 
 
-def unrelated(policy: WAMPolicy) -> Inputs:
+def random_observations(policy: WAMPolicy) -> ObservationSource:
     """Random observations, each by itself."""
-    return lambda i, size: synthetic(policy, size, i)
+    return lambda i, size: random_observation(policy, size, i)
 
 
-def met(policy: WAMPolicy, env_id: str, task: str | None, count: int) -> Inputs:
+def rollout_observations(
+    policy: WAMPolicy, env_id: str, task: str | None, count: int
+) -> ObservationSource:
     """What a policy meets in an env when it asks for a chunk, in order, episode after episode from seed 0.
 
     The samples of a batch follow each other, and so do the batches.
@@ -64,7 +70,12 @@ def met(policy: WAMPolicy, env_id: str, task: str | None, count: int) -> Inputs:
     seen: list[dict[str, Any]] = []
 
     def ask(observation: dict[str, Any]) -> np.ndarray:
-        seen.append({name: value if name == INSTRUCTION else np.array(value) for name, value in observation.items()})
+        seen.append(
+            {
+                name: value if name == INSTRUCTION else np.array(value)
+                for name, value in observation.items()
+            }
+        )
         return policy.predict_chunk(observation)
 
     plain = SyncVectorEnv([lambda: make_env(env_id, task)], autoreset_mode=AutoresetMode.DISABLED)
@@ -79,5 +90,7 @@ def met(policy: WAMPolicy, env_id: str, task: str | None, count: int) -> Inputs:
 
 def _joined(seen: list[dict[str, Any]]) -> dict[str, Any]:
     """Batches of one as a batch."""
-    joined: dict[str, Any] = {name: np.concatenate([one[name] for one in seen]) for name in seen[0] if name != INSTRUCTION}
+    joined: dict[str, Any] = {
+        name: np.concatenate([one[name] for one in seen]) for name in seen[0] if name != INSTRUCTION
+    }
     return joined | {INSTRUCTION: tuple(one[INSTRUCTION][0] for one in seen)}

@@ -27,7 +27,12 @@ MATRIX = (
     "convolution",
     "_scaled_dot_product",
 )  # operators whose cost is products
-SYNCS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero")  # operators that wait for the device
+SYNCS = (
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "is_nonzero",
+)  # operators that wait for the device
 
 
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
@@ -54,7 +59,10 @@ class Counts:
 
     def minus(self, other: Counts) -> Counts:
         """What is left of the sums without another's; the peak stays."""
-        sums = {name: getattr(self, name) - getattr(other, name) for name in ("flops", "bytes", "kernels", "syncs", "copies")}
+        sums = {
+            name: getattr(self, name) - getattr(other, name)
+            for name in ("flops", "bytes", "kernels", "syncs", "copies")
+        }
         return Counts(**sums, peak=self.peak, operators=self.operators - other.operators)
 
 
@@ -70,15 +78,22 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name, counts = func.__name__.split(".")[0], self.counts
-        inputs, outputs = tree_leaves((args, kwargs)), [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        inputs, outputs = (
+            tree_leaves((args, kwargs)),
+            [x for x in tree_leaves(result) if isinstance(x, Tensor)],
+        )
         counts.syncs += name in SYNCS
         if func.is_view or not outputs:
             return result
         counts.kernels += 1
         counts.operators[name] += 1
-        counts.copies += len({x.device for x in (*inputs, *outputs) if isinstance(x, Tensor) and x.ndim}) > 1
+        counts.copies += (
+            len({x.device for x in (*inputs, *outputs) if isinstance(x, Tensor) and x.ndim}) > 1
+        )
         if func._overloadpacket in flop_registry:
-            counts.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+            counts.flops += flop_registry[func._overloadpacket](
+                *args, **(kwargs or {}), out_val=result
+            )
         if name.startswith(MATRIX):
             counts.bytes += _bytes(inputs) + _bytes(outputs)
         for x in outputs:
@@ -102,7 +117,7 @@ class _Counting(TorchDispatchMode):
 
 
 @torch.no_grad()
-def count(function: Callable[[], Any]) -> Counts:
+def count_operations(function: Callable[[], Any]) -> Counts:
     """Run a function and count."""
     with _Counting() as counting:
         function()

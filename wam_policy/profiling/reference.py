@@ -18,18 +18,18 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy import sampling
-from wam_policy.inference.weight_transforms import fused
+from wam_policy.inference.weight_transforms import fuse_projections
 from wam_policy.models import flow_matching
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.layers.attention import KeyValue
 from wam_policy.models.layers.linear import Linear
 from wam_policy.models.layers.lora import LoRALinear
 from wam_policy.models.layers.rope import Rope, action_rope
-from wam_policy.models.layers.text_padding import COPIES, padding_biases
+from wam_policy.models.layers.text_padding import MIN_PADDING_SLOTS, padding_biases
 from wam_policy.models.layers.transformer import Block, DiT, Text, modulate
-from wam_policy.models.layers.video_dit import VideoDiT, embed
+from wam_policy.models.layers.video_dit import VideoDiT, embed_patches
 from wam_policy.models.light_wam.action_head import QueryPooler
-from wam_policy.models.light_wam.fold import fold_pooler, merged
+from wam_policy.models.light_wam.fold import fold_pooler, merge_lora
 from wam_policy.models.light_wam.folded import LeanPooler
 from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.policy import WAMPolicy
@@ -68,10 +68,12 @@ class Conditions(NamedTuple):
     bias: Tensor | None  # [B, 1, 1, n + 1]
 
 
-class Plain:
+class ReferenceForward:
     """A policy's forward pass, one instruction for a whole batch, in the mode "first_frame"."""
 
-    def __init__(self, policy: WAMPolicy, savings: Sequence[str] = (), horizon: int | None = None) -> None:
+    def __init__(
+        self, policy: WAMPolicy, savings: Sequence[str] = (), horizon: int | None = None
+    ) -> None:
         """Put a forward pass together.
 
         Args:
@@ -99,7 +101,7 @@ class Plain:
         model = copy.deepcopy(model)
         for path, layer in list(model.video.named_modules()):
             if "lora" in self and isinstance(layer, LoRALinear):
-                weight, bias = merged(layer)
+                weight, bias = merge_lora(layer)
                 plain = Linear(layer.in_features, layer.out_features).to(layer.weight)
                 plain.load_state_dict({"weight": weight, "bias": bias})
                 model.video.set_submodule(path, plain)
@@ -108,7 +110,9 @@ class Plain:
             for source, pooler in list(poolers.items()):
                 assert isinstance(pooler, QueryPooler)
                 absorbed = LeanPooler(model.config).to(pooler.query_tokens)
-                absorbed.load_state_dict(dict(pooler.state_dict(), **dict(fold_pooler(pooler))), strict=False)
+                absorbed.load_state_dict(
+                    dict(pooler.state_dict(), **dict(fold_pooler(pooler))), strict=False
+                )
                 poolers[source] = absorbed
         return model.eval()
 
@@ -117,10 +121,16 @@ class Plain:
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] -> latents [B, C, 1, h, w]."""
-        return self.policy.vae.encode_first_frame(image) if "codec" in self else self.policy.vae.encode(image.unsqueeze(2))
+        return (
+            self.policy.vae.encode_first_frame(image)
+            if "codec" in self
+            else self.policy.vae.encode(image.unsqueeze(2))
+        )
 
     @torch.no_grad()
-    def prefill(self, first: Tensor, prompt: str, proprio: Tensor | None) -> tuple[Conditions, Sequence[object]]:
+    def prefill(
+        self, first: Tensor, prompt: str, proprio: Tensor | None
+    ) -> tuple[Conditions, Sequence[object]]:
         """Run the video expert over the observed latents: a Fast-WAM's keys and values, a Light-WAM's taps."""
         conditions, model = self._conditions(len(first), prompt, proprio), self.model
         taps: list[dict[str, Tensor]] = []
@@ -128,12 +138,15 @@ class Plain:
         blocks = len(model.video.blocks)
         if isinstance(model, LightWAM):
             blocks = model.config.taps[-1] + 1 if "last_tap" in self else blocks
-            taps, after = model._recorder()
-        x = embed(model.video.patch_embedding, first)
+            taps, after = model.make_tap_recorder()
+        x = embed_patches(model.video.patch_embedding, first)
         assert isinstance(model.video, VideoDiT)
         times = first.new_zeros(len(x), 1 if "modulations" in self else x.shape[1])
         modulations = self._modulations(model.video, times, "still")
-        text, rope = self._text(model.video, conditions, prompt), self._rope(model.video.rope(first))
+        text, rope = (
+            self._text(model.video, conditions, prompt),
+            self._rope(model.video.rope(first)),
+        )
         for i, block in enumerate(model.video.blocks[:blocks]):
             query, own = self._inputs(block, x, modulations[i], rope)
             cache.append(own)
@@ -144,24 +157,31 @@ class Plain:
         return conditions, taps if isinstance(model, LightWAM) else cache
 
     @torch.no_grad()
-    def act(self, conditions: Conditions, seen: Sequence[object], prompt: str, noise: Tensor | None) -> Tensor:
+    def act(
+        self, conditions: Conditions, seen: Sequence[object], prompt: str, noise: Tensor | None
+    ) -> Tensor:
         """Normalised actions [B, T, A]; `seen` is from `prefill`, the noise [B, T, A] a Fast-WAM's."""
         model = self.model
         if isinstance(model, LightWAM):
-            steps = self._keep("steps", lambda: model.expert.steps(self.horizon))
-            fused = model.expert.fuse(seen)  # type: ignore[arg-type]  # a Light-WAM's are taps
+            steps = self._keep("steps", lambda: model.expert.step_embeddings(self.horizon))
+            fused = model.expert.fuse_taps(seen)  # type: ignore[arg-type]  # a Light-WAM's are taps
             return model.expert.output(model.expert.output_norm(fused.unsqueeze(1) + steps))
         assert noise is not None
         action, expert = noise, model.action
-        schedule = sampling.schedule(self.policy.spec, model, self.policy.spec.sampling.action_shift)
+        schedule = sampling.sampler_schedule(
+            self.policy.config, model, self.policy.config.sampling.action_shift
+        )
         for step, (t, delta) in enumerate(zip(*(x.unbind() for x in schedule), strict=True)):
             modulations = self._modulations(expert, t.expand(len(action), 1), f"step {step}")
             text = self._text(expert, conditions, prompt)
             x = expert.action_encoder(action.to(expert.action_encoder.weight.dtype))
-            rope = self._rope(action_rope(self.horizon, model.config.head_dim, x.device, model.precision.rope))
+            rope = self._rope(
+                action_rope(self.horizon, model.config.head_dim, x.device, model.precision.rope)
+            )
             for i, block in enumerate(expert.blocks):
                 query, own = self._inputs(block, x, modulations[i], rope)
-                both = KeyValue(*(torch.cat(pair, dim=2) for pair in zip(seen[i], own, strict=True)))  # type: ignore[call-overload]
+                pairs = zip(seen[i], own, strict=True)  # type: ignore[call-overload]
+                both = KeyValue(*(torch.cat(pair, dim=2) for pair in pairs))
                 x = self._finish(block, x, query, both, modulations[i], text, i)
             action = flow_matching.euler_step(action, expert.head(x), delta)
         return action
@@ -181,14 +201,22 @@ class Plain:
         rows = policy.prompts.embed([prompt], device=policy.device, dtype=dtype)
         tokens, length = len(policy.prompts.table[prompt]), policy.prompts.token_length
         biases: list[float] | None = None
-        if "padding" in self and tokens + COPIES < length:
-            rows = rows.narrow(1, 0, tokens + COPIES)
-            biases = [0.0] * tokens + padding_biases(length - tokens, COPIES, dtype) + [0.0] * (proprio is not None)
+        if "padding" in self and tokens + MIN_PADDING_SLOTS < length:
+            rows = rows.narrow(1, 0, tokens + MIN_PADDING_SLOTS)
+            biases = (
+                [0.0] * tokens
+                + padding_biases(length - tokens, MIN_PADDING_SLOTS, dtype)
+                + [0.0] * (proprio is not None)
+            )
         token = None
         if proprio is not None:
             assert self.model.proprio_encoder is not None
             token = self.model.proprio_encoder(proprio).unsqueeze(1)
-        bias = None if biases is None else torch.tensor(biases, dtype=dtype, device=rows.device).expand(size, 1, 1, -1)
+        bias = (
+            None
+            if biases is None
+            else torch.tensor(biases, dtype=dtype, device=rows.device).expand(size, 1, 1, -1)
+        )
         return Conditions(rows.expand(size, -1, -1), token, bias)
 
     def _text(self, expert: DiT, conditions: Conditions, prompt: str) -> Text:
@@ -201,40 +229,65 @@ class Plain:
         if token is not None:  # once per observation, not once per pass
             if self._kept.get(("observed", id(expert)), (None,))[0] is not token:
                 pairs = zip(layers, expert.embed_text(token).layers, strict=True)
-                both = [KeyValue(*(torch.cat(x, dim=2) for x in zip(*pair, strict=True))) for pair in pairs]
+                both = [
+                    KeyValue(*(torch.cat(x, dim=2) for x in zip(*pair, strict=True)))
+                    for pair in pairs
+                ]
                 self._kept["observed", id(expert)] = (token, both)
             layers = self._kept["observed", id(expert)][1]
         return Text(layers, conditions.bias)
 
     def _modulations(self, expert: DiT, times: Tensor, key: str) -> list[Tensor]:
-        return self._keep("modulations", lambda: expert.modulations(expert.embed_time(times).modulation), (key, len(times)))
+        return self._keep(
+            "modulations",
+            lambda: expert.modulations(expert.embed_time(times).modulation),
+            (key, len(times)),
+        )
 
     def _rope(self, rope: Rope) -> Rope | Tensor:
         """Tables as they are, or as complex numbers, made anew in every pass."""
         return rope if "rope" in self else torch.complex(rope.cos.double(), rope.sin.double())
 
-    def _inputs(self, block: Block, x: Tensor, modulation: Tensor, rope: Rope | Tensor) -> tuple[Tensor, KeyValue]:
+    def _inputs(
+        self, block: Block, x: Tensor, modulation: Tensor, rope: Rope | Tensor
+    ) -> tuple[Tensor, KeyValue]:
         if isinstance(rope, Rope):
             return block.attention_inputs(x, modulation, rope)
         shift, scale = modulation.unbind(2)[:2]
         normed = F.layer_norm(x, x.shape[-1:], eps=block.eps)
         query, (key, value) = block.self_attn.query_key_value(modulate(normed, shift, scale))
-        return _turned(query, rope), KeyValue(_turned(key, rope), value)
+        return _rotate_complex(query, rope), KeyValue(_rotate_complex(key, rope), value)
 
-    def _finish(self, block: Block, x: Tensor, query: Tensor, own: KeyValue, modulation: Tensor, text: Text, i: int) -> Tensor:
+    def _finish(
+        self,
+        block: Block,
+        x: Tensor,
+        query: Tensor,
+        own: KeyValue,
+        modulation: Tensor,
+        text: Text,
+        i: int,
+    ) -> Tensor:
         mask, bias = None, text.bias
         if "masks" not in self:
             mask = torch.ones(query.shape[2], own.key.shape[2], dtype=torch.bool, device=x.device)
             if bias is None:
-                bias = torch.ones(len(x), 1, x.shape[1], text.layers[i].key.shape[2], dtype=torch.bool, device=x.device)
+                bias = torch.ones(
+                    len(x),
+                    1,
+                    x.shape[1],
+                    text.layers[i].key.shape[2],
+                    dtype=torch.bool,
+                    device=x.device,
+                )
         attended = F.scaled_dot_product_attention(query, *own, attn_mask=mask)
-        return block.finish(x, attended, modulation, text.layers[i], bias)
+        return block.finish_block(x, attended, modulation, text.layers[i], bias)
 
 
 def _fused(model: FastWAM | LightWAM) -> FastWAM | LightWAM:
     """A twin with fused projections; those with LoRA can't be."""
     if isinstance(model, FastWAM):
-        return fused(model)
+        return fuse_projections(model)
     twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     assert isinstance(twin.video, VideoDiT)
     for block in twin.video.blocks:
@@ -244,7 +297,7 @@ def _fused(model: FastWAM | LightWAM) -> FastWAM | LightWAM:
     return twin.eval()
 
 
-def _turned(x: Tensor, table: Tensor) -> Tensor:
+def _rotate_complex(x: Tensor, table: Tensor) -> Tensor:
     """Rotate [B, H, S, d] by complex numbers [S, d / 2], in float64."""
     turned = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous()) * table
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from wam_policy.profiling.measurement import Row
     from wam_policy.profiling.roofline import Machine
 
-COLOURS = {"preprocess": "#bab0ac", "vae": "#59a14f", "prefill": "#4e79a7", "act": "#f28e2b", "postprocess": "#76b7b2"}
+COLOURS = {
+    "preprocess": "#bab0ac",
+    "vae": "#59a14f",
+    "prefill": "#4e79a7",
+    "act": "#f28e2b",
+    "postprocess": "#76b7b2",
+}
 WIDTH, LEFT, BAR, GAP, TOP = 1100, 300, 22, 10, 60
 
 
@@ -35,7 +41,9 @@ def write_chart(path: Path, rows: Sequence[Row]) -> None:
     longest = max(row.total() for row in rows)
     for i, row in enumerate(rows):
         top, x = TOP + i * (BAR + GAP), float(LEFT)
-        draw.text((LEFT - 10, top + 3), f"{row.name}, batch {row.batch}", "black", font, anchor="ra")
+        draw.text(
+            (LEFT - 10, top + 3), f"{row.name}, batch {row.batch}", "black", font, anchor="ra"
+        )
         for stage, seconds in row.seconds.items():
             length = float(np.median(seconds)) / longest * (WIDTH - LEFT - 110)
             draw.rectangle((x, top, x + length, top + BAR), fill=COLOURS[stage])
@@ -46,7 +54,7 @@ def write_chart(path: Path, rows: Sequence[Row]) -> None:
     write_bytes(path, encoded.getvalue())
 
 
-def table(rows: Sequence[Row], machine: Machine) -> Table:
+def benchmark_table(rows: Sequence[Row], machine: Machine) -> Table:
     """The rows for the terminal."""
     made = Table(
         caption=f"{machine.describe()}; roof: how close the products come to that; MiB: of the process, earlier ways included",
@@ -60,17 +68,32 @@ def table(rows: Sequence[Row], machine: Machine) -> Table:
     for row in rows:
         stages = {stage: 1000 * float(np.median(row.seconds[stage])) for stage in COLOURS}
         rest = stages["preprocess"] + stages["postprocess"]
-        times = (stages["vae"], stages["prefill"], stages["act"], rest, 1000 * row.total(), 1000 * row.total(0.95))
-        bound = sum(machine.least_seconds(counts) for counts in row.counts.values())
+        times = (
+            stages["vae"],
+            stages["prefill"],
+            stages["act"],
+            rest,
+            1000 * row.total(),
+            1000 * row.total(0.95),
+        )
+        bound = sum(machine.minimum_seconds(counts) for counts in row.counts.values())
         share = f"{bound / row.total():.0%}" if row.counts else ""
         error = f"{max(row.errors):.2g}" if row.errors else ""
         memory = "" if row.peak is None else f"{row.peak / 2**20:.0f}"
         style = "bold" if row.name == "compiled" else ""
-        made.add_row(row.name, str(row.batch), *(f"{time:.1f}" for time in times), share, memory, error, style=style)
+        made.add_row(
+            row.name,
+            str(row.batch),
+            *(f"{time:.1f}" for time in times),
+            share,
+            memory,
+            error,
+            style=style,
+        )
     return made
 
 
-def section(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
+def card_section(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
     """What compiling and each knob give and cost, as a section of a checkpoint's card (`save_pretrained(notes=…)`)."""
     lines = [
         "| way | observations per call | a step: median, p95 | error of an action: median, largest |",

@@ -15,7 +15,10 @@ import torch
 from wam_policy.models.layers.linear import linear
 from wam_policy.profiling.op_counter import Counts
 
-ROWS, WIDTH = 512, 3072  # of the product that is timed: a few hundred tokens, the released model's width
+ROWS, WIDTH = (
+    512,
+    3072,
+)  # of the product that is timed: a few hundred tokens, the released model's width
 READ = 2**28  # numbers of four bytes that are read
 
 
@@ -27,11 +30,11 @@ class Machine:
     flops: float  # per second, of matrix products in the policy's dtype
     bytes: float  # per second, read from memory
 
-    def least_seconds(self, counts: Counts) -> float:
+    def minimum_seconds(self, counts: Counts) -> float:
         """The time that products need at least: they are bound by arithmetic or by memory."""
         return max(counts.flops / self.flops, counts.bytes / self.bytes)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
 

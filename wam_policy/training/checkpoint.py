@@ -19,49 +19,63 @@ from torch import Tensor, nn
 from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.models.registry import Model
 from wam_policy.policy import WAMPolicy
-from wam_policy.training.distributed import Devices, is_sharded, like, local
+from wam_policy.training.distributed import ProcessGroup, is_sharded, local_tensor, shard_like
 from wam_policy.utils.io import sync_tree, write_text
 
 CHECKPOINTS, OWN, TENSORS, FACTS = "checkpoints", "training", "state.safetensors", "state.json"
-FREE = (  # options that may change when a run goes on: they change nothing that is trained
-    *("out", "cache", "save_every", "keep", "log_every", "track"),
-    *("eval_env", "eval_tasks", "eval_episodes", "device", "validation_windows", "validation_videos"),
+RESUMABLE_OPTIONS = (  # options that may change when a run goes on: they change nothing that is trained
+    *("output_dir", "cache", "save_steps", "save_total_limit", "logging_steps", "report_to"),
+    *(
+        "eval_env",
+        "eval_tasks",
+        "eval_episodes",
+        "device",
+        "validation_windows",
+        "validation_videos",
+    ),
 )
 
 
 @dataclass
-class State:
+class TrainState:
     """What changes while a run trains."""
 
     model: Model
-    averaged: Model  # the model itself, where nothing is averaged
+    ema_model: Model  # the model itself, where nothing is averaged
     optimizer: torch.optim.Optimizer
-    module: nn.Module  # computes the model's losses
-    devices: Devices
+    loss_module: nn.Module  # computes the model's losses
+    processes: ProcessGroup
     frozen: str  # from `frozen_hash`
-    kept: Model  # plain and whole, with the weights that are kept: the averaged ones, where there are such
+    export_model: Model  # plain and whole, with the weights that are kept: the averaged ones, where there are such
     step: int = 0  # updates done
     sums: dict[str, float] = field(default_factory=dict)  # of the curve's next row
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is trained, or what of it lies here, by name."""
         named = {f"model.{name}": x for name, x in self.model.named_parameters() if x.requires_grad}
-        if self.averaged is not self.model:
+        if self.ema_model is not self.model:
             wanted = {name.removeprefix("model.") for name in named}
-            named |= {f"averaged.{name}": x for name, x in self.averaged.named_parameters() if name in wanted}
+            named |= {
+                f"averaged.{name}": x
+                for name, x in self.ema_model.named_parameters()
+                if name in wanted
+            }
         for i, numbers in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer.{i}.{name}": x for name, x in numbers.items()}
-        return {name: local(x.detach()) for name, x in named.items()}
+        return {name: local_tensor(x.detach()) for name, x in named.items()}
 
     @property
     def file(self) -> str:
         """Where this process writes that."""
-        return f"state_{self.devices.rank:05}.safetensors" if is_sharded(self.model) else TENSORS
+        return f"state_{self.processes.rank:05}.safetensors" if is_sharded(self.model) else TENSORS
 
     @property
     def spread(self) -> dict[str, Any]:
         """How what is trained is spread: a run that goes on must spread it alike."""
-        return {"processes": self.devices.count if is_sharded(self.model) else 1, "frozen_sha256": self.frozen}
+        return {
+            "processes": self.processes.world_size if is_sharded(self.model) else 1,
+            "frozen_sha256": self.frozen,
+        }
 
 
 def frozen_hash(model: nn.Module) -> str:
@@ -74,14 +88,16 @@ def frozen_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save(out: Path, state: State, policy: WAMPolicy, facts: Mapping[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    out: Path, state: TrainState, policy: WAMPolicy, run_fingerprint: Mapping[str, Any], keep: int
+) -> Path:
     """Write a checkpoint, then remove the oldest; a kill or a full disk leaves those that were there.
 
     Args:
         out: folder of the run.
         state: what is saved.
         policy: of the kept weights.
-        facts: what the run is: a run that goes on must be the same.
+        run_fingerprint: what the run is: a run that goes on must be the same.
         keep: newest checkpoints that stay.
 
     Raises:
@@ -89,17 +105,20 @@ def save(out: Path, state: State, policy: WAMPolicy, facts: Mapping[str, Any], k
     """
     target = out / CHECKPOINTS / f"step_{state.step:08}"
     partial = target.with_name(target.name + ".partial")
-    first, wait = state.devices.first, state.devices.wait
+    first, wait = state.processes.is_main, state.processes.barrier
     try:
         if first:
             shutil.rmtree(partial, ignore_errors=True)
             policy.save_pretrained(partial, dtype=torch.bfloat16)
             (partial / OWN).mkdir()
-            own = {"step": state.step, "sums": state.sums, **state.spread, **facts}
+            own = {"step": state.step, "sums": state.sums, **state.spread, **run_fingerprint}
             write_text(partial / OWN / FACTS, json.dumps(own, indent=2) + "\n")
         wait()
         if first or is_sharded(state.model):
-            save_file({name: x.contiguous() for name, x in state.tensors().items()}, partial / OWN / state.file)
+            save_file(
+                {name: x.contiguous() for name, x in state.tensors().items()},
+                partial / OWN / state.file,
+            )
         wait()
         if first:
             sync_tree(partial)
@@ -108,7 +127,7 @@ def save(out: Path, state: State, policy: WAMPolicy, facts: Mapping[str, Any], k
         wait()
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        last = latest(out)
+        last = latest_checkpoint(out)
         raise CheckpointError(
             f"the checkpoint of step {state.step} can't be written ({error}); "
             f"{'there is none yet' if last is None else f'the last one is {last}'}: make room and start the run again"
@@ -126,10 +145,12 @@ def remove_partial(out: Path) -> None:
 
 def _all(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in (out / CHECKPOINTS).glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+    return sorted(
+        path for path in (out / CHECKPOINTS).glob("step_*") if re.fullmatch(r"step_\d+", path.name)
+    )
 
 
-def latest(out: Path) -> Path | None:
+def latest_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
     found = _all(out)
     return found[-1] if found else None
@@ -140,11 +161,13 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         own: dict[str, Any] = json.loads((folder / OWN / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} can't be read ({error}); remove it to go on from the one before") from error
+        raise CheckpointError(
+            f"{folder} can't be read ({error}); remove it to go on from the one before"
+        ) from error
     return own
 
 
-def same_run(folder: Path, now: Mapping[str, Any]) -> None:
+def check_same_run(folder: Path, now: Mapping[str, Any]) -> None:
     """Refuse to go on from a checkpoint of another run.
 
     Args:
@@ -158,11 +181,15 @@ def same_run(folder: Path, now: Mapping[str, Any]) -> None:
     own = _read(folder)
     differing = _differences({name: own.get(name) for name in now}, dict(now))
     if differing:
-        lines = "\n".join(f"  {name}: was {was!r}, is {now!r}" for name, (was, now) in differing.items())
-        raise ConfigError(f"{folder} is of another run:\n{lines}\nuse the same options, or another --out")
+        lines = "\n".join(
+            f"  {name}: was {was!r}, is {now!r}" for name, (was, now) in differing.items()
+        )
+        raise ConfigError(
+            f"{folder} is of another run:\n{lines}\nuse the same options, or another --output-dir"
+        )
 
 
-def restore(folder: Path, state: State) -> None:
+def restore_checkpoint(folder: Path, state: TrainState) -> None:
     """Go on from a checkpoint.
 
     Args:
@@ -173,22 +200,26 @@ def restore(folder: Path, state: State) -> None:
         ConfigError: what isn't trained is another.
         CheckpointError: the checkpoint can't be read, or doesn't fit.
     """
-    same_run(folder, state.spread)
+    check_same_run(folder, state.spread)
     own = _read(folder)
     try:
         tensors = load_file(folder / OWN / state.file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} can't be read ({error}); remove it to go on from the one before") from error
+        raise CheckpointError(
+            f"{folder} can't be read ({error}); remove it to go on from the one before"
+        ) from error
     optimizer: dict[int, dict[str, Tensor]] = {}
     trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     for name, x in tensors.items():
         if name.startswith("optimizer."):
             _, i, number = name.split(".", 2)
-            optimizer.setdefault(int(i), {})[number] = like(x, trained[int(i)])
+            optimizer.setdefault(int(i), {})[number] = shard_like(x, trained[int(i)])
     _fill(state.model, tensors, "model.", folder)
-    if state.averaged is not state.model:
-        _fill(state.averaged, tensors, "averaged.", folder)
-    state.optimizer.load_state_dict({"state": optimizer, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    if state.ema_model is not state.model:
+        _fill(state.ema_model, tensors, "averaged.", folder)
+    state.optimizer.load_state_dict(
+        {"state": optimizer, "param_groups": state.optimizer.state_dict()["param_groups"]}
+    )
     state.step, state.sums = own["step"], own["sums"]
 
 
@@ -198,16 +229,18 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, folder: 
     for name, x in tensors.items():
         if name.startswith(prefix):
             place = places.get(name.removeprefix(prefix))
-            if place is None or local(place).shape != x.shape:
-                raise CheckpointError(f"{folder}: {name} {list(x.shape)} doesn't fit this run's model")
-            local(place).copy_(x)
+            if place is None or local_tensor(place).shape != x.shape:
+                raise CheckpointError(
+                    f"{folder}: {name} {list(x.shape)} doesn't fit this run's model"
+                )
+            local_tensor(place).copy_(x)
 
 
 def _differences(was: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
     """Where two trees of JSON differ, but for options that may."""
     if isinstance(was, dict) and isinstance(now, dict):
         found: dict[str, tuple[Any, Any]] = {}
-        for key in sorted((was | now).keys() - set(FREE if name == "config" else ())):
+        for key in sorted((was | now).keys() - set(RESUMABLE_OPTIONS if name == "config" else ())):
             found |= _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
         return found
     return {} if was == now else {name: (was, now)}

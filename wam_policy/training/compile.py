@@ -11,12 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from wam_policy.errors import CompileError
 from wam_policy.models.layers.attention import KeyValue
 from wam_policy.models.layers.transformer import Block
-from wam_policy.utils.compiler import Backend, keep_compiled_code, own_code
+from wam_policy.utils.compiler import Backend, persist_compile_cache, with_own_code
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def compile_training(model: ModelT, *, backend: Backend | None = "inductor", checkpointing: bool = False) -> ModelT:
+def compile_training(
+    model: ModelT, *, backend: Backend | None = "inductor", checkpointing: bool = False
+) -> ModelT:
     """Compile each block of a model in place, without graph breaks and for the shapes it meets; names of weights stay.
 
     Blocks of one expert share their code, so a deep model compiles as fast as a shallow one. Where no gradients are wanted the
@@ -32,17 +34,21 @@ def compile_training(model: ModelT, *, backend: Backend | None = "inductor", che
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     if not blocks:
-        raise CompileError("this model has no blocks to train: a lean checkpoint only acts, begin from a fat or slim one")
-    keep_compiled_code()
-    learning = own_code(_anew if checkpointing else Block.through)
+        raise CompileError(
+            "this model has no blocks to train: a lean checkpoint only acts, begin from a fat or slim one"
+        )
+    persist_compile_cache()
+    learning = with_own_code(_anew if checkpointing else Block.block_forward)
     if backend is not None:
         learning = torch.compile(learning, backend=backend, fullgraph=True, dynamic=False)
     for block in blocks:
-        block.learning = learning
+        block.train_forward = learning
     return model
 
 
 def _anew(*arguments: Any) -> tuple[Tensor, KeyValue | None]:
     """`Block.through`, whose inside is computed again on the way back; compiled as one, so that it is compiled once."""
-    result: tuple[Tensor, KeyValue | None] = checkpoint(Block.through, *arguments, use_reentrant=False)
+    result: tuple[Tensor, KeyValue | None] = checkpoint(
+        Block.block_forward, *arguments, use_reentrant=False
+    )
     return result

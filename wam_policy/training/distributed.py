@@ -24,95 +24,107 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=4)  # that processes wait for the first one, which alone encodes, validates and plays
+TIMEOUT = timedelta(
+    hours=4
+)  # that processes wait for the first one, which alone encodes, validates and plays
 
 
 @dataclass(frozen=True)
-class Devices:
+class ProcessGroup:
     """This process among those of a run."""
 
     device: torch.device
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     accelerator: Any = None  # accelerate's, where there are several
     mesh: Any = None  # PyTorch's, likewise
-    talk: Any = None  # a group of theirs on the CPU: what is said there waits for no device
+    cpu_group: Any = None  # a group of theirs on the CPU: what is said there waits for no device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def share(self, total: int) -> slice:
+    def local_slice(self, total: int) -> slice:
         """This process' part of a batch.
 
         Raises:
             ConfigError: it can't be cut into equal parts.
         """
-        if total % self.count:
-            raise ConfigError(f"a batch of {total} can't be computed by {self.count} processes in equal parts")
-        size = total // self.count
+        if total % self.world_size:
+            raise ConfigError(
+                f"a batch of {total} can't be computed by {self.world_size} processes in equal parts"
+            )
+        size = total // self.world_size
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def copied(self, module: nn.Module) -> nn.Module:
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """A module whose gradients are those of all processes' samples; each has all of its weights."""
         return module if self.accelerator is None else self.accelerator.prepare_model(module)
 
-    def sharded(self, module: nn.Module, *, compute: torch.dtype) -> nn.Module:
+    def wrap_fsdp(self, module: nn.Module, *, compute: torch.dtype) -> nn.Module:
         """The same, its weights, gradients and what the optimizer keeps cut over the processes, a block at a time."""
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import (
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
 
         narrow = None if compute == torch.float32 else compute
-        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(
+            param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         for block in [part for part in module.modules() if isinstance(part, Block)]:
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
-            register_fsdp_forward_method(block, "keys")
+            register_fsdp_forward_method(block, "self_key_value")
         fully_shard(module, mesh=self.mesh, mp_policy=policy)
         return module
 
-    def accumulating(self, module: nn.Module, *, last: bool) -> Any:
+    def accumulate(self, module: nn.Module, *, last: bool) -> Any:
         """Inside, gradients are only added up; with the last part of a batch they are exchanged."""
-        if self.count == 1 or is_sharded(module):  # of shards every part's are exchanged: whole gradients are kept nowhere
+        if self.world_size == 1 or is_sharded(
+            module
+        ):  # of shards every part's are exchanged: whole gradients are kept nowhere
             return nullcontext()
         return nullcontext() if last else self.accelerator.no_sync(module)
 
-    def mean(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def all_reduce_mean(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The means of some numbers over all processes, on the device."""
-        if self.count == 1:
+        if self.world_size == 1:
             return dict(numbers)
         together = torch.stack([x.float() for x in numbers.values()])
         dist.all_reduce(together)
-        return dict(zip(numbers, (together / self.count).unbind(), strict=True))
+        return dict(zip(numbers, (together / self.world_size).unbind(), strict=True))
 
-    def any(self, wanted: bool) -> bool:
+    def any_process(self, wanted: bool) -> bool:
         """Whether any process wants something; all must ask."""
-        if self.count == 1:
+        if self.world_size == 1:
             return wanted
         flag = torch.tensor(float(wanted))
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.talk)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.cpu_group)
         return bool(flag)
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process has; all must ask."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.talk)
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait for the others."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     @contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """The first process goes through, then the others."""
-        if not self.first:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.first:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -120,28 +132,30 @@ def is_sharded(module: nn.Module) -> bool:
     return any(hasattr(parameter, "to_local") for parameter in module.parameters())
 
 
-def local(x: Tensor) -> Tensor:
+def local_tensor(x: Tensor) -> Tensor:
     """What of a tensor lies here."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """All of a tensor; where it is cut, every process must ask."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
-def like(x: Tensor, other: Tensor) -> Tensor:
+def shard_like(x: Tensor, other: Tensor) -> Tensor:
     """Numbers that lie here as a part of a tensor that is cut as another is."""
     if not hasattr(other, "to_local") or x.shape != other.to_local().shape or x.ndim == 0:
         return x
     from torch.distributed.tensor import DTensor
 
     cut: DTensor = other  # type: ignore[assignment]  # it has `to_local`
-    return DTensor.from_local(x, cut.device_mesh, cut.placements, shape=cut.shape, stride=cut.stride())
+    return DTensor.from_local(
+        x, cut.device_mesh, cut.placements, shape=cut.shape, stride=cut.stride()
+    )
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Devices]:
+def init_processes(device: str) -> Iterator[ProcessGroup]:
     """The processes that `torchrun` started; without it, this one alone.
 
     Raises:
@@ -150,21 +164,25 @@ def joined(device: str) -> Iterator[Devices]:
     """
     kind = torch.device(device)
     if kind.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"`device` {device!r}: PyTorch finds no CUDA device; say --device cpu, or install its CUDA build")
+        raise ConfigError(
+            f"`device` {device!r}: PyTorch finds no CUDA device; say --device cpu, or install its CUDA build"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Devices(kind)
+        yield ProcessGroup(kind)
         return
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ImportError as error:
         raise MissingExtraError("accelerate", "train") from error
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # what only a loss reads that is left out
-    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=True
+    )  # what only a loss reads that is left out
+    patient = InitProcessGroupKwargs(timeout=TIMEOUT)
     accelerator = Accelerator(cpu=kind.type == "cpu", kwargs_handlers=[unused, patient])
     try:
         place, count = accelerator.device, accelerator.num_processes
         mesh = dist.device_mesh.init_device_mesh(place.type, (count,))
-        talk = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield Devices(place, accelerator.process_index, count, accelerator, mesh, talk)
+        talk = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        yield ProcessGroup(place, accelerator.process_index, count, accelerator, mesh, talk)
     finally:
         accelerator.end_training()

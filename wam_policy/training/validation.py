@@ -12,15 +12,15 @@ from rich.console import Console
 from torch.utils._pytree import tree_map_only
 
 from wam_policy import sampling
-from wam_policy.data.encoded_dataset import Examples
-from wam_policy.data.sampler import generators
+from wam_policy.data.encoded_dataset import EncodedDataset
+from wam_policy.data.sampler import sample_generators
 from wam_policy.evaluation.evaluate import EvalConfig, evaluate
 from wam_policy.models.fast_wam.loss import Batch
-from wam_policy.models.light_wam.model import LightWAM, pool
+from wam_policy.models.light_wam.model import LightWAM, pool_latents
 from wam_policy.policy import WAMPolicy
 from wam_policy.training.config import LightTrainConfig, TrainConfig
-from wam_policy.training.report import pictures, video_psnr
-from wam_policy.training.train_step import losses, losses_of
+from wam_policy.training.report import decode_clips, video_psnr
+from wam_policy.training.train_step import batch_losses, build_loss_module
 
 SEED = 420_042  # of what is held out, and of the random numbers of a validation
 
@@ -34,7 +34,9 @@ def held_out(episodes: int, part: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def validate(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Examples) -> dict[str, float]:
+def validate(
+    config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: EncodedDataset
+) -> dict[str, float]:
     """Losses with the same random numbers every time, and the mean absolute error of the actions in the policy's units.
 
     Args:
@@ -44,23 +46,30 @@ def validate(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Ex
     """
     count = min(len(data.names), config.validation_windows)
     index = torch.linspace(0, len(data.names) - 1, count).round().long()
-    module = losses_of(config, policy.model)
+    module = build_loss_module(config, policy.model)
     sums, errors, actions = {"val_video": 0.0, "val_action": 0.0}, 0.0, 0
     for number, part in enumerate(index.split(config.batch_size)):
         batch = data.batch(part)
-        found = losses(config, policy.model, module, batch, generators(number, len(part), SEED))
+        found = batch_losses(
+            config, policy.model, module, batch, sample_generators(number, len(part), SEED)
+        )
         sums["val_video"] += float(found.video) * len(part) / count
         sums["val_action"] += float(found.action) * len(part) / count
-        error = np.abs(policy.finish(predicted(policy, batch)[0]) - policy.finish(batch.action)).mean(2)
+        error = np.abs(
+            policy.denormalize_actions(predicted(policy, batch)[0])
+            - policy.denormalize_actions(batch.action)
+        ).mean(2)
         valid = ~batch.action_is_pad.numpy()
-        valid[:, policy.spec.action.supervised_steps or valid.shape[1] :] = False
+        valid[:, policy.config.action.supervised_steps or valid.shape[1] :] = False
         errors, actions = errors + float((error * valid).sum()), actions + int(valid.sum())
     measured: dict[str, float] = sums | {"val_error": errors / max(1, actions)}
-    futures = imagined(config, policy, data)
+    futures = imagine_clips(config, policy, data)
     return measured if futures is None else measured | {"val_psnr": video_psnr(*futures)}
 
 
-def imagined(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Examples) -> tuple[np.ndarray, np.ndarray] | None:
+def imagine_clips(
+    config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: EncodedDataset
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Real and imagined clips of some examples, as the codec shows them: uint8 [B, F, H, W, 3] each.
 
     None where no video is learned, or none is wanted. A Light-WAM's are pooled.
@@ -73,11 +82,11 @@ def imagined(config: TrainConfig | LightTrainConfig, policy: WAMPolicy, data: Ex
     assert latents is not None
     real = batch.latents.to(latents)
     if isinstance(policy.model, LightWAM):
-        real = pool(real, policy.model.config.video_pool)
-    return pictures(policy.vae, real), pictures(policy.vae, latents)
+        real = pool_latents(real, policy.model.config.video_pool)
+    return decode_clips(policy.vae, real), decode_clips(policy.vae, latents)
 
 
-def played(config: TrainConfig | LightTrainConfig, checkpoint: Path) -> dict[str, float]:
+def rollout_success(config: TrainConfig | LightTrainConfig, checkpoint: Path) -> dict[str, float]:
     """Success of a checkpoint in the env of the config, by task."""
     assert config.eval_env is not None
     wanted = EvalConfig(
@@ -85,21 +94,27 @@ def played(config: TrainConfig | LightTrainConfig, checkpoint: Path) -> dict[str
         env=config.eval_env,
         tasks=config.eval_tasks,
         episodes=config.eval_episodes,
-        out=config.out / "eval" / checkpoint.name,
+        output_dir=config.output_dir / "eval" / checkpoint.name,
         video=False,
     )
     found = evaluate(wanted, Console(quiet=True))
     return {f"success_{task}": row["success"] for task, row in found["tasks"].items()}
 
 
-def predicted(policy: WAMPolicy, batch: Batch, *, imagine: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+def predicted(
+    policy: WAMPolicy, batch: Batch, *, imagine: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Normalised chunks [B, T, A] for encoded observations, from the contract's noise; and latents of the future, if wanted."""
     size, horizon = batch.action.shape[:2]
     batch = tree_map_only(torch.Tensor, lambda x: x.to(policy.device), batch)
     context = policy.model.context(batch.context, batch.proprio)
 
     def noise(shape: tuple[int, ...]) -> torch.Tensor:
-        return sampling.initial_noise(size, shape, None, torch.Generator(), fixed=policy.spec.sampling.seed)
+        return sampling.initial_noise(
+            size, shape, None, torch.Generator(), fixed_seed=policy.config.sampling.seed
+        )
 
-    wish = sampling.Wish(horizon, noise, noise, imagine=imagine)
-    return sampling.act(policy.spec, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish)
+    wish = sampling.SampleRequest(horizon, noise, noise, imagine=imagine)
+    return sampling.sample_actions(
+        policy.config, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish
+    )

@@ -18,14 +18,16 @@ logger = logging.getLogger(__name__)
 
 Backend = str | Callable[..., object]
 T = TypeVar("T")
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 WARMUPS = 3  # runs before a CUDA graph is captured
 
 
 class Compiler:
     """How functions are compiled; its CUDA graphs share their memory."""
 
-    def __init__(self, backend: Backend | None, on_failure: Literal["raise", "eager"], device: torch.device) -> None:
+    def __init__(
+        self, backend: Backend | None, on_failure: Literal["raise", "eager"], device: torch.device
+    ) -> None:
         """Choose how.
 
         Args:
@@ -36,13 +38,15 @@ class Compiler:
         self.backend, self.on_failure, self.device = backend, on_failure, device
         self._pool: Any = None  # memory of the CUDA graphs
 
-    def function(self, function: Callable[..., T]) -> Callable[..., T]:
+    def compile(self, function: Callable[..., T]) -> Callable[..., T]:
         """A function of fixed shapes, compiled when it is first called."""
         if self.backend is None:
             return function
-        keep_compiled_code()
-        own = own_code(function)
-        run: Callable[..., T] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
+        persist_compile_cache()
+        own = with_own_code(function)
+        run: Callable[..., T] = torch.compile(
+            own, fullgraph=True, dynamic=False, backend=self.backend
+        )
         ready = False
 
         def checked(*arguments: Any, **options: Any) -> T:
@@ -64,7 +68,7 @@ class Compiler:
 
         return checked
 
-    def graph(self, function: Callable[..., T]) -> Callable[..., T]:
+    def capture(self, function: Callable[..., T]) -> Callable[..., T]:
         """On CUDA, a function of always the same tensors as one CUDA graph, captured when it is first called."""
         if self.backend is None or self.device.type != "cuda":
             return function
@@ -77,7 +81,9 @@ class Compiler:
             except RuntimeError as error:
                 if self.on_failure == "raise":
                     raise CompileError(f"no CUDA graph could be captured: {error}") from error
-                logger.warning("no CUDA graph could be captured, the policy runs without and slower: %s", error)
+                logger.warning(
+                    "no CUDA graph could be captured, the policy runs without and slower: %s", error
+                )
                 replay = function
             return replay(*arguments)
 
@@ -104,19 +110,25 @@ class Compiler:
         return replay
 
 
-def own_code(function: Callable[..., T]) -> Callable[..., T]:
+def with_own_code(function: Callable[..., T]) -> Callable[..., T]:
     """The same function with a code object of its own: `torch.compile` counts recompilations by those."""
     if not isinstance(function, types.FunctionType):
         return function
     code = function.__code__.replace()
-    own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    own = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
     own.__kwdefaults__ = function.__kwdefaults__
     return own
 
 
-def keep_compiled_code() -> None:
+def persist_compile_cache() -> None:
     """Let compiled code outlive this machine's start, if nothing else is said: PyTorch's own place is a temporary folder."""
-    place = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "wam-policy" / "inductor"
-    usual = default_cache_dir()  # which PyTorch has put into the environment, as soon as it was imported
-    if os.environ.get(CACHE, usual) == usual:
-        os.environ[CACHE] = str(place)
+    place = (
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "wam-policy" / "inductor"
+    )
+    usual = (
+        default_cache_dir()
+    )  # which PyTorch has put into the environment, as soon as it was imported
+    if os.environ.get(CACHE_VARIABLE, usual) == usual:
+        os.environ[CACHE_VARIABLE] = str(place)

@@ -18,7 +18,9 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str:
         try:
-            result = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False)
+            result = subprocess.run(
+                ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False
+            )
         except OSError:  # no git on this machine
             return ""
         return result.stdout.strip()

@@ -92,5 +92,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise CheckpointError(f"{folder} is in use by a live run; choose another folder or stop that run") from error
+            raise CheckpointError(
+                f"{folder} is in use by a live run; choose another folder or stop that run"
+            ) from error
         yield

@@ -13,7 +13,9 @@ def libero_state(observation: Mapping[str, np.ndarray]) -> np.ndarray:
     Source: spec/fastwam.md section 5.4.
     """
     rotation = axis_angle(observation["robot0_eef_quat"])
-    return np.concatenate((observation["robot0_eef_pos"], rotation, observation["robot0_gripper_qpos"]), axis=-1)
+    return np.concatenate(
+        (observation["robot0_eef_pos"], rotation, observation["robot0_gripper_qpos"]), axis=-1
+    )
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
@@ -24,4 +26,6 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     w = np.clip(quaternion[..., 3:], -1.0, 1.0)
     sine = np.sqrt(1.0 - w * w)
     still = np.isclose(sine, 0.0)
-    return np.where(still, 0.0, quaternion[..., :3] * 2.0 * np.arccos(w) / np.where(still, 1.0, sine))
+    return np.where(
+        still, 0.0, quaternion[..., :3] * 2.0 * np.arccos(w) / np.where(still, 1.0, sine)
+    )

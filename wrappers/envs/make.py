@@ -25,7 +25,7 @@ def make_env(env_id: str, task: str | None = None, chunk: int | None = None) -> 
     return env if chunk is None else ExecuteChunk(env, length=chunk)
 
 
-def success(info: Mapping[str, Any]) -> np.ndarray:
+def is_success(info: Mapping[str, Any]) -> np.ndarray:
     """What the info of a step says, bool, of one env or [B] of several.
 
     Raises:

@@ -36,7 +36,10 @@ CAMERAS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float] | None] = 
     "front": ((0.45, 1.4, 0.65), (0.0, 0.72, 0.12), 42.0),
     "wrist": None,
 }
-_MODEL_CAMERA = {"front": "corner2", "wrist": "gripperPOV"}  # the camera of Meta-World's model that each one uses
+_MODEL_CAMERA = {
+    "front": "corner2",
+    "wrist": "gripperPOV",
+}  # the camera of Meta-World's model that each one uses
 
 
 class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
@@ -76,7 +79,9 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         except ImportError as error:
             raise MissingExtraError("metaworld", "metaworld") from error
         if task not in ALL_V3_ENVIRONMENTS:
-            raise EnvError(f"no Meta-World task {task!r}; there are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}")
+            raise EnvError(
+                f"no Meta-World task {task!r}; there are {', '.join(sorted(ALL_V3_ENVIRONMENTS))}"
+            )
         if not 1 <= max_steps <= 500:
             raise EnvError(f"`max_steps` must lie between 1 and 500, got {max_steps}")
         self.task, self.size, self.render_mode = task, size, render_mode
@@ -84,9 +89,17 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.instruction = INSTRUCTIONS.get(task, task.removesuffix("-v3").replace("-", " "))
         self.draw_pixels = True  # False: `step` repeats the last pictures instead of drawing new ones (see ExecuteChunk)
         self._env = ALL_V3_ENVIRONMENTS[task]()
-        del self._env.sawyer_observation_space  # cached with the goal hidden; `step` would clip the goal to its zeros
-        self._env._partially_observable = False  # the expert needs the goal; the observation below never shows it
-        self._env._freeze_rand_vec, self._env.seeded_rand_vec, self._env._set_task_called = False, True, True
+        del (
+            self._env.sawyer_observation_space
+        )  # cached with the goal hidden; `step` would clip the goal to its zeros
+        self._env._partially_observable = (
+            False  # the expert needs the goal; the observation below never shows it
+        )
+        self._env._freeze_rand_vec, self._env.seeded_rand_vec, self._env._set_task_called = (
+            False,
+            True,
+            True,
+        )
         self._expert = ENV_POLICY_MAP[task]()
         self._renderer: Any = None
         self._pixels: dict[str, np.ndarray] = {}
@@ -145,7 +158,9 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             self._draw()
         return {"pixels": dict(self._pixels), "agent_pos": self._full[:4].astype(np.float32)}
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode whose positions `seed` fixes; without one, they go on from the last seed."""
         super().reset(seed=seed)
         self._env.np_random = self.np_random

@@ -54,7 +54,11 @@ class Residual(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = ChannelNorm(block.norm1.gamma), conv(block.conv1)
         self.norm2, self.conv2 = ChannelNorm(block.norm2.gamma), conv(block.conv2)
-        self.shortcut = conv(block.conv_shortcut) if isinstance(block.conv_shortcut, nn.Conv3d) else nn.Identity()
+        self.shortcut = (
+            conv(block.conv_shortcut)
+            if isinstance(block.conv_shortcut, nn.Conv3d)
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
@@ -80,7 +84,9 @@ class Stage(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         layers = [Residual(resnet) for resnet in block.resnets]
-        self.layers = nn.Sequential(*layers, *([] if block.downsampler is None else [block.downsampler.resample]))
+        self.layers = nn.Sequential(
+            *layers, *([] if block.downsampler is None else [block.downsampler.resample])
+        )
         self.shortcut = LoneFrame(block.avg_shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +117,9 @@ class FirstFrameEncoder(nn.Module):
             Residual(middle.resnets[1]),
             ChannelNorm(encoder.norm_out.gamma),
             nn.SiLU(),
-            _standardised(conv(encoder.conv_out), conv(model.quant_conv), mean.flatten(), std.flatten()),
+            _standardised(
+                conv(encoder.conv_out), conv(model.quant_conv), mean.flatten(), std.flatten()
+            ),
         )
 
     @property
@@ -122,7 +130,9 @@ class FirstFrameEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, C, 1, h, w]."""
         if self.patch > 1:  # channels of a square of pixels: colour, then column, then row
-            squares = image.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [B, 3, h, row, w, column]
+            squares = image.unflatten(3, (-1, self.patch)).unflatten(
+                2, (-1, self.patch)
+            )  # [B, 3, h, row, w, column]
             image = squares.permute(0, 1, 5, 3, 2, 4).flatten(1, 3)
         return self.layers(image).unsqueeze(2)
 
@@ -140,5 +150,7 @@ def _standardised(out: nn.Conv2d, outer: nn.Conv2d, mean: Tensor, std: Tensor) -
     assert out.bias is not None and outer.bias is not None
     rows = outer.weight[: len(mean), :, 0, 0].to(dtype) / std.to(dtype).unsqueeze(1)
     kernel = torch.einsum("oi,ichw->ochw", rows, out.weight.to(dtype))
-    bias = rows @ out.bias.to(dtype) + (outer.bias[: len(mean)].to(dtype) - mean.to(dtype)) / std.to(dtype)
+    bias = rows @ out.bias.to(dtype) + (
+        outer.bias[: len(mean)].to(dtype) - mean.to(dtype)
+    ) / std.to(dtype)
     return _convolution(kernel.to(out.weight.dtype), bias.to(out.weight.dtype), (1, 1))

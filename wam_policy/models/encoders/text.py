@@ -30,15 +30,18 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, prompt: str, token_length: int) -> Tensor:
         """Embed one prompt: [n, D] of its n tokens, end-of-sentence included, at most `token_length`."""
-        tokens = self.tokenizer(prompt, max_length=token_length, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            prompt, max_length=token_length, truncation=True, return_tensors="pt"
+        )
         device = self.model.device
         states = self.model(
-            input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+            input_ids=tokens["input_ids"].to(device),
+            attention_mask=tokens["attention_mask"].to(device),
         ).last_hidden_state
         return states[0]
 
 
-class Kept(Protocol):
+class EmbeddingStore(Protocol):
     """Where embeddings are kept between processes."""
 
     def get(self, prompt: str) -> Tensor | None:
@@ -48,7 +51,7 @@ class Kept(Protocol):
         """Keep an embedding [n, D]."""
 
 
-class Prompts:
+class PromptEmbeddings:
     """A table of prompt embeddings that grows by a text encoder, where there is one."""
 
     def __init__(
@@ -58,7 +61,7 @@ class Prompts:
         token_length: int,
         text_dim: int,
         encoder: Callable[[], TextEncoder] | None = None,
-        cache: Kept | None = None,
+        cache: EmbeddingStore | None = None,
     ) -> None:
         """Begin with known prompts.
 
@@ -76,7 +79,11 @@ class Prompts:
             self._check(prompt, embedding)
 
     def _check(self, prompt: str, embedding: Tensor) -> None:
-        if embedding.ndim != 2 or embedding.shape[1] != self.text_dim or not 0 < len(embedding) <= self.token_length:
+        if (
+            embedding.ndim != 2
+            or embedding.shape[1] != self.text_dim
+            or not 0 < len(embedding) <= self.token_length
+        ):
             raise PromptError(
                 f"embedding of {prompt!r}: expected [1 … {self.token_length}, {self.text_dim}], got {list(embedding.shape)}"
             )
@@ -150,9 +157,18 @@ def untrained_encoder(prompts: Sequence[str], text_dim: int, seed: int) -> TextE
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     heads = max(1, text_dim // 16)
-    config = UMT5Config(vocab_size=len(vocabulary), d_model=text_dim, d_kv=16, d_ff=2 * text_dim, num_layers=2, num_heads=heads)
+    config = UMT5Config(
+        vocab_size=len(vocabulary),
+        d_model=text_dim,
+        d_kv=16,
+        d_ff=2 * text_dim,
+        num_layers=2,
+        num_heads=heads,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = UMT5EncoderModel(config)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
     return TextEncoder(model, fast)

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.models.encoders.first_frame import FirstFrameEncoder
-from wam_policy.models.layers.linear import widened
+from wam_policy.models.layers.linear import computes_in_float32
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
-INERT = {"clip_output"}  # in the released codecs' configs; what the decoder gives is clamped here whatever it says
+INERT = {
+    "clip_output"
+}  # in the released codecs' configs; what the decoder gives is clamped here whatever it says
 
 
 class VAE(nn.Module):
@@ -31,7 +33,9 @@ class VAE(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: AutoencoderKLWan, load_decoder: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, model: AutoencoderKLWan, load_decoder: Callable[[], None] | None = None
+    ) -> None:
         """Put the codec behind encode and decode.
 
         Args:
@@ -40,7 +44,9 @@ class VAE(nn.Module):
         """
         super().__init__()
         self.model, self._load_decoder = model, load_decoder
-        self._first_frame: FirstFrameEncoder | None = None  # made of the encoder when it is first used
+        self._first_frame: FirstFrameEncoder | None = (
+            None  # made of the encoder when it is first used
+        )
         self.spatial_ratio = int(model.config["scale_factor_spatial"])
         self.temporal_ratio = int(model.config["scale_factor_temporal"])
         for name in ("mean", "std"):
@@ -64,7 +70,11 @@ class VAE(nn.Module):
         return ((mean - self.mean.to(mean.dtype)) * (1 / self.std).to(mean.dtype)).to(video.dtype)
 
     def _check(self, frames: int, height: int, width: int) -> None:
-        if (frames - 1) % self.temporal_ratio or height % self.spatial_ratio or width % self.spatial_ratio:
+        if (
+            (frames - 1) % self.temporal_ratio
+            or height % self.spatial_ratio
+            or width % self.spatial_ratio
+        ):
             raise ObservationError(
                 f"the codec takes 1 + {self.temporal_ratio}·n frames whose sides are multiples of {self.spatial_ratio}, "
                 f"got {frames} frames of {height}×{width}"
@@ -85,18 +95,20 @@ class VAE(nn.Module):
         """The encoder of single pictures; in float32 on a CPU whose bfloat16 convolutions are some hundred times slower."""
         if self._first_frame is None:
             encoder = FirstFrameEncoder(self.model, self.mean, self.std)
-            slow = widened(next(encoder.parameters()))
-            self._first_frame = copy.deepcopy(encoder).float() if slow else encoder  # its plain 2-D layers are the codec's own
+            slow = computes_in_float32(next(encoder.parameters()))
+            self._first_frame = (
+                copy.deepcopy(encoder).float() if slow else encoder
+            )  # its plain 2-D layers are the codec's own
         return self._first_frame
 
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W] in the codec's dtype, clamped to [-1, 1]."""
-        self.complete()
+        self.load_decoder()
         latents = latents.to(self.model.dtype)
         raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
         return self.model.decode(raw).sample.clamp(-1, 1)
 
-    def complete(self) -> None:
+    def load_decoder(self) -> None:
         """Load the decoder if it isn't there yet; acting alone never needs it."""
         if self._load_decoder is not None:
             self._load_decoder()
@@ -110,5 +122,7 @@ def build_vae(config: dict[str, Any]) -> VAE:
     known = inspect.signature(AutoencoderKLWan.__init__).parameters
     public = {name: value for name, value in config.items() if not name.startswith("_")}
     if unknown := sorted(public.keys() - known.keys() - INERT):
-        raise ConfigError(f"the codec's config holds {unknown}, which this diffusers doesn't know: pip install -U diffusers")
+        raise ConfigError(
+            f"the codec's config holds {unknown}, which this diffusers doesn't know: pip install -U diffusers"
+        )
     return VAE(AutoencoderKLWan(**{name: value for name, value in public.items() if name in known}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wam_policy.models.config import FastWAMConfig, shared
+from wam_policy.models.config import FastWAMConfig, shared_sizes
 from wam_policy.models.layers.linear import Linear
 from wam_policy.models.layers.precision import Precision
 from wam_policy.models.layers.transformer import DiT
@@ -13,7 +13,10 @@ class ActionDiT(DiT):
 
     def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
         super().__init__(
-            dim=config.action_expert_dim, ffn_dim=config.action_expert_ffn_dim, **shared(config), precision=precision
+            dim=config.action_expert_dim,
+            ffn_dim=config.action_expert_ffn_dim,
+            **shared_sizes(config),
+            precision=precision,
         )
         self.action_encoder = Linear(config.action_dim, self.dim)
         self.head = Linear(self.dim, config.action_dim)

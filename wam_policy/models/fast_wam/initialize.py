@@ -13,7 +13,9 @@ from torch import Tensor
 FRESH = ("action_encoder.", "head.")  # what a video expert has no counterpart of
 
 
-def action_from_video(video: Mapping[str, Tensor], action: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def action_from_video(
+    video: Mapping[str, Tensor], action: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Weights of an action expert that behaves like the video expert shrunk to its widths.
 
     Args:
@@ -23,7 +25,11 @@ def action_from_video(video: Mapping[str, Tensor], action: Mapping[str, Tensor])
     Returns:
         Every weight of the action expert but those of its input and output layer, float32.
     """
-    return {name: _shrink(video[name], like.shape) for name, like in action.items() if not name.startswith(FRESH)}
+    return {
+        name: _shrink(video[name], like.shape)
+        for name, like in action.items()
+        if not name.startswith(FRESH)
+    }
 
 
 def _shrink(x: Tensor, shape: torch.Size) -> Tensor:

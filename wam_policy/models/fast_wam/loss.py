@@ -18,8 +18,8 @@ from wam_policy.models import flow_matching
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.fast_wam.variants import VARIANTS, VariantName
 
-SHIFT = 5.0  # of the schedules, where nothing else is said
-NOISED_COPIES = 0.5  # part of the samples whose second copy of the clip is noised; the reference's constant
+DEFAULT_SHIFT = 5.0  # of the schedules, where nothing else is said
+NOISED_CONTEXT_CLIPS = 0.5  # part of the samples whose second context_clip of the clip is noised; the reference's constant
 
 
 class Batch(NamedTuple):
@@ -31,29 +31,33 @@ class Batch(NamedTuple):
     proprio: Tensor | None  # [B, P]
     action_is_pad: Tensor  # bool [B, T]
     latent_is_pad: Tensor  # bool [B, F − 1], of the frames after the first
-    text_bias: Tensor | None = None  # [B, L], where rows of the context stand for several: see `padding.condensed`
+    text_bias: Tensor | None = (
+        None  # [B, L], where rows of the context stand for several: see `padding.condensed`
+    )
 
 
-class CopyDraws(NamedTuple):
-    """The random numbers of the second copy of the clip."""
+class ContextClipNoise(NamedTuple):
+    """The random numbers of the second context_clip of the clip."""
 
-    u_noised: Tensor  # [B] uniform; below NOISED_COPIES the copy is noised
-    u_copy: Tensor  # [B] uniform
-    noise_copy: Tensor  # like the latents
-    u_see_all: Tensor  # [B] uniform; below `action_idm_prob` the actions see the whole copy
+    u_noised: Tensor  # [B] uniform; below NOISED_COPIES the context_clip is noised
+    u_context: Tensor  # [B] uniform
+    noise_context: Tensor  # like the latents
+    u_attend_full_video: (
+        Tensor  # [B] uniform; below `action_idm_prob` the actions see the whole context_clip
+    )
 
 
-class Draws(NamedTuple):
+class TrainingNoise(NamedTuple):
     """The random numbers of one training step."""
 
     noise_video: Tensor  # like the latents
     u_video: Tensor  # [B] uniform
     noise_action: Tensor  # like the actions
     u_action: Tensor  # [B] uniform
-    copy: CopyDraws | None = None  # of the variants that have a copy
+    context_clip: ContextClipNoise | None = None  # of the variants that have a context_clip
 
 
-class Losses(NamedTuple):
+class LossOutput(NamedTuple):
     """Losses of one batch and the predictions they come from."""
 
     total: Tensor
@@ -84,7 +88,9 @@ class LossConfig:
             raise ConfigError(f"`action_idm_prob` must lie in [0, 1], got {self.action_idm_prob}")
 
 
-def draw(batch: Batch, generator: torch.Generator | None = None, variant: VariantName = "fast") -> Draws:
+def sample_fast_noise(
+    batch: Batch, generator: torch.Generator | None = None, variant: VariantName = "fast"
+) -> TrainingNoise:
     """Draw the random numbers of one training step, in the reference's order."""
     device, b = batch.latents.device, len(batch.latents)
 
@@ -94,61 +100,94 @@ def draw(batch: Batch, generator: torch.Generator | None = None, variant: Varian
     def uniform() -> Tensor:
         return torch.rand(b, generator=generator, device=device)
 
-    draws = Draws(normal(batch.latents), uniform(), normal(batch.action), uniform())
-    if not VARIANTS[variant].copy:
+    draws = TrainingNoise(normal(batch.latents), uniform(), normal(batch.action), uniform())
+    if not VARIANTS[variant].uses_context_clip:
         return draws
-    return draws._replace(copy=CopyDraws(uniform(), uniform(), normal(batch.latents), uniform()))
+    return draws._replace(
+        context_clip=ContextClipNoise(uniform(), uniform(), normal(batch.latents), uniform())
+    )
 
 
-def training_losses(model: FastWAM, batch: Batch, draws: Draws, config: LossConfig, variant: VariantName = "fast") -> Losses:
+def fast_wam_losses(
+    model: FastWAM,
+    batch: Batch,
+    noise: TrainingNoise,
+    config: LossConfig,
+    variant: VariantName = "fast",
+) -> LossOutput:
     """Flow-matching losses of one batch.
 
     With `lambda_video` 0 the passes and frames that only the video's loss reads are left out: same action loss, same gradients.
     With `lambda_action` 0 what only the actions' loss reads is.
     """
-    kind, with_video, with_action = VARIANTS[variant], config.lambda_video != 0, config.lambda_action != 0
-    action_shift = SHIFT if config.action_shift is None else config.action_shift
-    clean = batch.latents if with_video or kind.sees == "video" else batch.latents[:, :, :1]
-    noise_video = draws.noise_video[:, :, : clean.shape[2]]
+    kind, with_video, with_action = (
+        VARIANTS[variant],
+        config.lambda_video != 0,
+        config.lambda_action != 0,
+    )
+    action_shift = DEFAULT_SHIFT if config.action_shift is None else config.action_shift
+    clean = batch.latents if with_video or kind.attends_to == "video" else batch.latents[:, :, :1]
+    noise_video = noise.noise_video[:, :, : clean.shape[2]]
     time = model.precision.time or clean.dtype
-    t_video = flow_matching.timesteps(draws.u_video, config.video_shift, time)
-    t_action = flow_matching.timesteps(draws.u_action, action_shift, time)
-    copy, see_all = None, None
-    if kind.copy and with_action:
-        if draws.copy is None:
-            raise ConfigError(f"the variant {variant!r} needs draws of its own: `draw(batch, variant={variant!r})`")
-        noised = draws.copy.u_noised < NOISED_COPIES
-        t_copy = flow_matching.timesteps(draws.copy.u_copy, config.video_shift, time) * noised
-        copy = (noisy(clean, draws.copy.noise_copy, t_copy), t_copy)
-        see_all = draws.copy.u_see_all < config.action_idm_prob if kind.optional else None
+    t_video = flow_matching.timesteps(noise.u_video, config.video_shift, time)
+    t_action = flow_matching.timesteps(noise.u_action, action_shift, time)
+    context_clip, attend_full_video = None, None
+    if kind.uses_context_clip and with_action:
+        if noise.context_clip is None:
+            raise ConfigError(
+                f"the variant {variant!r} needs draws of its own: `draw(batch, variant={variant!r})`"
+            )
+        noised = noise.context_clip.u_noised < NOISED_CONTEXT_CLIPS
+        t_context = (
+            flow_matching.timesteps(noise.context_clip.u_context, config.video_shift, time) * noised
+        )
+        context_clip = (noise_clip(clean, noise.context_clip.noise_context, t_context), t_context)
+        attend_full_video = (
+            noise.context_clip.u_attend_full_video < config.action_idm_prob
+            if kind.optional_video
+            else None
+        )
     velocity_video, velocity_action = model(
-        noisy(clean, noise_video, t_video),
+        noise_clip(clean, noise_video, t_video),
         t_video,
-        flow_matching.add_noise(batch.action, draws.noise_action, t_action),
+        flow_matching.add_noise(batch.action, noise.noise_action, t_action),
         t_action,
         model.context(batch.context, batch.proprio),
-        see_video=kind.sees == "video",
-        copy=copy,
-        see_all=see_all,
+        attend_video=kind.attends_to == "video",
+        context_clip=context_clip,
+        attend_full_video=attend_full_video,
         text_bias=batch.text_bias,
-        read_video=with_video,
-        read_action=with_action,
+        decode_video=with_video,
+        decode_actions=with_action,
     )
-    action, video = t_action.new_zeros((), dtype=torch.float32), t_video.new_zeros((), dtype=torch.float32)
+    action, video = (
+        t_action.new_zeros((), dtype=torch.float32),
+        t_video.new_zeros((), dtype=torch.float32),
+    )
     if velocity_action is not None:
-        action_error = squared_error(velocity_action, flow_matching.velocity(batch.action, draws.noise_action)).mean(2)
-        action = weighted_mean(action_error, ~batch.action_is_pad, flow_matching.loss_weight(t_action, action_shift))
+        action_error = squared_error(
+            velocity_action, flow_matching.velocity(batch.action, noise.noise_action)
+        ).mean(2)
+        action = weighted_mean(
+            action_error, ~batch.action_is_pad, flow_matching.loss_weight(t_action, action_shift)
+        )
     if velocity_video is not None:
         target = flow_matching.velocity(clean, noise_video)[:, :, 1:]
         video_error = squared_error(velocity_video[:, :, 1:], target).mean((1, 3, 4))
-        video = weighted_mean(video_error, ~batch.latent_is_pad, flow_matching.loss_weight(t_video, config.video_shift))
+        video = weighted_mean(
+            video_error,
+            ~batch.latent_is_pad,
+            flow_matching.loss_weight(t_video, config.video_shift),
+        )
     total = config.lambda_video * video + config.lambda_action * action
-    return Losses(total, video, action, velocity_video, velocity_action)
+    return LossOutput(total, video, action, velocity_video, velocity_action)
 
 
-def noisy(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def noise_clip(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """A clip [B, C, F, h, w] noised at timesteps `t` [B], but for its first frame."""
-    return torch.cat((clean[:, :, :1], flow_matching.add_noise(clean[:, :, 1:], noise[:, :, 1:], t)), dim=2)
+    return torch.cat(
+        (clean[:, :, :1], flow_matching.add_noise(clean[:, :, 1:], noise[:, :, 1:], t)), dim=2
+    )
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -18,14 +18,21 @@ class Variant:
     """One variant of Fast-WAM."""
 
     modes: tuple[ActionMode, ...]  # ways to sample that fit its training; the first is its own
-    sees: Literal["first_frame", "video"]  # what the actions attend to in training
-    copy: bool = False  # True: the video they see is a second copy of the clip, clean or noised on its own
-    optional: bool = False  # True: a part of the samples sees only the copy's first frame
+    attends_to: Literal["first_frame", "video"]  # what the actions attend to in training
+    uses_context_clip: bool = (
+        False  # True: the video they see is a second copy of the clip, clean or noised on its own
+    )
+    optional_video: bool = False  # True: a part of the samples sees only the copy's first frame
 
 
 VARIANTS: dict[VariantName, Variant] = {
-    "fast": Variant(modes=("first_frame",), sees="first_frame"),
-    "joint": Variant(modes=("joint",), sees="video"),
-    "idm": Variant(modes=("idm",), sees="video", copy=True),
-    "optional_idm": Variant(modes=("idm", "first_frame"), sees="video", copy=True, optional=True),
+    "fast": Variant(modes=("first_frame",), attends_to="first_frame"),
+    "joint": Variant(modes=("joint",), attends_to="video"),
+    "idm": Variant(modes=("idm",), attends_to="video", uses_context_clip=True),
+    "optional_idm": Variant(
+        modes=("idm", "first_frame"),
+        attends_to="video",
+        uses_context_clip=True,
+        optional_video=True,
+    ),
 }

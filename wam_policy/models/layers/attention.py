@@ -39,15 +39,21 @@ class RMSNorm(nn.Module):
         if self.fused:
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(
+            x.dtype
+        ) * self.weight
 
 
-def _together(parts: Sequence[Tensor]) -> Tensor:
+def _join_rows(parts: Sequence[Tensor]) -> Tensor:
     """Tensors of one shape, one after the other: where they lie so already, that memory, else new memory."""
     first = parts[0]
     storage, size = first.untyped_storage(), first.numel()
     for i, part in enumerate(parts):
-        beside = part.untyped_storage()._cdata == storage._cdata and part.is_contiguous() and part.shape == first.shape
+        beside = (
+            part.untyped_storage()._cdata == storage._cdata
+            and part.is_contiguous()
+            and part.shape == first.shape
+        )
         if not beside or part.storage_offset() != first.storage_offset() + i * size:
             return torch.cat(list(parts))
     shape = (len(parts) * len(first), *first.shape[1:])
@@ -55,23 +61,34 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
 
 
 def attend(
-    query: Tensor, own: KeyValue, seen: Sequence[KeyValue] = (), *, first: int = 0, mask: Tensor | None = None
+    query: Tensor,
+    self_kv: KeyValue,
+    context_kv: Sequence[KeyValue] = (),
+    *,
+    num_observed_tokens: int = 0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Attention of one expert's tokens, [B, H, S, d].
 
     Args:
         query: [B, H, S, d].
-        own: keys and values of the same tokens.
-        seen: keys and values of other tokens, which all of them see too.
-        first: the first so many tokens see only each other (the observed frame of a clip).
+        self_kv: keys and values of the same tokens.
+        context_kv: keys and values of other tokens, which all of them see too.
+        num_observed_tokens: the first so many tokens see only each other (the observed frame of a clip).
         mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
     """
-    if first:
-        key, value = (x.narrow(2, 0, first) for x in own)
-        observing, later = query.split((first, query.shape[2] - first), dim=2)
+    if num_observed_tokens:
+        key, value = (x.narrow(2, 0, num_observed_tokens) for x in self_kv)
+        observing, later = query.split(
+            (num_observed_tokens, query.shape[2] - num_observed_tokens), dim=2
+        )
         observed = F.scaled_dot_product_attention(observing, key, value)
-        return torch.cat((observed, F.scaled_dot_product_attention(later, *own)), dim=2)
-    key, value = own if not seen else (torch.cat(parts, dim=2) for parts in zip(*seen, own, strict=True))
+        return torch.cat((observed, F.scaled_dot_product_attention(later, *self_kv)), dim=2)
+    key, value = (
+        self_kv
+        if not context_kv
+        else (torch.cat(parts, dim=2) for parts in zip(*context_kv, self_kv, strict=True))
+    )
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
@@ -81,13 +98,17 @@ class Attention(nn.Module):
     fused_weight: Tensor
     fused_bias: Tensor
 
-    def __init__(self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
+    def __init__(
+        self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision
+    ) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads, self.fused = heads, ""
         self.q, self.k, self.v = Linear(dim, inner), Linear(dim, inner), Linear(dim, inner)
         self.o = Linear(inner, dim)
-        self.norm_q, self.norm_k = (RMSNorm(inner, eps, fused=precision.fused_norm) for _ in range(2))
+        self.norm_q, self.norm_k = (
+            RMSNorm(inner, eps, fused=precision.fused_norm) for _ in range(2)
+        )
 
     @torch.no_grad()
     def fuse(self, names: str) -> None:
@@ -98,7 +119,7 @@ class Attention(nn.Module):
         layers = [getattr(self, name) for name in names]
         for kind in ("weight", "bias"):
             parameters = [getattr(layer, kind) for layer in layers]
-            whole = _together(parameters)
+            whole = _join_rows(parameters)
             for parameter, part in zip(parameters, whole.chunk(len(layers)), strict=True):
                 parameter.data = part
             self.register_buffer(f"fused_{kind}", whole, persistent=False)
@@ -125,7 +146,9 @@ class Attention(nn.Module):
     def query_key_value(self, x: Tensor) -> tuple[Tensor, KeyValue]:
         """Both, of the same tokens."""
         query, key, value = self._project("qkv", x)
-        return self._split(self.norm_q(query)), KeyValue(self._split(self.norm_k(key)), self._split(value))
+        return self._split(self.norm_q(query)), KeyValue(
+            self._split(self.norm_k(key)), self._split(value)
+        )
 
     def merge(self, x: Tensor) -> Tensor:
         """Project attention outputs [B, H, S, d] back to [B, S, D]."""

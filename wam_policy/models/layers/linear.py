@@ -11,10 +11,10 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
-PIECE = 256  # rows of a weight
+ROWS_PER_PIECE = 256  # rows of a weight
 
 
-def widened(x: Tensor) -> bool:
+def computes_in_float32(x: Tensor) -> bool:
     """Whether what is computed of `x` is computed in float32: it is bfloat16, on a CPU that is slow at it."""
     return SLOW_BFLOAT16 and x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
@@ -24,9 +24,11 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x·Wᵀ + b` of bfloat16 tensors [..., in], [out, in] and [out] (None: 0)."""
     rows = x.flatten(0, -2).float()
     out = x.new_empty(len(rows), len(weight))
-    for start in range(0, len(weight), PIECE):
-        piece = slice(start, start + PIECE)
-        out[:, piece] = F.linear(rows, weight[piece].float(), None if bias is None else bias[piece].float())
+    for start in range(0, len(weight), ROWS_PER_PIECE):
+        piece = slice(start, start + ROWS_PER_PIECE)
+        out[:, piece] = F.linear(
+            rows, weight[piece].float(), None if bias is None else bias[piece].float()
+        )
     return out.unflatten(0, x.shape[:-1])
 
 
@@ -37,7 +39,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`; where gradients aren't wanted, by the faster of the two ways."""
-    if widened(x) and not torch.is_grad_enabled() and type(weight) in (Tensor, nn.Parameter):  # not a quantized one
+    if (
+        computes_in_float32(x)
+        and not torch.is_grad_enabled()
+        and type(weight) in (Tensor, nn.Parameter)
+    ):  # not a quantized one
         return wide_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 

@@ -30,7 +30,7 @@ class LoRALinear(Linear):
         return super().forward(x) + self.scale * self.lora_up(self.lora_down(x))
 
 
-def attach(module: nn.Module, targets: Iterable[str], *, rank: int, alpha: float) -> None:
+def attach_lora(module: nn.Module, targets: Iterable[str], *, rank: int, alpha: float) -> None:
     """Put LoRA layers in the place of the linear layers at `targets`, paths inside `module`; their weights are kept.
 
     Raises:

@@ -15,7 +15,9 @@ class Precision(NamedTuple):
     fused_norm: bool  # True: one kernel, rounded once; False: rounded before the weight is applied
 
 
-REFERENCE = Precision(rope=torch.float64, time=None, fused_norm=False)  # as the released weights were trained and evaluated
+REFERENCE = Precision(
+    rope=torch.float64, time=None, fused_norm=False
+)  # as the released weights were trained and evaluated
 
 
 FAST = Precision(rope=torch.float32, time=torch.float32, fused_norm=True)

@@ -32,7 +32,13 @@ def action_rope(horizon: int, head_dim: int, device: torch.device, dtype: torch.
 
 
 @functools.lru_cache(maxsize=64)
-def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device, dtype: torch.dtype, start: int = 0) -> Rope:
+def video_rope(
+    grid: tuple[int, int, int],
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    start: int = 0,
+) -> Rope:
     """Tables of a (frames, rows, columns) token grid that begins at frame `start`.
 
     The channel pairs are split between the three axes.
@@ -40,10 +46,16 @@ def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device, 
     with torch.inference_mode(False):
         spatial = 2 * (head_dim // 6)  # 44 | 42 | 42 channels of 128
         ends = (start + grid[0], *grid[1:])
-        axes = [_angles(n, dim) for n, dim in zip(ends, (head_dim - 2 * spatial, spatial, spatial), strict=True)]
+        axes = [
+            _angles(n, dim)
+            for n, dim in zip(ends, (head_dim - 2 * spatial, spatial, spatial), strict=True)
+        ]
         axes[0] = axes[0][start:]
         shapes = [(-1, 1, 1), (1, -1, 1), (1, 1, -1)]
-        parts = [a.view(*shape, a.shape[-1]).expand(*grid, -1) for a, shape in zip(axes, shapes, strict=True)]
+        parts = [
+            a.view(*shape, a.shape[-1]).expand(*grid, -1)
+            for a, shape in zip(axes, shapes, strict=True)
+        ]
         angles = torch.cat(parts, dim=-1).flatten(0, 2)
         return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
 
@@ -51,7 +63,9 @@ def video_rope(grid: tuple[int, int, int], head_dim: int, device: torch.device, 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotate adjacent channel pairs of `x` [B, H, S, d] by the tables, in their dtype."""
     even, odd = x.to(rope.cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack((even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos), dim=-1)
+    rotated = torch.stack(
+        (even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos), dim=-1
+    )
     return rotated.flatten(-2).to(x.dtype)
 
 

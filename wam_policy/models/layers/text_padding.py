@@ -12,14 +12,16 @@ import math
 import torch
 from torch import Tensor
 
-ALIGNED = 8  # slots are a multiple of this, as CUDA's attention kernels want a bias to be
-COPIES = 3  # slots that padding is given at least: so many biases in bfloat16 add up to a count
+SLOT_ALIGNMENT = 8  # slots are a multiple of this, as CUDA's attention kernels want a bias to be
+MIN_PADDING_SLOTS = (
+    3  # slots that padding is given at least: so many biases in bfloat16 add up to a count
+)
 
 
 def slots_for(tokens: int, token_length: int, *, proprio: bool) -> int:
     """Slots that hold prompts of up to `tokens` tokens, padded to `token_length`."""
-    wanted = min(tokens + COPIES, token_length) + proprio
-    return -(-wanted // ALIGNED) * ALIGNED
+    wanted = min(tokens + MIN_PADDING_SLOTS, token_length) + proprio
+    return -(-wanted // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
 
 def padding_biases(copies: int, slots: int, dtype: torch.dtype) -> list[float]:
@@ -45,7 +47,9 @@ def _rounded_down(x: float, dtype: torch.dtype) -> float:
     return float(nearest)
 
 
-def condensed(context: Tensor, *, proprio: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def condense_padding(
+    context: Tensor, *, proprio: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """Padded prompts with only as much padding as it takes to count for all of it.
 
     Args:

@@ -28,7 +28,7 @@ class TimeEmbedding(NamedTuple):
     modulation: Tensor  # [B, G, 6, D]
 
 
-class Shared(NamedTuple):
+class SharedInput(NamedTuple):
     """What every block makes its own of, when it runs: embedded text, or the modulation of timesteps."""
 
     source: Tensor  # [B, L, D] or [B, G, 6, D]
@@ -38,13 +38,15 @@ class Text(NamedTuple):
     """What an expert's tokens see of the text."""
 
     layers: Sequence[KeyValue]  # one pair per block
-    bias: Tensor | None = None  # [B, 1, 1, L], added to the scores: a key that stands for n equal ones has ln(n); None: zero
+    bias: Tensor | None = (
+        None  # [B, 1, 1, L], added to the scores: a key that stands for n equal ones has ln(n); None: zero
+    )
 
 
 class SharedText(NamedTuple):
     """The same, of which every block makes its keys and values itself."""
 
-    layers: Sequence[Shared]
+    layers: Sequence[SharedInput]
     bias: Tensor | None = None  # as in `Text`
 
 
@@ -87,33 +89,39 @@ class Block(nn.Module):
     Self-attention is split in two halves, so that tokens of several experts can attend to each other in between.
     """
 
-    def __init__(self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision) -> None:
+    def __init__(
+        self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.learning: Callable[..., tuple[Tensor, KeyValue | None]] | None = None  # `through` as `compile_training` wants it
+        self.train_forward: Callable[..., tuple[Tensor, KeyValue | None]] | None = (
+            None  # `through` as `compile_training` wants it
+        )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
         self.norm3 = nn.LayerNorm(dim, eps)
-        self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim))
+        self.ffn = nn.Sequential(
+            Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim)
+        )
 
     def forward(self, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
         """`through`; where gradients are wanted as `compile_training` says: compiled, or computed anew on the way back."""
-        if self.learning is None or not torch.is_grad_enabled():
-            return self.through(*arguments)
-        return self.learning(self, *arguments)
+        if self.train_forward is None or not torch.is_grad_enabled():
+            return self.block_forward(*arguments)
+        return self.train_forward(self, *arguments)
 
-    def through(
+    def block_forward(
         self,
         x: Tensor,
-        modulation: Tensor | Shared,
+        modulation: Tensor | SharedInput,
         rope: Rope,
-        text: KeyValue | Shared,
-        bias: Tensor | None,
-        seen: Sequence[KeyValue],
-        first: int,
+        text: KeyValue | SharedInput,
+        text_bias: Tensor | None,
+        context_kv: Sequence[KeyValue],
+        num_observed_tokens: int,
         mask: Tensor | None,
-        keep: bool,
+        return_kv: bool,
     ) -> tuple[Tensor, KeyValue | None]:
         """Tokens [B, S, D] after the block, and their keys and values in it where they are kept.
 
@@ -122,40 +130,57 @@ class Block(nn.Module):
             modulation: [B, G, 6, D], or what the block's own is to be added to.
             rope: of the tokens.
             text: keys and values of the text, or the embedded text [B, L, D].
-            bias: as in `Text`.
-            seen: see `attend`, like the next two.
-            first: see `attend`.
+            text_bias: as in `Text`.
+            context_kv: see `attend`, like the next two.
+            num_observed_tokens: see `attend`.
             mask: see `attend`.
-            keep: whether keys and values are wanted.
+            return_kv: whether keys and values are wanted.
         """
-        modulation = self.modulated(modulation)
-        text = self.text(text.source) if isinstance(text, Shared) else text
+        modulation = self.add_modulation(modulation)
+        text = self.text_key_value(text.source) if isinstance(text, SharedInput) else text
         query, own = self.attention_inputs(x, modulation, rope)
-        attended = attend(query, own, seen, first=first, mask=mask)
-        return self.finish(x, attended, modulation, text, bias), own.returned() if keep else None
+        attended = attend(
+            query, own, context_kv, num_observed_tokens=num_observed_tokens, mask=mask
+        )
+        return self.finish_block(
+            x, attended, modulation, text, text_bias
+        ), own.returned() if return_kv else None
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
-    def modulated(self, modulation: Tensor | Shared) -> Tensor:
+    def add_modulation(self, modulation: Tensor | SharedInput) -> Tensor:
         """The shift, scale and gate of the attention, then of the feed-forward: [..., 6, D]."""
-        return self.modulation + modulation.source if isinstance(modulation, Shared) else modulation
+        return (
+            self.modulation + modulation.source
+            if isinstance(modulation, SharedInput)
+            else modulation
+        )
 
-    def keys(self, x: Tensor, modulation: Tensor | Shared, rope: Rope) -> KeyValue:
+    def self_key_value(self, x: Tensor, modulation: Tensor | SharedInput, rope: Rope) -> KeyValue:
         """Only the keys and values of tokens [B, S, D], laid out as `through` returns them."""
-        return self.attention_inputs(x, self.modulated(modulation), rope)[1].returned()
+        return self.attention_inputs(x, self.add_modulation(modulation), rope)[1].returned()
 
-    def text(self, embedded: Tensor) -> KeyValue:
+    def text_key_value(self, embedded: Tensor) -> KeyValue:
         """Keys and values of embedded text tokens [B, L, D]."""
         return self.cross_attn.key_value(embedded)
 
-    def attention_inputs(self, x: Tensor, modulation: Tensor, rope: Rope) -> tuple[Tensor, KeyValue]:
+    def attention_inputs(
+        self, x: Tensor, modulation: Tensor, rope: Rope
+    ) -> tuple[Tensor, KeyValue]:
         """Rotated queries [B, H, S, d], and keys and values, of tokens [B, S, D] with modulations [B, G, 6, D]."""
         shift, scale = modulation.unbind(2)[:2]
         query, (key, value) = self.self_attn.query_key_value(modulate(self._norm(x), shift, scale))
         return rotate(query, rope), KeyValue(rotate(key, rope), value)
 
-    def finish(self, x: Tensor, attended: Tensor, modulation: Tensor, text: KeyValue, bias: Tensor | None = None) -> Tensor:
+    def finish_block(
+        self,
+        x: Tensor,
+        attended: Tensor,
+        modulation: Tensor,
+        text: KeyValue,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """The rest of the block: tokens [B, S, D] and attention outputs [B, H, S, d] -> tokens; `bias` as in `Text`."""
         _, _, gate, shift, scale, ffn_gate = modulation.unbind(2)
         x = x + gated(self.self_attn.merge(attended), gate)
@@ -181,26 +206,36 @@ class DiT(nn.Module):
         precision: Precision,
     ) -> None:
         super().__init__()
-        self.dim, self.head_dim, self.freq_dim, self.eps, self.precision = dim, head_dim, freq_dim, eps, precision
+        self.dim, self.head_dim, self.freq_dim, self.eps, self.precision = (
+            dim,
+            head_dim,
+            freq_dim,
+            eps,
+            precision,
+        )
         self.text_embedding = text_mlp(text_dim, dim)
         self.time_embedding = nn.Sequential(Linear(freq_dim, dim), nn.SiLU(), Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
-        blocks = nn.ModuleList(Block(dim, ffn_dim, heads, head_dim, eps, precision) for _ in range(layers))
+        blocks = nn.ModuleList(
+            Block(dim, ffn_dim, heads, head_dim, eps, precision) for _ in range(layers)
+        )
         self.blocks = cast("Sequence[Block]", blocks)  # a module list, seen as what it holds
 
     def embed_time(self, t: Tensor) -> TimeEmbedding:
         """Timesteps [B, G] -> their embedding and the blocks' modulations."""
-        embedded = self.time_embedding(sinusoid(t, self.freq_dim).to(next(self.time_embedding.parameters()).dtype))
+        embedded = self.time_embedding(
+            sinusoid(t, self.freq_dim).to(next(self.time_embedding.parameters()).dtype)
+        )
         return TimeEmbedding(embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim)))
 
     def modulations(self, time: Tensor) -> list[Tensor]:
         """Each block's `modulated`, [..., 6, D] of `time` [..., 6, D]."""
-        return [block.modulated(Shared(time)) for block in self.blocks]
+        return [block.add_modulation(SharedInput(time)) for block in self.blocks]
 
     def embed_text(self, context: Tensor) -> Text:
         """Raw context [B, L, text_dim] -> cross-attention keys and values."""
         embedded = self.text_embedding(context)
-        return Text([block.text(embedded) for block in self.blocks])
+        return Text([block.text_key_value(embedded) for block in self.blocks])
 
     def shared_text(self, context: Tensor, bias: Tensor | None = None) -> SharedText:
         """Raw context [B, L, text_dim] -> the text, of which every block makes its keys and values itself.
@@ -213,12 +248,14 @@ class DiT(nn.Module):
         """
         embedded = self.text_embedding(context)
         if bias is not None:
-            bias = F.pad(bias, (0, context.shape[1] - bias.shape[1])).to(embedded.dtype)[:, None, None]
-        return SharedText([Shared(embedded)] * len(self.blocks), bias)
+            bias = F.pad(bias, (0, context.shape[1] - bias.shape[1])).to(embedded.dtype)[
+                :, None, None
+            ]
+        return SharedText([SharedInput(embedded)] * len(self.blocks), bias)
 
-    def shared_modulations(self, time: TimeEmbedding) -> Sequence[Shared]:
+    def shared_modulations(self, time: TimeEmbedding) -> Sequence[SharedInput]:
         """The same for modulations."""
-        return [Shared(time.modulation)] * len(self.blocks)
+        return [SharedInput(time.modulation)] * len(self.blocks)
 
     def fuse(self) -> None:
         """Keep projections that read the same as one matrix; see `Attention.fuse`."""

@@ -11,12 +11,19 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
-from wam_policy.models.config import FastWAMConfig, LightWAMConfig, shared
+from wam_policy.models.config import FastWAMConfig, LightWAMConfig, shared_sizes
 from wam_policy.models.layers.linear import Linear
 from wam_policy.models.layers.mot import Stream
 from wam_policy.models.layers.precision import Precision
 from wam_policy.models.layers.rope import Rope, video_rope
-from wam_policy.models.layers.transformer import DiT, Shared, SharedText, Text, TimeEmbedding, modulate
+from wam_policy.models.layers.transformer import (
+    DiT,
+    SharedInput,
+    SharedText,
+    Text,
+    TimeEmbedding,
+    modulate,
+)
 
 
 class Head(nn.Module):
@@ -26,7 +33,9 @@ class Head(nn.Module):
         super().__init__()
         self.eps = eps
         self.head = Linear(dim, out_dim)
-        self.modulation = nn.Parameter(nn.init.trunc_normal_(self.head.weight.new_empty(1, 2, dim), std=dim**-0.5))
+        self.modulation = nn.Parameter(
+            nn.init.trunc_normal_(self.head.weight.new_empty(1, 2, dim), std=dim**-0.5)
+        )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Tokens [B, S, D] and time embedding [B, G, D] -> patches [B, S, out]."""
@@ -42,12 +51,14 @@ def token_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, 
     """
     sizes = latents.shape[2:]
     if any(n % p for n, p in zip(sizes, patch, strict=True)):
-        raise ObservationError(f"latents {list(sizes)} can't be cut into patches of {list(patch)}; use another canvas")
+        raise ObservationError(
+            f"latents {list(sizes)} can't be cut into patches of {list(patch)}; use another canvas"
+        )
     frames, rows, columns = (n // p for n, p in zip(sizes, patch, strict=True))
     return frames, rows, columns
 
 
-def embed(patches: nn.Conv3d, latents: Tensor) -> Tensor:
+def embed_patches(patches: nn.Conv3d, latents: Tensor) -> Tensor:
     """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row; laid out as later blocks' are."""
     tokens = patches(latents.to(patches.weight.dtype)).flatten(2).transpose(1, 2)
     return tokens.clone(memory_format=torch.contiguous_format)
@@ -57,11 +68,18 @@ class VideoDiT(DiT):
     """Embeds latent frames as tokens and reads tokens back as latent frames."""
 
     def __init__(self, config: FastWAMConfig | LightWAMConfig, precision: Precision) -> None:
-        super().__init__(dim=config.video_dim, ffn_dim=config.video_ffn_dim, **shared(config), precision=precision)
+        super().__init__(
+            dim=config.video_dim,
+            ffn_dim=config.video_ffn_dim,
+            **shared_sizes(config),
+            precision=precision,
+        )
         self.patch = config.patch_size
         self.channels = config.latent_channels
         self.patch_embedding = nn.Conv3d(self.channels, self.dim, self.patch, self.patch)
-        self.head = Head(self.dim, self.channels * self.patch[0] * self.patch[1] * self.patch[2], self.eps)
+        self.head = Head(
+            self.dim, self.channels * self.patch[0] * self.patch[1] * self.patch[2], self.eps
+        )
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
@@ -70,13 +88,23 @@ class VideoDiT(DiT):
     def embed_clip_time(self, t: Tensor, frames: int) -> TimeEmbedding:
         """Timesteps [B] of a clip's later frames -> the embedding of all its `frames`; the first one is clean, at 0."""
         later = t.unsqueeze(1)
-        return self.embed_time(torch.cat((torch.zeros_like(later), later.expand(-1, frames - 1)), dim=1))
+        return self.embed_time(
+            torch.cat((torch.zeros_like(later), later.expand(-1, frames - 1)), dim=1)
+        )
 
     def rope(self, latents: Tensor, start: int = 0) -> Rope:
         """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
-        return video_rope(self.grid(latents), self.head_dim, latents.device, self.precision.rope, start)
+        return video_rope(
+            self.grid(latents), self.head_dim, latents.device, self.precision.rope, start
+        )
 
-    def stream(self, latents: Tensor, modulations: Sequence[Tensor | Shared], rope: Rope, text: Text | SharedText) -> Stream:
+    def stream(
+        self,
+        latents: Tensor,
+        modulations: Sequence[Tensor | SharedInput],
+        rope: Rope,
+        text: Text | SharedText,
+    ) -> Stream:
         """Latents [B, C, F, h, w] -> the stream of their tokens.
 
         Args:
@@ -85,9 +113,9 @@ class VideoDiT(DiT):
             rope: of their tokens, from `rope`.
             text: from `embed_text` or `shared_text`.
         """
-        return Stream(self, embed(self.patch_embedding, latents), modulations, rope, text)
+        return Stream(self, embed_patches(self.patch_embedding, latents), modulations, rope, text)
 
-    def read(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def decode(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""
         patches = self.head(x, time).unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
         b, f, r, c, pf, pr, pc, channels = patches.shape

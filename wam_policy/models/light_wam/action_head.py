@@ -34,10 +34,14 @@ class QueryPooler(nn.Module):
         dim, queries = config.video_dim, config.queries
         self.token_norm = nn.LayerNorm(dim)
         self.query_tokens = nn.Parameter(0.02 * torch.randn(queries, dim))
-        self.attn = nn.MultiheadAttention(dim, config.pool_heads, batch_first=True)  # its parameters; see `_project`
+        self.attn = nn.MultiheadAttention(
+            dim, config.pool_heads, batch_first=True
+        )  # its parameters; see `_project`
         one = config.merge_dim is None
         self.query_merge_logits = nn.Parameter(torch.zeros(queries)) if one else None
-        self.query_slot_merge_logits = None if one else nn.Parameter(torch.zeros(config.merge_slots, queries))
+        self.query_slot_merge_logits = (
+            None if one else nn.Parameter(torch.zeros(config.merge_slots, queries))
+        )
         self.query_merge_projector = merge_projector(config)
         self.output_norm = nn.LayerNorm(config.merge_dim or dim)
 
@@ -53,9 +57,15 @@ class QueryPooler(nn.Module):
         normed = self.token_norm(tokens)
         queries = self.query_tokens.expand(len(tokens), -1, -1)
         assert self.attn.in_proj_weight is not None and self.attn.in_proj_bias is not None
-        layers = zip((queries, normed, normed), self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3), strict=True)
+        layers = zip(
+            (queries, normed, normed),
+            self.attn.in_proj_weight.chunk(3),
+            self.attn.in_proj_bias.chunk(3),
+            strict=True,
+        )
         query, key, value = (
-            F.linear(x, weight, bias).unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for x, weight, bias in layers
+            F.linear(x, weight, bias).unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in layers
         )
         return query, key, value
 
@@ -66,9 +76,13 @@ class QueryPooler(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, S, D] -> one vector [B, merge_dim or D]."""
-        answers = self.attn.out_proj(F.scaled_dot_product_attention(*self._project(tokens)).transpose(1, 2).flatten(2))
+        answers = self.attn.out_proj(
+            F.scaled_dot_product_attention(*self._project(tokens)).transpose(1, 2).flatten(2)
+        )
         merged = (self.merge_weights() @ answers).flatten(1)
-        return self.output_norm(merged if self.query_merge_projector is None else self.query_merge_projector(merged))
+        return self.output_norm(
+            merged if self.query_merge_projector is None else self.query_merge_projector(merged)
+        )
 
 
 class MLP(nn.Module):
@@ -89,41 +103,57 @@ class StateFusionActionExpert(nn.Module):
 
     def __init__(self, config: LightWAMConfig) -> None:
         super().__init__()
-        self.features, self.step_dim, self.lean_steps = config.features, config.step_dim, config.lean_steps
-        width, trunk = config.merge_dim or config.video_dim, config.trunk_dim
-        learned, pooler = config.pooling == "learned_query", QueryPooler if config.lean_steps is None else LeanPooler
-        self.layer_poolers = nn.ModuleList(
-            nn.ModuleDict({source: pooler(config) for source in sources if learned}) for sources in config.features
+        self.features, self.step_dim, self.lean_steps = (
+            config.features,
+            config.step_dim,
+            config.lean_steps,
         )
-        self.layer_compressors = nn.ModuleList(MLP(width * len(sources), config.layer_dim) for sources in config.features)
+        width, trunk = config.merge_dim or config.video_dim, config.trunk_dim
+        learned, pooler = (
+            config.pooling == "learned_query",
+            QueryPooler if config.lean_steps is None else LeanPooler,
+        )
+        self.layer_poolers = nn.ModuleList(
+            nn.ModuleDict({source: pooler(config) for source in sources if learned})
+            for sources in config.features
+        )
+        self.layer_compressors = nn.ModuleList(
+            MLP(width * len(sources), config.layer_dim) for sources in config.features
+        )
         self.fused_norm = nn.LayerNorm(config.layer_dim * len(config.features))
         self.fused_proj = Linear(config.layer_dim * len(config.features), trunk)
         self.trunk = nn.ModuleList(MLP(trunk, trunk) for _ in range(config.trunk_blocks))
         gelu = nn.GELU(approximate="tanh")
         if config.lean_steps is None:
             self.step_pos_proj = nn.Sequential(
-                nn.LayerNorm(self.step_dim), Linear(self.step_dim, trunk), gelu, Linear(trunk, trunk)
+                nn.LayerNorm(self.step_dim),
+                Linear(self.step_dim, trunk),
+                gelu,
+                Linear(trunk, trunk),
             )
         else:
             self.places = nn.Parameter(torch.zeros(config.lean_steps, trunk))
         self.output_norm = nn.LayerNorm(trunk)
         self.output = nn.Sequential(Linear(trunk, trunk), gelu, Linear(trunk, config.action_dim))
 
-    def fuse(self, taps: Taps) -> Tensor:
+    def fuse_taps(self, taps: Taps) -> Tensor:
         """The state [B, trunk_dim] of the recorded features."""
         compressed = []
         for tap, sources, poolers, compressor in zip(
             taps, self.features, self.layer_poolers, self.layer_compressors, strict=True
         ):
             assert isinstance(poolers, nn.ModuleDict)
-            pooled = [poolers[source](tap[source]) if source in poolers else tap[source].mean(1) for source in sources]
+            pooled = [
+                poolers[source](tap[source]) if source in poolers else tap[source].mean(1)
+                for source in sources
+            ]
             compressed.append(compressor(torch.cat(pooled, dim=-1)))
         state = self.fused_proj(self.fused_norm(torch.cat(compressed, dim=-1)))
         for block in self.trunk:
             state = state + block(state)
         return state
 
-    def check(self, horizon: int) -> None:
+    def check_horizon(self, horizon: int) -> None:
         """Refuse more steps than a lean model knows.
 
         Raises:
@@ -135,7 +165,7 @@ class StateFusionActionExpert(nn.Module):
                 f"load the fat or slim one, which knows any number"
             )
 
-    def steps(self, horizon: int) -> Tensor:
+    def step_embeddings(self, horizon: int) -> Tensor:
         """Embeddings [horizon, trunk_dim] of a chunk's steps.
 
         Raises:
@@ -145,9 +175,11 @@ class StateFusionActionExpert(nn.Module):
             weight = self.fused_proj.weight
             steps = torch.arange(horizon, device=weight.device, dtype=weight.dtype)
             return self.step_pos_proj(sinusoid(steps, self.step_dim))
-        self.check(horizon)
+        self.check_horizon(horizon)
         return self.places.narrow(0, 0, horizon)
 
     def forward(self, taps: Taps, horizon: int) -> Tensor:
         """Features of the taps -> actions [B, horizon, A]; any horizon, also one longer than trained."""
-        return self.output(self.output_norm(self.fuse(taps).unsqueeze(1) + self.steps(horizon)))
+        return self.output(
+            self.output_norm(self.fuse_taps(taps).unsqueeze(1) + self.step_embeddings(horizon))
+        )

@@ -15,7 +15,7 @@ from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.models.registry import Model
 
 
-def explainable(model: Model) -> LightWAM:
+def check_can_explain(model: Model) -> LightWAM:
     """The model, if there is something to show.
 
     Raises:
@@ -27,7 +27,7 @@ def explainable(model: Model) -> LightWAM:
 
 
 @torch.no_grad()
-def explain(
+def attention_maps(
     model: LightWAM, first: Tensor, context: Tensor, canvas: tuple[int, int], horizon: int
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Act, and tell how much each query of each tap attends to each place of the canvas, averaged over the heads.
@@ -44,14 +44,16 @@ def explain(
         and how much each query counts in its tap, float32 [K, Q], rows sum to 1. A tap that is read in several features counts
         once for each.
     """
-    taps = model.states(first, model.video.embed_text(context))
+    taps = model.tap_features(first, model.video.embed_text(context))
     grid = token_grid(first, model.config.patch_size)[1:]
     maps, weights = [], []
     for tap, poolers in zip(taps, model.expert.layer_poolers, strict=True):
         assert isinstance(poolers, torch.nn.ModuleDict)
         for source, pooler in poolers.items():
             assert isinstance(pooler, QueryPooler | LeanPooler)
-            maps.append(pooler.attention(tap[source]).mean(1).unflatten(-1, grid))  # [B, Q, rows, columns]
+            maps.append(
+                pooler.attention(tap[source]).mean(1).unflatten(-1, grid)
+            )  # [B, Q, rows, columns]
             weights.append(pooler.merge_weights().mean(0))
     small = torch.stack(maps, dim=1).float()
     large = F.interpolate(small.flatten(0, 1), size=canvas, mode="bilinear", align_corners=False)

@@ -30,7 +30,7 @@ Affine = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def lean(model: LightWAM, steps: int) -> LightWAM:
+def fold_to_lean(model: LightWAM, steps: int) -> LightWAM:
     """The lean form of a model, in its dtype, for chunks of at most `steps` actions; unchanged tensors are shared."""
     assert isinstance(model.video, VideoDiT)
     config = lean_config(model.config, steps)
@@ -38,14 +38,18 @@ def lean(model: LightWAM, steps: int) -> LightWAM:
         small = LightWAM(config, model.precision)
     dtype, held = model.expert.fused_proj.weight.dtype, model.state_dict()
     folded = {name: x.to(dtype) for name, x in _folded(model, config.layers, steps)}
-    kept = {name: x for name, x in held.items() if name in small.state_dict() and name not in folded}
+    kept = {
+        name: x for name, x in held.items() if name in small.state_dict() and name not in folded
+    }
     small.load_state_dict(kept | folded, assign=True)
     return small.eval()
 
 
 def lean_config(config: LightWAMConfig, steps: int) -> LightWAMConfig:
     """The sizes of a model's lean form."""
-    return replace(config, layers=config.taps[-1] + 1, lora_rank=0, lora_layers=None, lean_steps=steps)
+    return replace(
+        config, layers=config.taps[-1] + 1, lora_rank=0, lora_layers=None, lean_steps=steps
+    )
 
 
 def _folded(model: LightWAM, layers: int, steps: int) -> Iterator[tuple[str, Tensor]]:
@@ -55,32 +59,45 @@ def _folded(model: LightWAM, layers: int, steps: int) -> Iterator[tuple[str, Ten
     dtype = torch.promote_types(expert.fused_proj.weight.dtype, torch.float32)
     device = expert.fused_proj.weight.device
     still = sinusoid(torch.zeros(1, 1, dtype=dtype, device=device), video.freq_dim)
-    time = wide_copy(video.time_projection)(wide_copy(video.time_embedding)(still)).unflatten(-1, (6, video.dim))
+    time = copy_at_least_float32(video.time_projection)(
+        copy_at_least_float32(video.time_embedding)(still)
+    ).unflatten(-1, (6, video.dim))
     for i, block in enumerate(video.blocks[:layers]):
         yield from ((f"video.blocks.{i}.{name}", x) for name, x in fold_block(block, time))
     for i, poolers in enumerate(expert.layer_poolers):
         assert isinstance(poolers, nn.ModuleDict)
         for source, pooler in poolers.items():
             assert isinstance(pooler, QueryPooler)
-            yield from ((f"expert.layer_poolers.{i}.{source}.{name}", x) for name, x in fold_pooler(pooler))
+            yield from (
+                (f"expert.layer_poolers.{i}.{source}.{name}", x) for name, x in fold_pooler(pooler)
+            )
     places = sinusoid(torch.arange(steps, dtype=dtype, device=device), expert.step_dim)
-    yield "expert.places", wide_copy(expert.step_pos_proj)(places)
+    yield "expert.places", copy_at_least_float32(expert.step_pos_proj)(places)
 
 
 def fold_block(block: Block, time: Tensor) -> Iterator[tuple[str, Tensor]]:
     """A block whose modulations are the constants of one timestep, [1, 1, 6, D], as a `LeanBlock`."""
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (wide(x).flatten() for x in (block.modulation + time).unbind(2))
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
+        at_least_float32(x).flatten() for x in (block.modulation + time).unbind(2)
+    )
     attention, cross = block.self_attn, block.cross_attn
     first, _, second = block.ffn
-    qkv = [after_norm(merged(layer), 1 + scale, shift) for layer in (attention.q, attention.k, attention.v)]
+    qkv = [
+        absorb_norm(merge_lora(layer), 1 + scale, shift)
+        for layer in (attention.q, attention.k, attention.v)
+    ]
     layers = {
-        "qkv": joined(qkv),
-        "o": gated(merged(attention.o), gate),
-        "cross_q": after_norm(merged(cross.q), wide(block.norm3.weight), wide(block.norm3.bias)),
-        "cross_kv": joined([merged(cross.k), merged(cross.v)]),
-        "cross_o": merged(cross.o),
-        "ffn.0": after_norm(merged(first), 1 + ffn_scale, ffn_shift),
-        "ffn.2": gated(merged(second), ffn_gate),
+        "qkv": stack_outputs(qkv),
+        "o": scale_output(merge_lora(attention.o), gate),
+        "cross_q": absorb_norm(
+            merge_lora(cross.q),
+            at_least_float32(block.norm3.weight),
+            at_least_float32(block.norm3.bias),
+        ),
+        "cross_kv": stack_outputs([merge_lora(cross.k), merge_lora(cross.v)]),
+        "cross_o": merge_lora(cross.o),
+        "ffn.0": absorb_norm(merge_lora(first), 1 + ffn_scale, ffn_shift),
+        "ffn.2": scale_output(merge_lora(second), ffn_gate),
     }
     for name, (weight, bias) in layers.items():
         yield f"{name}.weight", weight
@@ -96,53 +113,61 @@ def _norms(attention: Attention, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 def fold_pooler(pooler: QueryPooler) -> Iterator[tuple[str, Tensor]]:
     """A pooler as a `LeanPooler`; `output_norm` and the merge projector stay as they are."""
-    pooler = wide_copy(pooler)
+    pooler = copy_at_least_float32(pooler)
     heads, norm = pooler.attn.num_heads, pooler.token_norm
     assert pooler.attn.in_proj_weight is not None and pooler.attn.in_proj_bias is not None
-    query, key, value = zip(pooler.attn.in_proj_weight.chunk(3), pooler.attn.in_proj_bias.chunk(3), strict=True)
+    query, key, value = zip(
+        pooler.attn.in_proj_weight.chunk(3), pooler.attn.in_proj_bias.chunk(3), strict=True
+    )
     asked = (pooler.query_tokens @ query[0].T + query[1]).unflatten(-1, (heads, -1))  # [Q, H, d]
     keys = key[0].unflatten(0, (heads, -1))  # [H, d, D]
-    scores = torch.einsum("qhd,hdi->hqi", asked, keys) / asked.shape[-1] ** 0.5  # a bias is the same for all tokens
+    scores = (
+        torch.einsum("qhd,hdi->hqi", asked, keys) / asked.shape[-1] ** 0.5
+    )  # a bias is the same for all tokens
     yield "scores.weight", (scores * norm.weight).flatten(0, 1)
     yield "merge", pooler.merge_weights()
-    weight, bias = after_norm(value, norm.weight, norm.bias)
+    weight, bias = absorb_norm(value, norm.weight, norm.bias)
     yield "value.weight", weight
     yield "value.bias", bias
     yield "out.weight", pooler.attn.out_proj.weight
     yield "out.bias", pooler.attn.out_proj.bias
 
 
-def wide_copy(module: M) -> M:
+def copy_at_least_float32(module: M) -> M:
     """A copy of a module in float32, or wider if it is."""
-    return copy.deepcopy(module).to(torch.promote_types(next(module.parameters()).dtype, torch.float32))
+    return copy.deepcopy(module).to(
+        torch.promote_types(next(module.parameters()).dtype, torch.float32)
+    )
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """In float32, or wider if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def merged(layer: nn.Module) -> Affine:
+def merge_lora(layer: nn.Module) -> Affine:
     """A linear layer with its LoRA merged: `W + scale·Up·Down`."""
     assert isinstance(layer, nn.Linear)
-    weight = wide(layer.weight)
+    weight = at_least_float32(layer.weight)
     if isinstance(layer, LoRALinear):
-        weight = weight + layer.scale * (wide(layer.lora_up.weight) @ wide(layer.lora_down.weight))
-    return weight, wide(layer.bias)
+        weight = weight + layer.scale * (
+            at_least_float32(layer.lora_up.weight) @ at_least_float32(layer.lora_down.weight)
+        )
+    return weight, at_least_float32(layer.bias)
 
 
-def after_norm(layer: Affine, scale: Tensor, shift: Tensor) -> Affine:
+def absorb_norm(layer: Affine, scale: Tensor, shift: Tensor) -> Affine:
     """A layer that reads `x·scale + shift`, as one that reads x: `W·diag(scale)`, `b + W·shift`."""
     weight, bias = layer
     return weight * scale, bias + weight @ shift
 
 
-def gated(layer: Affine, gate: Tensor) -> Affine:
+def scale_output(layer: Affine, gate: Tensor) -> Affine:
     """A layer whose output is multiplied by `gate`."""
     return layer[0] * gate.unsqueeze(1), layer[1] * gate
 
 
-def joined(layers: list[Affine]) -> Affine:
+def stack_outputs(layers: list[Affine]) -> Affine:
     """Layers of one input as one layer."""
     weights, biases = zip(*layers, strict=True)
     return torch.cat(weights), torch.cat(biases)

@@ -22,7 +22,7 @@ from wam_policy.models.layers.linear import Linear
 from wam_policy.models.layers.precision import Precision
 from wam_policy.models.layers.rope import Rope, rotate, video_rope
 from wam_policy.models.layers.transformer import Text, text_mlp
-from wam_policy.models.layers.video_dit import embed, token_grid
+from wam_policy.models.layers.video_dit import embed_patches, token_grid
 
 
 class LeanBlock(nn.Module):
@@ -33,12 +33,18 @@ class LeanBlock(nn.Module):
         dim, inner = config.video_dim, config.heads * config.head_dim
         self.heads, self.eps = config.heads, config.eps
         self.qkv, self.o = Linear(dim, 3 * inner), Linear(inner, dim)
-        self.cross_q, self.cross_kv, self.cross_o = Linear(dim, inner), Linear(dim, 2 * inner), Linear(inner, dim)
+        self.cross_q, self.cross_kv, self.cross_o = (
+            Linear(dim, inner),
+            Linear(dim, 2 * inner),
+            Linear(inner, dim),
+        )
         self.norm_q, self.norm_k, self.cross_norm_q, self.cross_norm_k = (
             RMSNorm(inner, config.eps, fused=precision.fused_norm) for _ in range(4)
         )
         self.ffn = nn.Sequential(
-            Linear(dim, config.video_ffn_dim), nn.GELU(approximate="tanh"), Linear(config.video_ffn_dim, dim)
+            Linear(dim, config.video_ffn_dim),
+            nn.GELU(approximate="tanh"),
+            Linear(config.video_ffn_dim, dim),
         )
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ class LeanBlock(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def text(self, embedded: Tensor) -> KeyValue:
+    def text_key_value(self, embedded: Tensor) -> KeyValue:
         """Keys and values of embedded text tokens [B, L, D]."""
         key, value = self.cross_kv(embedded).chunk(2, dim=-1)
         return KeyValue(self._split(self.cross_norm_k(key)), self._split(value))
@@ -56,10 +62,19 @@ class LeanBlock(nn.Module):
     def forward(self, x: Tensor, rope: Rope, text: KeyValue, bias: Tensor | None = None) -> Tensor:
         """Tokens [B, S, D] -> [B, S, D]; `bias` as in `Text`."""
         query, key, value = self.qkv(self._norm(x)).chunk(3, dim=-1)
-        query, key = (rotate(self._split(norm(y)), rope) for norm, y in ((self.norm_q, query), (self.norm_k, key)))
-        x = x + self.o(F.scaled_dot_product_attention(query, key, self._split(value)).transpose(1, 2).flatten(2))
+        query, key = (
+            rotate(self._split(norm(y)), rope)
+            for norm, y in ((self.norm_q, query), (self.norm_k, key))
+        )
+        x = x + self.o(
+            F.scaled_dot_product_attention(query, key, self._split(value))
+            .transpose(1, 2)
+            .flatten(2)
+        )
         query = self._split(self.cross_norm_q(self.cross_q(self._norm(x))))
-        x = x + self.cross_o(F.scaled_dot_product_attention(query, *text, attn_mask=bias).transpose(1, 2).flatten(2))
+        x = x + self.cross_o(
+            F.scaled_dot_product_attention(query, *text, attn_mask=bias).transpose(1, 2).flatten(2)
+        )
         return x + self.ffn(self._norm(x))
 
 
@@ -69,7 +84,9 @@ class LeanVideo(nn.Module):
     def __init__(self, config: LightWAMConfig, precision: Precision) -> None:
         super().__init__()
         self.patch, self.head_dim, self.precision = config.patch_size, config.head_dim, precision
-        self.patch_embedding = nn.Conv3d(config.latent_channels, config.video_dim, self.patch, self.patch)
+        self.patch_embedding = nn.Conv3d(
+            config.latent_channels, config.video_dim, self.patch, self.patch
+        )
         self.text_embedding = text_mlp(config.text_dim, config.video_dim)
         blocks = nn.ModuleList(LeanBlock(config, precision) for _ in range(config.layers))
         self.blocks = cast("Sequence[LeanBlock]", blocks)  # a module list, seen as what it holds
@@ -77,15 +94,19 @@ class LeanVideo(nn.Module):
     def embed_text(self, context: Tensor) -> Text:
         """Raw context [B, L, text_dim] -> cross-attention keys and values."""
         embedded = self.text_embedding(context)
-        return Text([block.text(embedded) for block in self.blocks])
+        return Text([block.text_key_value(embedded) for block in self.blocks])
 
     def rope(self, latents: Tensor) -> Rope:
         """Rotary tables of the tokens of latents [B, C, 1, h, w]."""
-        return video_rope(token_grid(latents, self.patch), self.head_dim, latents.device, self.precision.rope)
+        return video_rope(
+            token_grid(latents, self.patch), self.head_dim, latents.device, self.precision.rope
+        )
 
-    def watch(self, latents: Tensor, rope: Rope, text: Text, after: Callable[[int, Tensor], Tensor]) -> None:
+    def run_blocks(
+        self, latents: Tensor, rope: Rope, text: Text, after: Callable[[int, Tensor], Tensor]
+    ) -> None:
         """Run the blocks over latents [B, C, 1, h, w]; `after` replaces the tokens after each block, given its number."""
-        x = embed(self.patch_embedding, latents)
+        x = embed_patches(self.patch_embedding, latents)
         for i, (block, key_value) in enumerate(zip(self.blocks, text.layers, strict=True)):
             x = after(i, block(x, rope, key_value, text.bias))
 
@@ -121,11 +142,15 @@ class LeanPooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, S, D] -> one vector [B, merge_dim or D]."""
         normed = F.layer_norm(tokens, tokens.shape[-1:])
-        means = (self.merge @ self._attention(normed)) @ normed.unsqueeze(1)  # [B, H, M, D], one per head and slot
+        means = (self.merge @ self._attention(normed)) @ normed.unsqueeze(
+            1
+        )  # [B, H, M, D], one per head and slot
         value = self.value.weight.unflatten(0, (self.heads, -1))
         answers = means @ value.transpose(1, 2) + self.value.bias.unflatten(0, (self.heads, 1, -1))
         merged = self.out(answers.transpose(1, 2).flatten(2)).flatten(1)
-        return self.output_norm(merged if self.query_merge_projector is None else self.query_merge_projector(merged))
+        return self.output_norm(
+            merged if self.query_merge_projector is None else self.query_merge_projector(merged)
+        )
 
 
 def merge_projector(config: LightWAMConfig) -> nn.Sequential | None:

@@ -15,25 +15,27 @@ from torch import Tensor
 
 from wam_policy.errors import ConfigError
 from wam_policy.models import flow_matching
-from wam_policy.models.fast_wam.loss import Batch, noisy, squared_error, weighted_mean
+from wam_policy.models.fast_wam.loss import Batch, noise_clip, squared_error, weighted_mean
 from wam_policy.models.layers.video_dit import VideoDiT
-from wam_policy.models.light_wam.model import LightWAM, pool
+from wam_policy.models.light_wam.model import LightWAM, pool_latents
 
 
-class LightDraws(NamedTuple):
+class LightTrainingNoise(NamedTuple):
     """The random numbers of one training step."""
 
     u_video: Tensor  # [B] uniform
     noise_video: Tensor  # like the pooled latents
 
 
-class LightLosses(NamedTuple):
+class LightLossOutput(NamedTuple):
     """Losses of one batch and the predictions they come from."""
 
     total: Tensor
     video: Tensor
     action: Tensor
-    velocity_video: Tensor | None  # [B, C, F, h, w] on the pooled grid; None where the video loss is off
+    velocity_video: (
+        Tensor | None
+    )  # [B, C, F, h, w] on the pooled grid; None where the video loss is off
     actions: Tensor  # [B, T, A]
 
 
@@ -51,8 +53,12 @@ class LightLossConfig:
     """What the later steps count."""
 
     def __post_init__(self) -> None:
-        if (self.prefix_steps is not None and self.prefix_steps < 1) or not 0 <= self.tail_weight <= 1:
-            raise ConfigError(f"`prefix_steps` must be positive and `tail_weight` in [0, 1], got {self}")
+        if (
+            self.prefix_steps is not None and self.prefix_steps < 1
+        ) or not 0 <= self.tail_weight <= 1:
+            raise ConfigError(
+                f"`prefix_steps` must be positive and `tail_weight` in [0, 1], got {self}"
+            )
 
     @property
     def supervised_steps(self) -> int | None:
@@ -66,30 +72,42 @@ class LightLossConfig:
         return torch.where(prefix, 1.0, self.tail_weight)
 
 
-def light_draw(batch: Batch, factor: int, generator: torch.Generator | None = None) -> LightDraws:
+def sample_light_noise(
+    batch: Batch, factor: int, generator: torch.Generator | None = None
+) -> LightTrainingNoise:
     """Draw the random numbers of one training step, in the reference's order; `factor` is the model's `video_pool`."""
     device, (b, c, f, h, w) = batch.latents.device, batch.latents.shape
     shape = (b, c, f, h // factor, w // factor)
     u = torch.rand(b, generator=generator, device=device)
-    return LightDraws(u, torch.randn(shape, generator=generator, device=device, dtype=batch.latents.dtype))
+    return LightTrainingNoise(
+        u, torch.randn(shape, generator=generator, device=device, dtype=batch.latents.dtype)
+    )
 
 
-def light_losses(model: LightWAM, batch: Batch, draws: LightDraws, config: LightLossConfig) -> LightLosses:
+def light_wam_losses(
+    model: LightWAM, batch: Batch, noise: LightTrainingNoise, config: LightLossConfig
+) -> LightLossOutput:
     """Losses of one batch; both passes share the embedded text."""
     assert isinstance(model.video, VideoDiT), "a lean model only acts"
     text = model.video.shared_text(model.context(batch.context, batch.proprio), batch.text_bias)
     horizon = batch.action.shape[1]
-    actions = model.expert(model.states(batch.latents[:, :, :1], text), horizon)
+    actions = model.expert(model.tap_features(batch.latents[:, :, :1], text), horizon)
     counts = ~batch.action_is_pad * config.step_weights(horizon, actions)
-    per_sample = (squared_error(actions, batch.action).mean(2) * counts).sum(1) / counts.sum(1).clamp(min=1e-6)
+    per_sample = (squared_error(actions, batch.action).mean(2) * counts).sum(1) / counts.sum(
+        1
+    ).clamp(min=1e-6)
     action, velocity = per_sample.mean(), None
     video = action.new_zeros(())
     if config.lambda_video != 0:
-        clean = pool(batch.latents, model.config.video_pool)
-        t = flow_matching.timesteps(draws.u_video, config.video_shift, model.precision.time or clean.dtype)
-        velocity = model.velocity(noisy(clean, draws.noise_video, t), t, text)
-        target = flow_matching.velocity(clean, draws.noise_video)
+        clean = pool_latents(batch.latents, model.config.video_pool)
+        t = flow_matching.timesteps(
+            noise.u_video, config.video_shift, model.precision.time or clean.dtype
+        )
+        velocity = model.velocity(noise_clip(clean, noise.noise_video, t), t, text)
+        target = flow_matching.velocity(clean, noise.noise_video)
         error = squared_error(velocity[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))
-        video = weighted_mean(error, ~batch.latent_is_pad, flow_matching.loss_weight(t, config.video_shift))
+        video = weighted_mean(
+            error, ~batch.latent_is_pad, flow_matching.loss_weight(t, config.video_shift)
+        )
     total = config.lambda_video * video + config.lambda_action * action
-    return LightLosses(total, video, action, velocity, actions)
+    return LightLossOutput(total, video, action, velocity, actions)

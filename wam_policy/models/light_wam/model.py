@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.layers.linear import Linear
-from wam_policy.models.layers.lora import attach
-from wam_policy.models.layers.mot import run
+from wam_policy.models.layers.lora import attach_lora
+from wam_policy.models.layers.mot import run_blocks
 from wam_policy.models.layers.precision import FAST, Precision
 from wam_policy.models.layers.rope import Rope
 from wam_policy.models.layers.transformer import SharedText, Text, append_proprio
@@ -46,20 +46,33 @@ class LightWAM(nn.Module):
     def __init__(self, config: LightWAMConfig, precision: Precision = FAST) -> None:
         super().__init__()
         self.config, self.precision = config, precision
-        self.video = VideoDiT(config, precision) if config.lean_steps is None else LeanVideo(config, precision)
+        self.video = (
+            VideoDiT(config, precision)
+            if config.lean_steps is None
+            else LeanVideo(config, precision)
+        )
         if config.lora_rank:
-            attach(self.video, config.lora_paths(), rank=config.lora_rank, alpha=config.lora_alpha)
+            attach_lora(
+                self.video, config.lora_paths(), rank=config.lora_rank, alpha=config.lora_alpha
+            )
         self.adapters = nn.ModuleDict(
-            {str(tap): Adapter(config.video_dim, config.adapter_dim, config.adapter_scale, config.eps) for tap in config.taps}
+            {
+                str(tap): Adapter(
+                    config.video_dim, config.adapter_dim, config.adapter_scale, config.eps
+                )
+                for tap in config.taps
+            }
         )
         self.expert = StateFusionActionExpert(config)
-        self.proprio_encoder = None if config.proprio_dim is None else Linear(config.proprio_dim, config.text_dim)
+        self.proprio_encoder = (
+            None if config.proprio_dim is None else Linear(config.proprio_dim, config.text_dim)
+        )
 
     def context(self, prompt: Tensor, proprio: Tensor | None) -> Tensor:
         """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
         return append_proprio(prompt, proprio, self.proprio_encoder)
 
-    def _recorder(self) -> tuple[list[dict[str, Tensor]], Callable[[int, Tensor], Tensor]]:
+    def make_tap_recorder(self) -> tuple[list[dict[str, Tensor]], Callable[[int, Tensor], Tensor]]:
         """A list, and what adapts the tokens after each block and records the taps' features in that list."""
         taps: list[dict[str, Tensor]] = []
 
@@ -72,7 +85,9 @@ class LightWAM(nn.Module):
 
         return taps, adapt
 
-    def states(self, first_frame: Tensor, text: Text | SharedText, rope: Rope | None = None) -> Taps:
+    def tap_features(
+        self, first_frame: Tensor, text: Text | SharedText, rope: Rope | None = None
+    ) -> Taps:
         """What the taps record of the observation [B, C, 1, h, w]; blocks after the last tap are not run.
 
         Args:
@@ -80,15 +95,15 @@ class LightWAM(nn.Module):
             text: from `video.embed_text`.
             rope: of its tokens; None: it is made.
         """
-        taps, adapt = self._recorder()
+        taps, adapt = self.make_tap_recorder()
         rope = self.video.rope(first_frame) if rope is None else rope
         if isinstance(self.video, LeanVideo):
             assert isinstance(text, Text), "a lean model's text is kept"
-            self.video.watch(first_frame, rope, text, adapt)
+            self.video.run_blocks(first_frame, rope, text, adapt)
             return taps
         still = self.video.embed_time(first_frame.new_zeros(1, 1))
         stream = self.video.stream(first_frame, self.video.shared_modulations(still), rope, text)
-        run(stream, keep=False, after=adapt, blocks=self.config.taps[-1] + 1)
+        run_blocks(stream, return_kv=False, after_block=adapt, num_blocks=self.config.taps[-1] + 1)
         return taps
 
     def velocity(self, latents: Tensor, t: Tensor, text: Text | SharedText) -> Tensor:
@@ -96,16 +111,23 @@ class LightWAM(nn.Module):
         assert isinstance(self.video, VideoDiT), "a lean model has no video head"
         frames, rows, columns = grid = self.video.grid(latents)
         time = self.video.embed_clip_time(t, frames)
-        stream = self.video.stream(latents, self.video.shared_modulations(time), self.video.rope(latents), text)
-        x, _ = run(stream, first=rows * columns if frames > 1 else 0, keep=False, after=self._recorder()[1])
-        return self.video.read(x, time.embedding, grid)
+        stream = self.video.stream(
+            latents, self.video.shared_modulations(time), self.video.rope(latents), text
+        )
+        x, _ = run_blocks(
+            stream,
+            num_observed_tokens=rows * columns if frames > 1 else 0,
+            return_kv=False,
+            after_block=self.make_tap_recorder()[1],
+        )
+        return self.video.decode(x, time.embedding, grid)
 
-    def act(self, first_frame: Tensor, context: Tensor, horizon: int) -> Tensor:
+    def predict_actions(self, first_frame: Tensor, context: Tensor, horizon: int) -> Tensor:
         """Actions [B, horizon, A] for latents [B, C, 1, h, w] of the observation and `context` from `context()`."""
-        return self.expert(self.states(first_frame, self.video.embed_text(context)), horizon)
+        return self.expert(self.tap_features(first_frame, self.video.embed_text(context)), horizon)
 
 
-def trained(name: str) -> bool:
+def is_trainable(name: str) -> bool:
     """Whether the parameter of this name is trained; the rest, the video expert's trunk, is frozen.
 
     Source: spec/lightwam.md section 1.5.
@@ -113,6 +135,6 @@ def trained(name: str) -> bool:
     return not name.startswith("video.") or name.startswith("video.head.") or ".lora_" in name
 
 
-def pool(latents: Tensor, factor: int) -> Tensor:
+def pool_latents(latents: Tensor, factor: int) -> Tensor:
     """Average latents [B, C, F, h, w] over squares of `factor` latent pixels."""
     return F.avg_pool3d(latents, (1, factor, factor))

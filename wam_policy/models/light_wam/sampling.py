@@ -13,10 +13,12 @@ from torch import Tensor
 from wam_policy.models import flow_matching
 from wam_policy.models.fast_wam.sampling import Schedule
 from wam_policy.models.layers.transformer import Text
-from wam_policy.models.light_wam.model import LightWAM, pool
+from wam_policy.models.light_wam.model import LightWAM, pool_latents
 
 
-def imagine(model: LightWAM, first: Tensor, text: Text, noise: Tensor, schedule: Schedule) -> Tensor:
+def imagine(
+    model: LightWAM, first: Tensor, text: Text, noise: Tensor, schedule: Schedule
+) -> Tensor:
     """Denoise the frames after the observed one.
 
     Args:
@@ -29,7 +31,7 @@ def imagine(model: LightWAM, first: Tensor, text: Text, noise: Tensor, schedule:
     Returns:
         [B, C, F, h, w] latents, the pooled observed frame first.
     """
-    clean, future = pool(first, model.config.video_pool), noise
+    clean, future = pool_latents(first, model.config.video_pool), noise
     for t, delta in zip(*(x.unbind() for x in schedule), strict=True):
         clip = torch.cat((clean, future.to(clean.dtype)), dim=2)
         velocity = model.velocity(clip, t.expand(len(clip)), text)[:, :, 1:]
