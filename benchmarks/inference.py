@@ -27,7 +27,7 @@ import torch
 import tyro
 from random_policy import TASK, Size, policy
 
-from wam_policy import WAMPolicy
+from wam_policy import WAMPolicy, pipeline
 from wam_policy.config import Family
 from wam_policy.inference import compile_inference
 from wam_policy.models.layers import linear
@@ -75,7 +75,9 @@ def _plain(loaded: WAMPolicy, savings: Sequence[str]) -> Callable[[dict[str, Any
     way, clock = ReferenceForward(loaded, savings), Clock(loaded.device)
     if linear.SLOW_BFLOAT16:
         loaded.vae.model.float()
-    return lambda seen: loaded.denormalize_actions(reference_step(loaded, way, clock, seen))
+    return lambda seen: pipeline.denormalize_actions(
+        loaded.config, reference_step(loaded, way, clock, seen)
+    )
 
 
 def measure(config: InferenceConfig) -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""Runs a model on one batch of checked observations: its chunks and, where they are wanted, the latents of the future."""
+"""Samples action chunks, and the latents of future frames, from a model of either family.
 
-# B batch, H W pixels, P numbers of proprioception, C latent channels, F latent frames, h w latent grid, T actions in a chunk,
-# A numbers per action
+This module dispatches to `models.fast_wam.sampling` and `models.light_wam.sampling`. It knows tensors and the
+sampling section of a policy's config; what an observation is and what actions mean is `wam_policy.pipeline`'s.
+See docs/method.md, "Sampling".
+"""
+
+# B batch, P proprioception size, C latent channels, F latent frames, h w latent grid, L prompt rows,
+# T actions in a chunk, A numbers per action
 
 from __future__ import annotations
 
@@ -23,35 +28,27 @@ from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.models.registry import Model
 from wam_policy.normalize import Normalization
 
-Noise = Callable[[tuple[int, ...]], Tensor]
-"""Gives initial noise of a shape, without its batch axis, as [B, *shape]."""
-
-
-class ModelInput(NamedTuple):
-    """A batch of observations as a model takes them."""
-
-    canvas: np.ndarray  # float32 [B, 3, H, W] in [-1, 1]
-    proprio: np.ndarray | None  # float32 [B, P], normalised
-    prompts: Sequence[str]
-    starts: np.ndarray  # bool [B], where an episode begins
+NoiseSource = Callable[[tuple[int, ...]], Tensor]
+"""Returns initial noise [B, *shape] for the shape of one sample."""
 
 
 class ActionTarget(NamedTuple):
-    """Actions that are known before a chunk is predicted, as those are that will have been played when it is there."""
+    """Actions that a chunk has to continue, such as those that play while it is computed."""
 
     actions: np.ndarray  # [T, A] or [B, T, A], in the policy's units
-    weights: np.ndarray  # [T] or [B, T]: 1 where an action is fixed, 0 where it is free; between, it is drawn towards it
+    # [T] or [B, T]: 1 fixes an action, 0 leaves it free, values between pull towards the target.
+    weights: np.ndarray
 
 
 class SampleRequest(NamedTuple):
-    """What a caller wants of a model."""
+    """What to sample for one batch of observations."""
 
     horizon: int  # actions per chunk
-    noise: Noise  # of the actions
-    noise_video: Noise
-    mode: ActionMode | None = None  # None: the contract's
-    imagine: bool = False  # the future's latents too
-    action_target: fast_sampling.NormalizedTarget | None = None  # of the actions, on the CPU
+    noise: NoiseSource  # initial noise of the actions
+    noise_video: NoiseSource  # initial noise of the video latents
+    mode: ActionMode | None = None  # what the actions attend to; None takes the config's mode
+    imagine: bool = False  # also sample the latents of the future frames
+    action_target: fast_sampling.NormalizedTarget | None = None  # on the CPU
 
 
 @torch.no_grad()
@@ -63,82 +60,140 @@ def sample_actions(
     frames: int,
     request: SampleRequest,
 ) -> tuple[Tensor, Tensor | None]:
-    """Chunks, and latents of the clips that begin with the observed frames.
+    """Sample action chunks and, if requested, the latents of the clips that begin with the observed frames.
 
     Args:
-        config: the policy's contract.
-        model: its model.
+        config: Config of the policy.
+        model: Model of the policy.
         first_frame: [B, C, 1, h, w] latents of the observed frames.
-        context: [B, L + 1, text_dim], from `model.context()`.
-        frames: latent frames of a clip.
-        request: what is wanted.
+        context: [B, L + 1, text_dim] from `model.context()`.
+        frames: Latent frames of a clip, F.
+        request: What to sample.
 
     Returns:
-        [B, T, A] normalised actions, and [B, C, F, h, w] (None if not wanted); a Light-WAM imagines on its pooled grid.
+        [B, T, A] normalised actions, and [B, C, F, h, w] latents, or None if they were not requested. The latents
+        of a Light-WAM lie on its pooled grid.
 
     Raises:
-        ConfigError: the model can't do it.
+        ConfigError: The variant was not trained for the requested mode, or the model cannot imagine.
     """
     mode = config.action_mode(request.mode)
     if isinstance(model, FastWAM):
-        return _denoise(config, model, first_frame, context, frames, request, mode)
-    actions = blend_target(
-        model.predict_actions(first_frame, context, request.horizon), request.action_target
+        return _sample_fast(config, model, first_frame, context, frames, request, mode)
+    return _sample_light(config, model, first_frame, context, frames, request)
+
+
+def _sample_fast(
+    config: PolicyConfig,
+    model: FastWAM,
+    first_frame: Tensor,
+    context: Tensor,
+    frames: int,
+    request: SampleRequest,
+    mode: ActionMode,
+) -> tuple[Tensor, Tensor | None]:
+    """Denoise the chunks of a Fast-WAM and, where the mode or the caller needs them, its future frames."""
+    dtype = sampling_dtype(model)
+    noise = request.noise((request.horizon, config.action.layout.dim))
+    noise = noise.to(first_frame.device, dtype)
+
+    future = None
+    if request.imagine or mode != "first_frame":
+        future = _future_noise(model, first_frame, frames, request)
+
+    target = None
+    if request.action_target is not None:
+        target = fast_sampling.NormalizedTarget(*(x.to(noise) for x in request.action_target))
+
+    actions, future = fast_sampling.prefill_and_denoise(
+        model,
+        first_frame,
+        context,
+        noise,
+        future,
+        mode=mode,
+        action_schedule=sampler_schedule(config, model, config.sampling.action_shift),
+        video_schedule=sampler_schedule(config, model),
+        decode_video=request.imagine,
+        target=target,
     )
+    if future is None or not request.imagine:
+        return actions, None
+    return actions, torch.cat((first_frame, future.to(first_frame.dtype)), dim=2)
+
+
+def _sample_light(
+    config: PolicyConfig,
+    model: LightWAM,
+    first_frame: Tensor,
+    context: Tensor,
+    frames: int,
+    request: SampleRequest,
+) -> tuple[Tensor, Tensor | None]:
+    """Regress the chunks of a Light-WAM in one pass and, if requested, denoise its future frames."""
+    actions = model.predict_actions(first_frame, context, request.horizon)
+    actions = blend_target(actions, request.action_target)
     if not request.imagine:
         return actions, None
+
     check_can_imagine(model)
-    future, text = (
-        _future_noise(model, first_frame, frames, request, model.config.video_pool),
-        model.video.embed_text(context),
-    )
-    return actions, light_sampling.imagine(
-        model, first_frame, text, future, sampler_schedule(config, model)
-    )
+    noise = _future_noise(model, first_frame, frames, request, model.config.video_pool)
+    text = model.video.embed_text(context)
+    schedule = sampler_schedule(config, model)
+    return actions, light_sampling.imagine(model, first_frame, text, noise, schedule)
 
 
 def check_can_imagine(model: Model) -> None:
-    """Refuse a model that can't imagine.
+    """Check that a model can predict future frames.
 
     Raises:
-        ConfigError: it is a lean one.
+        ConfigError: It is a lean Light-WAM, which has no video head.
     """
     if isinstance(model, LightWAM) and model.config.lean_steps is not None:
         raise ConfigError(
-            "a lean checkpoint only acts: its video head is gone; load the fat or slim one to imagine"
+            "a lean checkpoint holds only what acting needs and has no video head; "
+            "load the fat or the slim checkpoint to imagine"
         )
 
 
 def normalize_target(
     target: ActionTarget | None, normalization: Normalization, shape: tuple[int, int, int]
 ) -> fast_sampling.NormalizedTarget | None:
-    """Known actions of a batch, normalised, for chunks of a shape [B, T, A].
+    """Normalise an action target and expand it to the chunks of a batch.
+
+    Args:
+        target: Actions in the policy's units, with their weights.
+        normalization: Normalisation of the policy's actions.
+        shape: Shape [B, T, A] of the chunks.
 
     Raises:
-        ObservationError: they have another shape, or weights that aren't weights.
+        ObservationError: The target has another shape, is not finite, or a weight lies outside [0, 1].
     """
     if target is None:
         return None
-    actions, weights = (
-        np.asarray(target.actions, np.float32),
-        np.asarray(target.weights, np.float32),
-    )
+
+    actions = np.asarray(target.actions, np.float32)
+    weights = np.asarray(target.weights, np.float32)
     if actions.shape not in (shape, shape[1:]) or weights.shape not in (shape[:2], shape[1:2]):
         raise ObservationError(
-            f"known actions: expected {list(shape)} and weights {list(shape[:2])}, got {list(actions.shape)} and "
-            f"{list(weights.shape)}"
+            f"action target: expected actions {list(shape)} and weights {list(shape[:2])}, "
+            f"got {list(actions.shape)} and {list(weights.shape)}"
         )
-    if not (np.isfinite(actions).all() and (weights >= 0).all() and (weights <= 1).all()):
-        raise ObservationError("known actions must be finite and their weights between 0 and 1")
-    normalised = torch.from_numpy(normalization.normalize(actions)).expand(shape)
-    return fast_sampling.NormalizedTarget(
-        normalised, torch.from_numpy(weights).expand(shape[:2]).unsqueeze(-1)
-    )
+    if not np.isfinite(actions).all():
+        raise ObservationError("action target: every action must be finite")
+    if not ((weights >= 0).all() and (weights <= 1).all()):
+        raise ObservationError("action target: every weight must lie in [0, 1]")
+
+    normalized = torch.from_numpy(normalization.normalize(actions)).expand(shape)
+    expanded_weights = torch.from_numpy(weights).expand(shape[:2]).unsqueeze(-1)
+    return fast_sampling.NormalizedTarget(normalized, expanded_weights)
 
 
 def blend_target(actions: Tensor, target: fast_sampling.NormalizedTarget | None) -> Tensor:
-    """Actions [B, T, A] of a model that is asked once, mixed with what is known of them."""
-    return actions if target is None else torch.lerp(actions, *(x.to(actions) for x in target))
+    """Interpolate one-pass actions [B, T, A] towards a target by its weights."""
+    if target is None:
+        return actions
+    return torch.lerp(actions, target.actions.to(actions), target.weights.to(actions))
 
 
 def initial_noise(
@@ -150,98 +205,72 @@ def initial_noise(
     fixed_seed: int | None,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
-    """Initial noise [B, *shape], drawn in float32 on the CPU so that every device starts from the same.
+    """Return initial noise [B, *shape], float32 on the CPU so that every device starts from the same numbers.
 
     Args:
-        size: B.
-        shape: of one sample.
-        noise: the caller's own, [*shape] or [B, *shape].
-        generator: what new noise is drawn from.
-        fixed_seed: the seed of one noise for all samples; None: new noise for each.
-        seeds: a seed for each sample, in its place.
+        size: Number of samples, B.
+        shape: Shape of one sample.
+        noise: Noise of the caller, [*shape] or [B, *shape]; takes precedence over everything else.
+        generator: Source of new noise.
+        fixed_seed: Seed of one noise that all samples share; None draws new noise for each sample.
+        seeds: One seed per sample; takes precedence over `fixed_seed`.
 
     Raises:
-        ObservationError: the caller's has another shape, or there are more or fewer seeds than samples.
+        ObservationError: `noise` has another shape, or the number of seeds is not B.
     """
-    if noise is None and seeds is not None:
+    if noise is not None:
+        tensor = torch.as_tensor(noise, dtype=torch.float32)
+        if tensor.shape not in (shape, (size, *shape)):
+            raise ObservationError(
+                f"noise: expected {list(shape)} or {[size, *shape]}, got {list(tensor.shape)}"
+            )
+        return tensor.expand(size, *shape)
+
+    if seeds is not None:
         if len(seeds) != size:
             raise ObservationError(
                 f"seeds: expected one for each of {size} observations, got {len(seeds)}"
             )
-        return torch.stack(
-            [
-                torch.randn(shape, generator=torch.Generator().manual_seed(int(seed)))
-                for seed in seeds
-            ]
-        )
-    if noise is not None:
-        noise = torch.as_tensor(noise, dtype=torch.float32)
-        if noise.shape not in (shape, (size, *shape)):
-            raise ObservationError(
-                f"noise: expected {list(shape)} or {[size, *shape]}, got {list(noise.shape)}"
-            )
-        return noise.expand(size, *shape)
-    if fixed_seed is None:
-        return torch.stack([torch.randn(shape, generator=generator) for _ in range(size)])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(fixed_seed)).expand(
-        size, *shape
-    )
+        return torch.stack([_seeded_noise(shape, int(seed)) for seed in seeds])
+
+    if fixed_seed is not None:
+        return _seeded_noise(shape, fixed_seed).expand(size, *shape)
+    return torch.stack([torch.randn(shape, generator=generator) for _ in range(size)])
+
+
+def _seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def sampling_dtype(model: Model) -> torch.dtype:
-    """What is denoised in."""
+    """Return the dtype in which actions and frames are denoised."""
     return model.precision.time or next(model.parameters()).dtype
 
 
 def sampler_schedule(
     config: PolicyConfig, model: Model, shift: float | None = None
 ) -> fast_sampling.Schedule:
-    """The steps of the sampler, those of the video if no `shift` is given."""
-    dtype, device = sampling_dtype(model), next(model.parameters()).device
-    return fast_sampling.Schedule(
-        *flow_matching.make_schedule(
-            config.sampling.steps, shift or config.sampling.video_shift, dtype=dtype, device=device
-        )
+    """Return the timesteps and step sizes of the sampler.
+
+    Args:
+        config: Config of the policy.
+        model: Model of the policy; gives device and dtype.
+        shift: Shift of the schedule; None takes the config's shift for video.
+    """
+    timesteps, deltas = flow_matching.make_schedule(
+        config.sampling.steps,
+        shift or config.sampling.video_shift,
+        dtype=sampling_dtype(model),
+        device=next(model.parameters()).device,
     )
+    return fast_sampling.Schedule(timesteps, deltas)
 
 
 def _future_noise(
-    model: Model, first: Tensor, frames: int, wish: SampleRequest, pool: int = 1
+    model: Model, first_frame: Tensor, frames: int, request: SampleRequest, pool: int = 1
 ) -> Tensor:
-    """Initial noise of the frames after the observed one, on the grid of `first`, pooled."""
-    channels, _, height, width = first.shape[1:]
-    noise = wish.noise_video((channels, frames, height // pool, width // pool))
-    return noise[:, :, 1:].to(first.device, sampling_dtype(model))
-
-
-def _denoise(
-    config: PolicyConfig,
-    model: FastWAM,
-    first: Tensor,
-    context: Tensor,
-    frames: int,
-    wish: SampleRequest,
-    mode: ActionMode,
-) -> tuple[Tensor, Tensor | None]:
-    """A Fast-WAM's chunks and future."""
-    actions = wish.noise((wish.horizon, config.action.layout.dim)).to(
-        first.device, sampling_dtype(model)
-    )
-    wants_video = wish.imagine or mode != "first_frame"
-    actions, future = fast_sampling.prefill_and_denoise(
-        model,
-        first,
-        context,
-        actions,
-        _future_noise(model, first, frames, wish) if wants_video else None,
-        mode=mode,
-        action_schedule=sampler_schedule(config, model, config.sampling.action_shift),
-        video_schedule=sampler_schedule(config, model),
-        decode_video=wish.imagine,
-        target=None
-        if wish.action_target is None
-        else fast_sampling.NormalizedTarget(*(x.to(actions) for x in wish.action_target)),
-    )
-    return actions, torch.cat(
-        (first, future.to(first.dtype)), dim=2
-    ) if wish.imagine and future is not None else None
+    """Return initial noise of the frames after the observed one, on the latent grid divided by `pool`."""
+    channels, _, height, width = first_frame.shape[1:]
+    # Noise is drawn for the whole clip: the reference draws the observed frame's too and drops it.
+    noise = request.noise_video((channels, frames, height // pool, width // pool))
+    return noise[:, :, 1:].to(first_frame.device, sampling_dtype(model))

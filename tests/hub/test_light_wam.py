@@ -50,7 +50,7 @@ def ours():
 
 
 def test_a_run_loads_with_the_contract_of_its_config(tmp_path, ours):
-    policy = WAMPolicy.from_pretrained(light_upstream(tmp_path, ours), trained=GIVEN)
+    policy = WAMPolicy.from_pretrained(light_upstream(tmp_path, ours), release=GIVEN)
     found, spec = policy.model.state_dict(), policy.config
     assert found.keys() == ours.keys() and all(
         torch.equal(found[name], ours[name]) for name in ours
@@ -78,7 +78,7 @@ def test_a_run_loads_with_the_contract_of_its_config(tmp_path, ours):
 
 def test_a_run_acts(tmp_path, ours):
     policy = WAMPolicy.from_pretrained(
-        light_upstream(tmp_path, ours), trained=GIVEN, dtype=torch.float32
+        light_upstream(tmp_path, ours), release=GIVEN, dtype=torch.float32
     )
     policy._vae = build_vae(TINY_VAE).eval()
     policy.add_prompt("lift", torch.ones(3, 8))
@@ -103,7 +103,7 @@ def test_a_run_loads_from_the_hub_with_its_config_and_statistics(tmp_path, ours,
         policy = WAMPolicy.from_pretrained(
             "lab/light",
             filename=str(path.relative_to(run)),
-            trained=GIVEN,
+            release=GIVEN,
             cache_dir=tmp_path / "cache",
         )
     assert policy.config.action.supervised_steps == 8
@@ -143,14 +143,14 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
     stats["action"]["default"] |= {"global_min": [0.0] * 14, "global_max": [90.0] * 14}
     path = light_upstream(tmp_path, ours, config, stats)
     action = WAMPolicy.from_pretrained(
-        path, trained=replace(GIVEN, preset="real_robot")
+        path, release=replace(GIVEN, preset="real_robot")
     ).config.action
     raw = np.zeros((1, 14), np.float32)
     raw[0, [6, 13]] = [4.4, 120.7]
     raw[0, 5] = 3.3
     snapped = action.snap.apply(raw, action.normalization)
     assert snapped[0, 6] == 0 and snapped[0, 13] == 90 and snapped[0, 5] == np.float32(3.3)
-    robotwin = WAMPolicy.from_pretrained(path, trained=replace(GIVEN, preset="robotwin")).config
+    robotwin = WAMPolicy.from_pretrained(path, release=replace(GIVEN, preset="robotwin")).config
     assert (
         light_wam.run_release(light_wam.RunFile(tmp_path / "config.yaml"), None)[0].preset
         == "robotwin"
@@ -214,7 +214,7 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
 def test_a_config_that_is_not_the_weights_is_refused(tmp_path, ours, path, value, message):
     with pytest.raises((ConfigError, CheckpointError), match=message):
         WAMPolicy.from_pretrained(
-            light_upstream(tmp_path, ours, run_config(path, value)), trained=GIVEN
+            light_upstream(tmp_path, ours, run_config(path, value)), release=GIVEN
         )
 
 
@@ -233,7 +233,7 @@ def test_data_that_does_not_tell_the_robot_asks_for_it(tmp_path, ours):
 def test_taps_in_any_order_are_those_of_the_weights(tmp_path, ours):
     config = run_config("model.wam_adapter.adapter_layer_indices", [2, 0, 2])
     assert WAMPolicy.from_pretrained(
-        light_upstream(tmp_path, ours, config), trained=GIVEN
+        light_upstream(tmp_path, ours, config), release=GIVEN
     ).config.model.taps == (0, 2)
 
 
@@ -245,11 +245,11 @@ def test_a_tail_that_counts_is_supervised_too_and_the_caller_may_say_otherwise(t
     path = light_upstream(
         tmp_path, ours, run_config("model.loss.action_temporal_weighting", weighting)
     )
-    assert WAMPolicy.from_pretrained(path, trained=GIVEN).config.action.supervised_steps is None
+    assert WAMPolicy.from_pretrained(path, release=GIVEN).config.action.supervised_steps is None
     told = replace(GIVEN, supervised_steps=24)
-    assert WAMPolicy.from_pretrained(path, trained=told).config.action.supervised_steps == 24
+    assert WAMPolicy.from_pretrained(path, release=told).config.action.supervised_steps == 24
     with pytest.raises(ConfigError, match="neither a variant nor an action shift"):
-        WAMPolicy.from_pretrained(path, trained=replace(GIVEN, variant="fast", action_shift=5.0))
+        WAMPolicy.from_pretrained(path, release=replace(GIVEN, variant="fast", action_shift=5.0))
 
 
 def test_an_old_file_with_the_video_expert_alone_keeps_its_action_head(tmp_path, ours):
@@ -257,7 +257,7 @@ def test_an_old_file_with_the_video_expert_alone_keeps_its_action_head(tmp_path,
     payload = torch.load(path, weights_only=True)
     payload["dit"] = {n.removeprefix("mixtures.video."): x for n, x in payload.pop("mot").items()}
     torch.save(payload, path)
-    found = WAMPolicy.from_pretrained(path, trained=GIVEN).model.state_dict()
+    found = WAMPolicy.from_pretrained(path, release=GIVEN).model.state_dict()
     assert all(torch.equal(found[name], ours[name]) for name in ours)
 
 
@@ -284,9 +284,9 @@ def test_a_run_without_a_state_is_one_where_the_caller_says_so(tmp_path, ours):
         tmp_path, blind, run_config("data.train.processor.proprio_output_dim", None)
     )
     with pytest.raises(WeightsError, match="holds no proprio encoder"):
-        WAMPolicy.from_pretrained(path, trained=GIVEN)
+        WAMPolicy.from_pretrained(path, release=GIVEN)
     assert (
-        WAMPolicy.from_pretrained(path, trained=replace(GIVEN, proprio=False)).config.state is None
+        WAMPolicy.from_pretrained(path, release=replace(GIVEN, proprio=False)).config.state is None
     )
 
 
@@ -294,7 +294,7 @@ def test_a_config_that_holds_code_is_not_executed(tmp_path, ours):
     proof = tmp_path / "executed"
     text = f"model: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{proof}']]\n"
     with pytest.raises(CheckpointError, match="isn't plain data, nothing in it is executed"):
-        WAMPolicy.from_pretrained(light_upstream(tmp_path / "run", ours, text), trained=GIVEN)
+        WAMPolicy.from_pretrained(light_upstream(tmp_path / "run", ours, text), release=GIVEN)
     assert not proof.exists()
 
 
@@ -304,10 +304,10 @@ def test_a_run_without_its_config_or_its_state_encoder_is_refused(tmp_path, ours
     with pytest.raises(
         CheckpointError, match=r"no config\.yaml beside .* take the files of its run too"
     ):
-        WAMPolicy.from_pretrained(path, trained=GIVEN)
+        WAMPolicy.from_pretrained(path, release=GIVEN)
     blind = {name: x for name, x in ours.items() if not name.startswith("proprio_encoder")}
     with pytest.raises(WeightsError, match="would act blindly to its state"):
-        WAMPolicy.from_pretrained(light_upstream(tmp_path / "b", blind), trained=GIVEN)
+        WAMPolicy.from_pretrained(light_upstream(tmp_path / "b", blind), release=GIVEN)
 
 
 # -- names --------------------------------------------------------------------------------------------------------------

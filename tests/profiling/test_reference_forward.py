@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import make_light_policy, make_observation, make_policy
 
+from wam_policy import pipeline
 from wam_policy.config import PromptConfig
 from wam_policy.inference.weight_transforms import fuse_projections
 from wam_policy.profiling.op_counter import count_operations
@@ -30,11 +31,15 @@ def act(policy, observation, savings) -> np.ndarray:
 
 
 def step(way, policy, observation) -> np.ndarray:
-    seen = policy.prepare_input(observation)
+    seen = pipeline.prepare_input(
+        policy.config, pipeline.read_observation(policy.config, observation)
+    )
     first = way.encode(torch.from_numpy(seen.canvas))
     conditions, cache = way.prefill(first, seen.prompts[0], torch.from_numpy(seen.proprio))
     noise = initial_noise(2, (4, 3), None, torch.Generator(), fixed_seed=42)
-    return policy.denormalize_actions(way.act(conditions, cache, seen.prompts[0], noise))
+    return pipeline.denormalize_actions(
+        policy.config, way.act(conditions, cache, seen.prompts[0], noise)
+    )
 
 
 @pytest.mark.parametrize(("family", "saving"), CASES)

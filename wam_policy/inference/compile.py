@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol, Self, TypeVar
 
+from wam_policy import pipeline
+from wam_policy.config import PolicyConfig
 from wam_policy.errors import ConfigError
 from wam_policy.inference.bucket import EngineSpec, Options
 from wam_policy.inference.engine import Engine
 from wam_policy.inference.weight_transforms import Quantization, fuse_projections, quantize_linears
 from wam_policy.models.fast_wam.model import FastWAM
+from wam_policy.models.fast_wam.variants import ActionMode
 from wam_policy.models.light_wam.fold import fold_to_lean
 from wam_policy.models.light_wam.model import LightWAM
+from wam_policy.pipeline import PolicyLike
 from wam_policy.utils.compiler import Backend, Compiler
 
-if TYPE_CHECKING:
-    from wam_policy.models.fast_wam.variants import ActionMode
-    from wam_policy.policy import WAMPolicy
+
+class CompilablePolicy(PolicyLike, Protocol):
+    """A policy that can act by a compiled engine; `WAMPolicy` is one."""
+
+    def with_engine(self, config: PolicyConfig, engine: Engine) -> Self:
+        """Return a policy with the same parts that acts by the engine."""
+
+
+PolicyT = TypeVar("PolicyT", bound=CompilablePolicy)
 
 
 def compile_inference(
-    policy: WAMPolicy,
+    policy: PolicyT,
     *,
     mode: ActionMode | None = None,
     batch_sizes: Sequence[int] = (1, 2, 4, 8),
@@ -32,7 +42,7 @@ def compile_inference(
     steps: int | None = None,
     quantize: Quantization | None = None,
     encode_every: int = 1,
-) -> WAMPolicy:
+) -> PolicyT:
     """The same policy with a compiled forward pass: same observations in, same chunks out, up to rounding.
 
     It computes once what is constant (text, modulations, rotary tables, a Light-WAM's folded weights), in memory that is
@@ -66,7 +76,7 @@ def compile_inference(
         if spec.sampling.action_shift is None:
             raise ConfigError("a Light-WAM reads its actions off in one pass: it has no `steps`")
         spec = replace(spec, sampling=replace(spec.sampling, steps=steps))
-    length, model = policy.chunk_length(horizon), policy.model
+    length, model = pipeline.chunk_length(policy, horizon), policy.model
     if isinstance(model, LightWAM) and model.config.lean_steps is None:
         model = fold_to_lean(model, length)
     if quantize is not None:
@@ -77,11 +87,15 @@ def compile_inference(
     _ = vae.first_frame_encoder  # made now, not while it is compiled
     options = Options(spec.action_mode(mode), length, sizes, encode_every)
     forward = EngineSpec(
-        spec, model, lambda image: vae.encode_first_frame(image), policy.latent_frames, options
+        spec,
+        model,
+        lambda image: vae.encode_first_frame(image),
+        pipeline.latent_frames(policy),
+        options,
     )
     engine = Engine(
         forward, policy.prompts, Compiler(backend, on_failure, policy.device), policy.model
     )
     if warmup:
         engine.warmup()
-    return type(policy)(spec, policy.model, vae=policy.vae, prompts=policy.prompts, engine=engine)
+    return policy.with_engine(spec, engine)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from wam_policy.inference.text_cache import TextCache
 from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.registry import Model
+from wam_policy.pipeline import ModelInput
+from wam_policy.sampling import SampleRequest
 from wam_policy.utils.compiler import Compiler
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,16 @@ TOLERANCE = {
     torch.bfloat16: 0.2,
     torch.float16: 0.05,
 }  # of an action, compiled
+
+
+@dataclass
+class Encoding:
+    """What one encoded batch of observations leaves for the sampler, and how often it has been used."""
+
+    size: int  # of the bucket
+    prompts: tuple[str, ...]
+    state: Any  # what `Bucket.encode` returned
+    uses: int = 0
 
 
 class Engine:
@@ -57,19 +70,20 @@ class Engine:
             compiler: how it is compiled.
             source: what the model was made from; its weights may not change either.
         """
-        self.config, self.model, self.options = spec, spec.model, spec.options
+        self.spec, self.model, self.options = spec, spec.model, spec.options
         self._prompts, self._compiler, self._lock = prompts, compiler, threading.Lock()
         longest = max((len(x) for x in prompts.table.values()), default=0)
         self.text_cache = TextCache(self.model, prompts, max(longest, PROMPT_TOKENS))
         self._buckets: dict[int, Bucket] = {}
-        self._encoded: tuple[Any, int, Any] = (
-            None,
-            0,
-            None,
-        )  # of which batch, how often it was used, what it left
+        self._encoding: Encoding | None = None
         self._like = self.model.video.patch_embedding.weight  # never quantized: device and dtype
         self._watched = [*self.model.parameters(), *(() if source is None else source.parameters())]
         self._version = self._weights_version()
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk."""
+        return self.options.horizon
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -112,7 +126,7 @@ class Engine:
         self._compiler = Compiler(None, "raise", self._like.device)
         self._clear()
 
-    def __call__(self, seen: sampling.ModelInput, wish: sampling.SampleRequest) -> Tensor:
+    def __call__(self, inputs: ModelInput, request: SampleRequest) -> Tensor:
         """Normalised actions [B, T, A], float32 on the CPU.
 
         Raises:
@@ -122,67 +136,73 @@ class Engine:
             CompileError: weights changed since this was made, or it can't be compiled.
         """
         with self._lock, torch.no_grad():
-            bucket = self.load_batch(seen, wish)
+            bucket = self.load_batch(inputs, request)
             actions = _download(
-                bucket.act(self.state(bucket, seen)).narrow(0, 0, len(seen.prompts))
+                bucket.act(self.encode_or_reuse(bucket, inputs)).narrow(0, 0, len(inputs.prompts))
             )
             return (
                 actions
                 if isinstance(self.model, FastWAM)
-                else sampling.blend_target(actions, wish.action_target)
+                else sampling.blend_target(actions, request.action_target)
             )
 
-    def load_batch(self, seen: sampling.ModelInput, wish: sampling.SampleRequest) -> Bucket:
+    def load_batch(self, inputs: ModelInput, request: SampleRequest) -> Bucket:
         """The bucket of a batch, with the batch in its memory; errors are those of a call."""
-        self._check(len(seen.prompts), wish)
+        self._check(len(inputs.prompts), request)
         if self._weights_version() != self._version:
             raise CompileError(
                 "the policy's weights have changed since it was compiled: compile it again"
             )
-        self._make_room(seen.prompts)
+        self._make_room(inputs.prompts)
         bucket = self.bucket(
-            next(size for size in self.options.batch_sizes if size >= len(seen.prompts))
+            next(size for size in self.options.batch_sizes if size >= len(inputs.prompts))
         )
-        self._fill(bucket, seen, wish)
+        self._fill(bucket, inputs, request)
         return bucket
 
-    def encodes(self, bucket: Bucket, seen: sampling.ModelInput) -> bool:
-        """Whether `state` will encode this observation, or give what an earlier one left."""
-        usable = (
-            self._encoded[0] == (bucket.size, tuple(seen.prompts))
-            and self._encoded[1] < self.options.encode_every
-        )
-        return bool(seen.starts.any()) or not usable
+    def reusable_encoding(self, bucket: Bucket, inputs: ModelInput) -> Encoding | None:
+        """Return the encoding of an earlier observation if it serves this batch too, else None.
 
-    def state(self, bucket: Bucket, seen: sampling.ModelInput) -> Any:
-        """What the observation leaves for `act`; an earlier one's, where not every observation is to be encoded."""
-        if self.encodes(bucket, seen):
-            self._encoded = ((bucket.size, tuple(seen.prompts)), 0, bucket.encode())
-        self._encoded = (self._encoded[0], self._encoded[1] + 1, self._encoded[2])
-        return self._encoded[2]
+        It does for `encode_every` calls in a row of the same bucket and prompts in which no episode begins.
+        """
+        encoding = self._encoding
+        if encoding is None or inputs.episode_start.any():
+            return None
+        if (encoding.size, encoding.prompts) != (bucket.size, tuple(inputs.prompts)):
+            return None
+        return encoding if encoding.uses < self.options.encode_every else None
+
+    def encode_or_reuse(self, bucket: Bucket, inputs: ModelInput) -> Any:
+        """Return what the observation leaves for `bucket.act`: encoded now, or an earlier one's if it may be reused."""
+        encoding = self.reusable_encoding(bucket, inputs)
+        if encoding is None:
+            encoding = Encoding(bucket.size, tuple(inputs.prompts), bucket.encode())
+            self._encoding = encoding
+        encoding.uses += 1
+        return encoding.state
 
     def bucket(self, size: int) -> Bucket:
         """The bucket of a batch size, made when it is first asked for."""
         if size not in self._buckets:
             self._buckets[size] = build_bucket(
-                self.config, self.text_cache.allocate_slots(size), self._compiler, size
+                self.spec, self.text_cache.allocate_slots(size), self._compiler, size
             )
         return self._buckets[size]
 
     def reset(self) -> None:
         """Forget the last observation, which `encode_every` would use again."""
-        self._encoded = (None, 0, None)
+        self._encoding = None
 
-    def _check(self, size: int, wish: sampling.SampleRequest) -> None:
+    def _check(self, size: int, request: SampleRequest) -> None:
         largest = self.options.batch_sizes[-1]
         if size > largest:
             raise ObservationError(
                 f"compiled for up to {largest} observations at once, got {size}; compile with `batch_sizes=(…, {size})`"
             )
-        mode = wish.mode or self.options.mode
-        if (wish.horizon, mode) != (self.options.horizon, self.options.mode):
+        mode = request.mode or self.options.mode
+        if (request.horizon, mode) != (self.options.horizon, self.options.mode):
             raise ConfigError(
-                f"compiled for {self.options.horizon} actions in mode {self.options.mode!r}, asked for {wish.horizon} in mode "
+                f"compiled for {self.options.horizon} actions in mode {self.options.mode!r}, asked for {request.horizon} in mode "
                 f"{mode!r}; compile for that, or ask the policy that isn't compiled"
             )
 
@@ -207,31 +227,29 @@ class Engine:
         self._buckets.clear()
         self.reset()
 
-    def _fill(
-        self, bucket: Bucket, seen: sampling.ModelInput, wish: sampling.SampleRequest
-    ) -> None:
+    def _fill(self, bucket: Bucket, inputs: ModelInput, request: SampleRequest) -> None:
         """Put a batch into a bucket's memory; the samples that are too many repeat the last one."""
-        missing = bucket.size - len(seen.prompts)
-        inputs = bucket.buffers
-        _upload(inputs.image, torch.from_numpy(seen.canvas), missing)
-        if inputs.proprio is not None:
-            assert seen.proprio is not None
-            _upload(inputs.proprio, torch.from_numpy(seen.proprio), missing)
-        if inputs.noise is not None:
-            _upload(inputs.noise, wish.noise(tuple(inputs.noise.shape[1:])), missing)
-        if inputs.noise_video is not None:
-            channels, frames, *grid = inputs.noise_video.shape[1:]
+        missing = bucket.size - len(inputs.prompts)
+        buffers = bucket.buffers
+        _upload(buffers.image, torch.from_numpy(inputs.canvas), missing)
+        if buffers.proprio is not None:
+            assert inputs.proprio is not None
+            _upload(buffers.proprio, torch.from_numpy(inputs.proprio), missing)
+        if buffers.noise is not None:
+            _upload(buffers.noise, request.noise(tuple(buffers.noise.shape[1:])), missing)
+        if buffers.noise_video is not None:
+            channels, frames, *grid = buffers.noise_video.shape[1:]
             _upload(
-                inputs.noise_video,
-                wish.noise_video((channels, frames + 1, *grid)).narrow(2, 1, frames),
+                buffers.noise_video,
+                request.noise_video((channels, frames + 1, *grid)).narrow(2, 1, frames),
                 missing,
             )
-        if inputs.target is not None and wish.action_target is None:
-            inputs.target.weights.zero_()
-        elif inputs.target is not None and wish.action_target is not None:
-            for place, given in zip(inputs.target, wish.action_target, strict=True):
+        if buffers.target is not None and request.action_target is None:
+            buffers.target.weights.zero_()
+        elif buffers.target is not None and request.action_target is not None:
+            for place, given in zip(buffers.target, request.action_target, strict=True):
                 _upload(place, given, missing)
-        self._write(bucket, seen.prompts)
+        self._write(bucket, inputs.prompts)
 
     def _write(self, bucket: Bucket, prompts: Sequence[str]) -> None:
         """Write the prompts that aren't there yet into a bucket's slots."""

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from wam_policy import sampling
+from wam_policy import pipeline, sampling
 from wam_policy.checkpoints import resolve_checkpoint
 from wam_policy.errors import ConfigError
 from wam_policy.inference.compile import compile_inference
@@ -74,36 +74,20 @@ class BenchConfig:
             raise ConfigError("a `task` is an env's: name the `env`")
 
 
-def noise_of(policy: WAMPolicy, size: int) -> Tensor:
-    """The contract's initial noise of the actions, [B, T, A]."""
-    shape = (policy.chunk_length(), policy.config.action.layout.dim)
-    return sampling.initial_noise(
-        size, shape, None, torch.Generator(), fixed_seed=policy.config.sampling.seed
-    )
-
-
-def wish_of(policy: WAMPolicy, size: int) -> sampling.SampleRequest:
-    """One chunk for each of `size` observations, from the contract's noise."""
-    noise = noise_of(policy, size)
-    return sampling.SampleRequest(
-        policy.chunk_length(), lambda _: noise, lambda shape: torch.randn(size, *shape)
-    )
-
-
 def reference_step(
     policy: WAMPolicy, way: ReferenceForward, clock: Clock, observation: dict[str, Any]
 ) -> Tensor:
     """One step of the plain way, timed; its normalised actions."""
     with clock("preprocess"):
-        seen = policy.prepare_input(observation)
-        image, proprio = (
-            None if x is None else torch.from_numpy(x).to(policy.device, policy.dtype)
-            for x in (seen.canvas, seen.proprio)
-        )
-        noise = noise_of(policy, len(seen.prompts)).to(
-            policy.device, sampling.sampling_dtype(way.model)
-        )
-    assert image is not None
+        checked = pipeline.read_observation(policy.config, observation)
+        seen = pipeline.prepare_input(policy.config, checked)
+        image = torch.from_numpy(seen.canvas).to(policy.device, policy.dtype)
+        proprio = None
+        if seen.proprio is not None:
+            proprio = torch.from_numpy(seen.proprio).to(policy.device, policy.dtype)
+        request = pipeline.make_request(policy, len(checked))
+        noise = request.noise((request.horizon, policy.config.action.layout.dim))
+        noise = noise.to(policy.device, sampling.sampling_dtype(way.model))
     with clock("vae"):
         first = way.encode(image)
     with clock("prefill"):
@@ -111,7 +95,7 @@ def reference_step(
     with clock("act"):
         actions = way.act(conditions, cache, seen.prompts[0], noise)
     with clock("postprocess"):
-        policy.denormalize_actions(actions)
+        pipeline.denormalize_actions(policy.config, actions)
     return actions
 
 
@@ -120,14 +104,15 @@ def engine_step(policy: WAMPolicy, clock: Clock, observation: dict[str, Any]) ->
     engine = policy.engine
     assert engine is not None
     with clock("preprocess"):
-        seen = policy.prepare_input(observation)
-        bucket = engine.load_batch(seen, wish_of(policy, len(seen.prompts)))
-    encodes = engine.encodes(bucket, seen)
+        checked = pipeline.read_observation(policy.config, observation)
+        seen = pipeline.prepare_input(policy.config, checked)
+        bucket = engine.load_batch(seen, pipeline.make_request(policy, len(checked)))
+    encodes = engine.reusable_encoding(bucket, seen) is None
     with clock("vae"):
         if encodes:
             bucket.encode_image()
     with clock("prefill"):
-        state = engine.state(bucket, seen)
+        state = engine.encode_or_reuse(bucket, seen)
     if encodes:  # which begins with seeing
         clock.seconds["prefill"][-1] = max(
             0.0, clock.seconds["prefill"][-1] - clock.seconds["vae"][-1]
@@ -135,7 +120,7 @@ def engine_step(policy: WAMPolicy, clock: Clock, observation: dict[str, Any]) ->
     with clock("act"):
         actions = bucket.act(state).clone()
     with clock("postprocess"):
-        policy.denormalize_actions(actions)
+        pipeline.denormalize_actions(policy.config, actions)
     return actions
 
 
@@ -170,7 +155,10 @@ def count_row(policy: WAMPolicy, row: Row, observation: dict[str, Any]) -> None:
     """Count the products of a row's stages for an observation, on our forward pass, not compiled."""
     eager = compile_inference(policy, batch_sizes=(row.batch,), backend=None, warmup=False)
     assert eager.engine is not None
-    bucket = eager.engine.load_batch(eager.prepare_input(observation), wish_of(policy, row.batch))
+    inputs = pipeline.prepare_input(
+        policy.config, pipeline.read_observation(policy.config, observation)
+    )
+    bucket = eager.engine.load_batch(inputs, pipeline.make_request(policy, row.batch))
     row.counts["vae"] = count_operations(bucket.encode_image)
     states: list[Any] = []
     whole = count_operations(lambda: states.append(bucket.encode()))

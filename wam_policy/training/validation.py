@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch.utils._pytree import tree_map_only
 
-from wam_policy import sampling
+from wam_policy import pipeline
 from wam_policy.data.encoded_dataset import EncodedDataset
 from wam_policy.data.sampler import sample_generators
 from wam_policy.evaluation.evaluate import EvalConfig, evaluate
@@ -56,8 +56,8 @@ def validate(
         sums["val_video"] += float(found.video) * len(part) / count
         sums["val_action"] += float(found.action) * len(part) / count
         error = np.abs(
-            policy.denormalize_actions(predicted(policy, batch)[0])
-            - policy.denormalize_actions(batch.action)
+            pipeline.denormalize_actions(policy.config, predict_encoded(policy, batch)[0])
+            - pipeline.denormalize_actions(policy.config, batch.action)
         ).mean(2)
         valid = ~batch.action_is_pad.numpy()
         valid[:, policy.config.action.supervised_steps or valid.shape[1] :] = False
@@ -78,7 +78,7 @@ def imagine_clips(
     if config.loss.lambda_video == 0 or not count:
         return None
     batch = data.batch(torch.linspace(0, len(data.names) - 1, count).round().long())
-    _, latents = predicted(policy, batch, imagine=True)
+    _, latents = predict_encoded(policy, batch, imagine=True)
     assert latents is not None
     real = batch.latents.to(latents)
     if isinstance(policy.model, LightWAM):
@@ -101,20 +101,16 @@ def rollout_success(config: TrainConfig | LightTrainConfig, checkpoint: Path) ->
     return {f"success_{task}": row["success"] for task, row in found["tasks"].items()}
 
 
-def predicted(
+def predict_encoded(
     policy: WAMPolicy, batch: Batch, *, imagine: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Normalised chunks [B, T, A] for encoded observations, from the contract's noise; and latents of the future, if wanted."""
-    size, horizon = batch.action.shape[:2]
+    """Return normalised chunks [B, T, A] for encoded observations and, if requested, latents of the clips.
+
+    The noise is the one that the config fixes by its seed, so that two checkpoints are compared on the same noise.
+    """
     batch = tree_map_only(torch.Tensor, lambda x: x.to(policy.device), batch)
     context = policy.model.context(batch.context, batch.proprio)
-
-    def noise(shape: tuple[int, ...]) -> torch.Tensor:
-        return sampling.initial_noise(
-            size, shape, None, torch.Generator(), fixed_seed=policy.config.sampling.seed
-        )
-
-    wish = sampling.SampleRequest(horizon, noise, noise, imagine=imagine)
-    return sampling.sample_actions(
-        policy.config, policy.model, batch.latents[:, :, :1], context, policy.latent_frames, wish
-    )
+    encoded = pipeline.EncodedObservation(batch.latents[:, :, :1], context)
+    size, horizon = batch.action.shape[:2]
+    request = pipeline.make_request(policy, size, horizon=horizon, imagine=imagine)
+    return pipeline.sample_encoded(policy, encoded, request)

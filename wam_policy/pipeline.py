@@ -1,0 +1,265 @@
+"""The way from an observation to actions, as pure functions over the parts of a policy.
+
+    observation -> ModelInput -> EncodedObservation -> normalised actions -> actions
+
+`WAMPolicy`, the compiled inference, fine-tuning, validation and the benchmarks all take this way, so that an
+observation is prepared, and an action read, in one place only.
+"""
+
+# B batch, H W pixels, P proprioception size, C latent channels, F latent frames, h w latent grid, L prompt rows,
+# T actions in a chunk, A numbers per action
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wam_policy import images, sampling
+from wam_policy.config import PolicyConfig
+from wam_policy.errors import ConfigError
+from wam_policy.models.encoders.text import PromptEmbeddings
+from wam_policy.models.encoders.vae import VAE
+from wam_policy.models.fast_wam.variants import ActionMode
+from wam_policy.models.light_wam.model import LightWAM
+from wam_policy.models.registry import Model
+from wam_policy.observation import Observation, check_observation
+from wam_policy.sampling import ActionTarget, SampleRequest
+
+
+class ModelInput(NamedTuple):
+    """A batch of observations in the form a model takes."""
+
+    canvas: np.ndarray  # float32 [B, 3, H, W] in [-1, 1]: the cameras composed into one image
+    proprio: np.ndarray | None  # float32 [B, P], normalised
+    prompts: Sequence[str]  # B prompts
+    episode_start: np.ndarray  # bool [B]
+
+
+class EncodedObservation(NamedTuple):
+    """A batch of observations as the experts see it."""
+
+    latents: Tensor  # [B, C, 1, h, w] of the canvas
+    context: Tensor  # [B, L + 1, text_dim]: prompt embeddings and the proprioception token
+
+
+class ChunkEngine(Protocol):
+    """A compiled forward pass, as `wam_policy.inference` builds it."""
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk it was compiled for."""
+
+    def __call__(self, inputs: ModelInput, request: SampleRequest) -> Tensor:
+        """Return normalised actions [B, T, A], float32 on the CPU."""
+
+
+class PolicyLike(Protocol):
+    """The parts of a policy that this module works on; `WAMPolicy` has them."""
+
+    @property
+    def config(self) -> PolicyConfig:
+        """Config of the policy."""
+
+    @property
+    def model(self) -> Model:
+        """Model on its device and in its dtype."""
+
+    @property
+    def prompts(self) -> PromptEmbeddings:
+        """Prompt embeddings, with or without a text encoder behind them."""
+
+    @property
+    def vae(self) -> VAE:
+        """Video codec."""
+
+    @property
+    def engine(self) -> ChunkEngine | None:
+        """Compiled forward pass; None if the policy is not compiled."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model."""
+
+
+# -- observation -> model input -----------------------------------------------------------------------------------
+
+
+def read_observation(config: PolicyConfig, observation: Any) -> Observation:
+    """Check an observation, single or batched, against what a policy needs.
+
+    Raises:
+        ObservationError: Something is missing, has another type or shape, or is not finite.
+    """
+    state_names = None if config.state is None else config.state.names
+    return check_observation(observation, config.cameras.names, state_names)
+
+
+def select_observations(observation: Observation, mask: np.ndarray) -> Observation:
+    """Return the observations of a batch where `mask`, bool [B], is true."""
+    pairs = zip(observation.instructions, mask, strict=True)
+    return dataclasses.replace(
+        observation,
+        images={name: picture[mask] for name, picture in observation.images.items()},
+        state=None if observation.state is None else observation.state[mask],
+        instructions=tuple(instruction for instruction, selected in pairs if selected),
+        episode_start=observation.episode_start[mask],
+    )
+
+
+def prepare_input(config: PolicyConfig, observation: Observation) -> ModelInput:
+    """Compose the canvas, normalise the state and build the prompts of checked observations.
+
+    Raises:
+        ObservationError: A picture has another size than the config allows.
+    """
+    proprio = None
+    if config.state is not None and observation.state is not None:
+        proprio = config.state.normalization.normalize(observation.state)
+    return ModelInput(
+        canvas=images.canvas(observation.images, config.cameras),
+        proprio=proprio,
+        prompts=[config.prompt.prompt(text) for text in observation.instructions],
+        episode_start=observation.episode_start,
+    )
+
+
+# -- model input -> normalised actions ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode_observation(policy: PolicyLike, inputs: ModelInput) -> EncodedObservation:
+    """Encode the canvas by the video codec, and embed prompt and proprioception.
+
+    Raises:
+        PromptError: A prompt has no embedding and there is no text encoder.
+    """
+    device = policy.device
+    dtype = policy.dtype
+    proprio = None
+    if inputs.proprio is not None:
+        proprio = torch.from_numpy(inputs.proprio).to(device, dtype)
+
+    prompts = policy.prompts.embed(inputs.prompts, device=device, dtype=dtype)
+    context = policy.model.context(prompts, proprio)
+    canvas = torch.from_numpy(inputs.canvas).to(device, dtype)
+    return EncodedObservation(policy.vae.encode_first_frame(canvas), context)
+
+
+def sample_encoded(
+    policy: PolicyLike, encoded: EncodedObservation, request: SampleRequest
+) -> tuple[Tensor, Tensor | None]:
+    """Sample normalised actions [B, T, A] and, if requested, latents [B, C, F, h, w], without the engine.
+
+    Raises:
+        ConfigError: The variant was not trained for the requested mode, or the model cannot imagine.
+    """
+    frames = latent_frames(policy)
+    return sampling.sample_actions(
+        policy.config, policy.model, encoded.latents, encoded.context, frames, request
+    )
+
+
+def sample(
+    policy: PolicyLike, inputs: ModelInput, request: SampleRequest
+) -> tuple[Tensor, Tensor | None]:
+    """Sample normalised actions [B, T, A] and, if requested, latents [B, C, F, h, w].
+
+    The compiled engine is used where the policy has one; it does not imagine.
+    """
+    if policy.engine is not None and not request.imagine:
+        return policy.engine(inputs, request), None
+    return sample_encoded(policy, encode_observation(policy, inputs), request)
+
+
+def make_request(
+    policy: PolicyLike,
+    size: int,
+    *,
+    noise: np.ndarray | Tensor | None = None,
+    noise_video: np.ndarray | Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    action_target: ActionTarget | None = None,
+    mode: ActionMode | None = None,
+    horizon: int | None = None,
+    generator: torch.Generator | None = None,
+    imagine: bool = False,
+) -> SampleRequest:
+    """Build the sample request of a batch; what is not given is the config's.
+
+    Args:
+        policy: Policy that will be sampled.
+        size: Number of observations, B.
+        noise: Initial noise [T, A] or [B, T, A] of the actions.
+        noise_video: Initial noise [C, F, h, w] or [B, C, F, h, w] of the video latents.
+        seeds: One seed per observation to draw its noise from.
+        action_target: Actions to continue, in the policy's units.
+        mode: What the actions attend to.
+        horizon: Actions per chunk.
+        generator: Source of new noise for every sample; None draws the noise the config fixes by its seed.
+        imagine: Also sample the future frames.
+
+    Raises:
+        ConfigError: The horizon is not possible.
+        ObservationError: Noise, seeds or target have another shape.
+    """
+    config = policy.config
+    length = chunk_length(policy, horizon)
+    source = torch.Generator() if generator is None else generator
+    fixed_seed = config.sampling.seed if generator is None else None
+
+    def noise_source(given: np.ndarray | Tensor | None) -> sampling.NoiseSource:
+        return lambda shape: sampling.initial_noise(
+            size, shape, given, source, fixed_seed=fixed_seed, seeds=seeds
+        )
+
+    shape = (size, length, config.action.layout.dim)
+    return SampleRequest(
+        horizon=length,
+        noise=noise_source(noise),
+        noise_video=noise_source(noise_video),
+        mode=mode,
+        imagine=imagine,
+        action_target=sampling.normalize_target(action_target, config.action.normalization, shape),
+    )
+
+
+def chunk_length(policy: PolicyLike, horizon: int | None = None) -> int:
+    """Return the actions per chunk: `horizon` if given, else what was compiled, else the config's.
+
+    Raises:
+        ConfigError: It is not positive, or more than a lean Light-WAM knows.
+    """
+    length = policy.config.action.horizon if policy.engine is None else policy.engine.horizon
+    if horizon is not None:
+        length = horizon
+    if length < 1:
+        raise ConfigError(f"`horizon` must be positive, got {length}")
+    if isinstance(policy.model, LightWAM):
+        policy.model.expert.check_horizon(length)
+    return length
+
+
+def latent_frames(policy: PolicyLike) -> int:
+    """Return the latent frames of a clip, the observed frame included."""
+    return 1 + (policy.config.video.frames - 1) // policy.vae.temporal_ratio
+
+
+# -- normalised actions -> actions --------------------------------------------------------------------------------
+
+
+def denormalize_actions(config: PolicyConfig, actions: Tensor) -> np.ndarray:
+    """Return normalised actions [B, T, A] in the policy's units, float32, with snapping grippers snapped."""
+    action = config.action
+    chunks = action.normalization.denormalize(actions.float().cpu().numpy())
+    if action.snap is None:
+        return chunks
+    return action.snap.apply(chunks, action.normalization)
