@@ -1,4 +1,6 @@
-"""Loads policies from folders, files and the Hub, and writes them there: `from_pretrained` and its counterparts."""
+"""Loads policies from folders, files and the Hub, and writes them there: `from_pretrained` and its
+counterparts.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +67,9 @@ class HubMixin:
     ) -> Self:
         """Load a policy from a folder, a file or the Hugging Face Hub.
 
-        Reads checkpoints of this package, LeRobot's `fastwam` folders, and the `.pt` files of the reference
-        implementations with their `dataset_stats.json` (and, for a Light-WAM, `config.yaml`) beside them. No code
-        in a file is executed.
+        Reads checkpoints of this package, LeRobot's `fastwam` folders, and the `.pt` files of the
+        reference implementations with their `dataset_stats.json` (and, for a Light-WAM,
+        `config.yaml`) beside them. No code in a file is executed.
 
         Args:
             id_or_folder: Local folder or file, or Hub id "organisation/name".
@@ -77,16 +79,20 @@ class HubMixin:
             local_files_only: Do not use the network.
             token: Hub token; True takes the stored one.
             filename: File of a reference implementation in a folder or repository of several.
-            release: What such a file does not say about itself; known releases are recognised by their file name.
-            stats: `dataset_stats.json` of such a file; the default is the one beside it or in its run's folder.
+            release: What such a file does not say about itself; known releases are recognised by
+                their file name.
+            stats: `dataset_stats.json` of such a file; the default is the one beside it or in its
+                run's folder.
             device: Device of the policy.
             text_device: Device of the text encoder, if it is needed; the default is `device`.
-            prompt_cache: Folder of prompt embeddings by this policy's text encoder, in our format or the reference
-                implementations'. A prompt found there needs no encoder; a new one is added.
+            prompt_cache: Folder of prompt embeddings by this policy's text encoder, in our format
+                or the reference implementations'. A prompt found there needs no encoder; a new one
+                is added.
             dtype: Dtype to compute in; the default is the config's.
 
         Raises:
-            CheckpointError: There is no such checkpoint, or its weights cannot be read or do not fit.
+            CheckpointError: There is no such checkpoint, or its weights cannot be read or do not
+                fit.
             ConfigError: The config is incomplete, inconsistent or of a newer format.
         """
         request = CheckpointRequest(
@@ -122,16 +128,18 @@ class HubMixin:
     ) -> Path:
         """Write the policy as a checkpoint folder: config, weights, prompts, codec and card.
 
-        A kill in between leaves the old checkpoint, or a folder that `from_pretrained` refuses as incomplete.
+        A kill in between leaves the old checkpoint, or a folder that `from_pretrained` refuses as
+        incomplete.
 
         Args:
             folder: Folder to write; created if it does not exist, other files in it stay.
             dtype: Dtype of the stored weights; the default is their own.
             notes: Markdown for the end of the card, for example results.
-            form: What of a Light-WAM to write: every weight ("fat"), the trained weights ("slim"), or what acting
-                needs, folded together ("lean"). The default is the form the policy was loaded from.
-            base: Of a slim checkpoint: where the frozen video expert is; it is fetched and compared. The default is
-                where the policy has it from.
+            form: What of a Light-WAM to write: every weight ("fat"), the trained weights ("slim"),
+                or what acting needs, folded together ("lean"). The default is the form the policy
+                was loaded from.
+            base: Of a slim checkpoint: where the frozen video expert is; it is fetched and
+                compared. The default is where the policy has it from.
 
         Raises:
             ConfigError: The policy does not have this form, or a slim one has no base.
@@ -185,7 +193,8 @@ class HubMixin:
             base: As in `save_pretrained`.
 
         Raises:
-            ConfigError: As `save_pretrained`, or the base is a local folder or the repository itself.
+            ConfigError: As `save_pretrained`, or the base is a local folder or the repository
+                itself.
             CheckpointError: As `save_pretrained`, or the Hub refuses.
         """
         with tempfile.TemporaryDirectory() as name:

@@ -2,8 +2,9 @@
 
     python scripts/density.py [--files] [PATH ...]
 
-A mirror, not a fence: the numbers say where a reader has to unpack a line, not what is good code. The default paths are the
-library (`wam_policy/`, `hub/`, `wrappers/`). `--files` also prints one row per file.
+A mirror, not a fence: the numbers say where a reader has to unpack a line, not what is good code.
+The default paths are the library (`wam_policy/`, `hub/`, `wrappers/`). `--files` also prints one
+row per file.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_the_contract_s_own_ensemble_is_used():
 
 
 def test_a_queue_can_t_play_more_than_a_chunk_holds_and_asks_for_chunks_of_its_horizon(light):
-    with pytest.raises(ConfigError, match="`replan` is 9, a chunk holds 4"):
+    with pytest.raises(ConfigError, match="`replan` is 9 but a chunk holds 4"):
         light.queue(replan=9)
     with pytest.raises(ConfigError, match="`replan` is 3, a chunk holds 2"):
         light.queue(horizon=2)
@@ -154,7 +154,7 @@ def test_snapping_grippers_are_not_averaged():
     }
     with pytest.raises(ConfigError, match="can't be averaged"):
         replace(action, **snapping, ensemble=0.0)
-    with pytest.raises(ConfigError, match="can't be averaged"):
+    with pytest.raises(ConfigError, match="cannot be averaged"):
         make_light_policy(action=replace(action, **snapping)).queue(ensemble=0.0)
 
 

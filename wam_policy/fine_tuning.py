@@ -1,6 +1,9 @@
-"""One training step of a policy inside somebody's own loop: a batch in the robot's units in, a loss out."""
+"""One training step of a policy inside somebody's own loop: a batch in the robot's units in, a loss
+out.
+"""
 
-# B batch, F pixel frames of a clip, H W pixels, T actions in a chunk, A numbers per action, P numbers of state
+# B batch, F pixel frames of a clip, H W pixels, T actions in a chunk, A numbers per action, P
+# numbers of state
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ from wam_policy.pipeline import PolicyLike
 
 
 def trainable_parameters(policy: PolicyLike) -> list[Tensor]:
-    """Return the weights that the policy's family trains; the frozen video expert of a Light-WAM is frozen here.
+    """Return the weights that the policy's family trains; the frozen video expert of a Light-WAM is
+    frozen here.
 
     Raises:
         ConfigError: The policy is a lean Light-WAM, which only acts.
@@ -63,7 +67,7 @@ def training_step(
 
 
 def default_loss(policy: PolicyLike) -> AnyLossConfig:
-    """Return the loss of the policy's family, with the shifts and supervised steps of its config."""
+    """Return the loss of the policy's family with the shifts of its config."""
     sampling = policy.config.sampling
     if isinstance(policy.model, FastWAM):
         return LossConfig(video_shift=sampling.video_shift, action_shift=sampling.action_shift)
@@ -81,7 +85,8 @@ def encode_batch(policy: PolicyLike, batch: Mapping[str, Any]) -> Batch:
         batch: See `WAMPolicy.training_step`.
 
     Raises:
-        DatasetError: Actions, clips or padding have another shape than the config's, or are not finite.
+        DatasetError: Actions, clips or padding have another shape than the config's, or are not
+            finite.
         ObservationError: Cameras or state do not fit the config.
         PromptError: An instruction cannot be embedded.
     """
@@ -91,7 +96,8 @@ def encode_batch(policy: PolicyLike, batch: Mapping[str, Any]) -> Batch:
     frames = config.video.frames
     horizon = config.action.horizon
 
-    # The first frame of every clip is the observation: the pipeline checks it and prepares state and prompts.
+    # The first frame of every clip is the observation: the pipeline checks it and prepares state
+    # and prompts.
     clips = _clips(config, batch)
     first_frames = {IMAGE + name: clip[:, 0] for name, clip in clips.items()}
     observation = pipeline.read_observation(config, {**batch, **first_frames})
@@ -124,7 +130,9 @@ def encode_batch(policy: PolicyLike, batch: Mapping[str, Any]) -> Batch:
 
 
 def _clips(config: PolicyConfig, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the clips [B, F, H, W, 3] of the cameras that are present; the observation check names missing ones."""
+    """Return the clips [B, F, H, W, 3] of the cameras that are present; the observation check names
+    missing ones.
+    """
     clips = {}
     for name in config.cameras.names:
         if IMAGE + name not in batch:
@@ -152,7 +160,9 @@ def _floats(batch: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.nd
 
 
 def _flags(batch: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an entry of the batch as bool, checked to have this shape; False everywhere if it is absent."""
+    """Return an entry of the batch as bool, checked to have this shape; False everywhere if it is
+    absent.
+    """
     values = np.asarray(batch.get(key, np.zeros(shape, bool)))
     if values.shape != shape or values.dtype != bool:
         raise DatasetError(

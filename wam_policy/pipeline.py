@@ -2,16 +2,17 @@
 
     observation -> ModelInput -> EncodedObservation -> normalised actions -> actions
 
-`WAMPolicy`, the compiled inference, fine-tuning, validation and the benchmarks all take this way, so that an
-observation is prepared, and an action read, in one place only.
+`WAMPolicy`, the compiled inference, fine-tuning, validation and the benchmarks all take this way,
+so that an observation is prepared, and an action read, in one place only.
 """
 
-# B batch, H W pixels, P proprioception size, C latent channels, F latent frames, h w latent grid, L prompt rows,
-# T actions in a chunk, A numbers per action
+# B batch, H W pixels, P proprioception size, C latent channels, F latent frames,
+# h w latent grid, L prompt rows, T actions in a chunk, A numbers per action
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from wam_policy import images, sampling
+from wam_policy.action_queue import ActionQueue
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import ConfigError
 from wam_policy.models.encoders.text import PromptEmbeddings
@@ -90,7 +92,7 @@ class PolicyLike(Protocol):
         """Dtype of the model."""
 
 
-# -- observation -> model input -----------------------------------------------------------------------------------
+# -- observation -> model input --------------------------------------------------------------------
 
 
 def read_observation(config: PolicyConfig, observation: Any) -> Observation:
@@ -132,7 +134,7 @@ def prepare_input(config: PolicyConfig, observation: Observation) -> ModelInput:
     )
 
 
-# -- model input -> normalised actions ----------------------------------------------------------------------------
+# -- model input -> normalised actions -------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -144,6 +146,8 @@ def encode_observation(policy: PolicyLike, inputs: ModelInput) -> EncodedObserva
     """
     device = policy.device
     dtype = policy.dtype
+
+    # The proprioception is one more row behind the rows of the prompt.
     proprio = None
     if inputs.proprio is not None:
         proprio = torch.from_numpy(inputs.proprio).to(device, dtype)
@@ -157,10 +161,12 @@ def encode_observation(policy: PolicyLike, inputs: ModelInput) -> EncodedObserva
 def sample_encoded(
     policy: PolicyLike, encoded: EncodedObservation, request: SampleRequest
 ) -> tuple[Tensor, Tensor | None]:
-    """Sample normalised actions [B, T, A] and, if requested, latents [B, C, F, h, w], without the engine.
+    """Sample normalised actions [B, T, A] and, if requested, latents [B, C, F, h, w], without the
+    engine.
 
     Raises:
-        ConfigError: The variant was not trained for the requested mode, or the model cannot imagine.
+        ConfigError: The variant was not trained for the requested mode, or the model cannot
+            imagine.
     """
     frames = latent_frames(policy)
     return sampling.sample_actions(
@@ -175,6 +181,7 @@ def sample(
 
     The compiled engine is used where the policy has one; it does not imagine.
     """
+    # A compiled engine holds only what acting needs.
     if policy.engine is not None and not request.imagine:
         return policy.engine(inputs, request), None
     return sample_encoded(policy, encode_observation(policy, inputs), request)
@@ -204,7 +211,8 @@ def make_request(
         action_target: Actions to continue, in the policy's units.
         mode: What the actions attend to.
         horizon: Actions per chunk.
-        generator: Source of new noise for every sample; None draws the noise the config fixes by its seed.
+        generator: Source of new noise for every sample; None draws the noise the config fixes by
+            its seed.
         imagine: Also sample the future frames.
 
     Raises:
@@ -213,14 +221,20 @@ def make_request(
     """
     config = policy.config
     length = chunk_length(policy, horizon)
-    source = torch.Generator() if generator is None else generator
-    fixed_seed = config.sampling.seed if generator is None else None
 
-    def noise_source(given: np.ndarray | Tensor | None) -> sampling.NoiseSource:
+    # Without a generator every sample and every call starts from the same noise, as the references
+    # do.
+    fixed_seed = None
+    if generator is None:
+        generator = torch.Generator()
+        fixed_seed = config.sampling.seed
+
+    def noise_source(noise: np.ndarray | Tensor | None) -> sampling.NoiseSource:
         return lambda shape: sampling.initial_noise(
-            size, shape, given, source, fixed_seed=fixed_seed, seeds=seeds
+            size, shape, noise, generator, fixed_seed=fixed_seed, seeds=seeds
         )
 
+    # The target is checked and normalised here, so that the samplers see tensors only.
     shape = (size, length, config.action.layout.dim)
     return SampleRequest(
         horizon=length,
@@ -253,13 +267,61 @@ def latent_frames(policy: PolicyLike) -> int:
     return 1 + (policy.config.video.frames - 1) // policy.vae.temporal_ratio
 
 
-# -- normalised actions -> actions --------------------------------------------------------------------------------
+# -- normalised actions -> actions -----------------------------------------------------------------
 
 
 def denormalize_actions(config: PolicyConfig, actions: Tensor) -> np.ndarray:
-    """Return normalised actions [B, T, A] in the policy's units, float32, with snapping grippers snapped."""
+    """Return normalised actions [B, T, A] in the policy's units, float32, with snapping grippers
+    snapped.
+    """
     action = config.action
     chunks = action.normalization.denormalize(actions.float().cpu().numpy())
     if action.snap is None:
         return chunks
     return action.snap.apply(chunks, action.normalization)
+
+
+# -- chunks -> single actions ----------------------------------------------------------------------
+
+
+def make_queue(
+    policy: PolicyLike,
+    size: int,
+    replan: int | Sequence[int] | None,
+    ensemble: float | None,
+    horizon: int | None,
+) -> ActionQueue:
+    """Return the queue that plays a policy's chunks in `size` envs; see `WAMPolicy.queue`.
+
+    Raises:
+        ConfigError: More actions would be played than a chunk holds, or snapping grippers averaged.
+    """
+    action = policy.config.action
+    length = chunk_length(policy, horizon)
+    if replan is None:
+        replan = action.replan
+    if ensemble is None:
+        ensemble = action.ensemble
+    queue = ActionQueue(size, replan, ensemble, length)
+
+    played = int(queue.replan.max())
+    if played > length:
+        raise ConfigError(
+            f"`replan` is {played} but a chunk holds {length} actions; play at most {length}"
+        )
+
+    # The mean of an open and a closed gripper is neither.
+    if queue.ensemble is not None and action.snap is not None:
+        raise ConfigError(
+            "the grippers of this policy snap to their ends, so chunks cannot be averaged; "
+            "omit `ensemble`"
+        )
+
+    supervised = action.supervised_steps
+    if supervised is not None and played > supervised:
+        warnings.warn(
+            f"{played} actions of each chunk are played, but only the first {supervised} were "
+            f"trained; `policy.queue(replan={supervised})` plays only those",
+            stacklevel=3,
+        )
+    return queue

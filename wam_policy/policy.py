@@ -1,6 +1,7 @@
 """The public facade: wrap an env, predict actions, look inside, compile, fine-tune.
 
-Loading and saving (`from_pretrained`, `save_pretrained`, `push_to_hub`) are `wam_policy.hub.mixin.HubMixin`.
+Loading and saving (`from_pretrained`, `save_pretrained`, `push_to_hub`) are
+`wam_policy.hub.mixin.HubMixin`.
 """
 
 # B batch, T actions in a chunk, A numbers per action, H W pixels of the canvas
@@ -8,7 +9,6 @@ Loading and saving (`from_pretrained`, `save_pretrained`, `push_to_hub`) are `wa
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
@@ -55,7 +55,8 @@ class Explained(NamedTuple):
 
     actions: np.ndarray  # float32 [T, A], or [B, T, A] for a batch
     canvas: np.ndarray  # uint8 [H, W, 3], or [B, H, W, 3] for a batch: the input of the model
-    # float32 [K, Q, H, W], or [B, K, Q, H, W]: attention per tap and query over the canvas; see `images.split`.
+    # float32 [K, Q, H, W], or [B, K, Q, H, W]: attention per tap and query over the canvas; see
+    # `images.split`.
     maps: np.ndarray
     weights: np.ndarray  # float32 [K, Q]: weight of each query in its tap
 
@@ -97,7 +98,7 @@ class WAMPolicy(HubMixin):
         self._queue: ActionQueue | None = None
         self._generator = torch.Generator().manual_seed(config.sampling.seed)
 
-    # -- parts ------------------------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------
 
     @property
     def spec(self) -> PolicyConfig:
@@ -123,7 +124,9 @@ class WAMPolicy(HubMixin):
         return self._vae
 
     def add_prompt(self, instruction: str, embedding: Tensor | None = None) -> None:
-        """Add an instruction by its embedding [n, text_dim], or embed it by the checkpoint's text encoder."""
+        """Add an instruction by its embedding [n, text_dim], or embed it by the checkpoint's text
+        encoder.
+        """
         prompt = self.config.prompt.prompt(instruction)
         if embedding is None:
             self.prompts.add([prompt])
@@ -138,7 +141,7 @@ class WAMPolicy(HubMixin):
         """Return a policy with the same parts that acts by a compiled engine (see `compile`)."""
         return type(self)(config, self.model, vae=self.vae, prompts=self.prompts, engine=engine)
 
-    # -- environments -----------------------------------------------------------------------------------------------
+    # -- environments ------------------------------------------------------------------------------
 
     def wrap(
         self,
@@ -154,13 +157,13 @@ class WAMPolicy(HubMixin):
     ) -> EnvT:
         """Wrap an env, single or vector, so that this policy can drive it.
 
-        What the env declares in its `contract` is taken from there; arguments override it, and describe an env that
-        declares nothing.
+        What the env declares in its `contract` is taken from there; arguments override it, and
+        describe an env that declares nothing.
 
         Args:
             env: Env to wrap.
-            cameras: Camera name -> path in the observation ("pixels.front"), or "render()". Known aliases of the
-                policy's camera names are accepted (`wam_policy.cameras`).
+            cameras: Camera name -> path in the observation ("pixels.front"), or "render()". Known
+                aliases of the policy's camera names are accepted (`wam_policy.cameras`).
             rotated_cameras: Cameras whose pictures are upside down, as LIBERO's are.
             state: Path of the state vector.
             state_names: Names of its numbers; the policy picks those it was trained on.
@@ -191,7 +194,7 @@ class WAMPolicy(HubMixin):
         )
         return cast("EnvT", wrapped)
 
-    # -- prediction -------------------------------------------------------------------------------------------------
+    # -- prediction --------------------------------------------------------------------------------
 
     def predict_chunk(
         self,
@@ -208,14 +211,15 @@ class WAMPolicy(HubMixin):
 
         Args:
             observation: One observation or a batch (see `wam_policy.observation`).
-            noise: Initial noise [T, A] or [B, T, A] of a Fast-WAM; the default follows the config: fixed by its seed
-                and the same for every sample, or new for every call.
+            noise: Initial noise [T, A] or [B, T, A] of a Fast-WAM; the default follows the config:
+                fixed by its seed and the same for every sample, or new for every call.
             seeds: One seed per observation to draw its initial noise from.
-            action_target: Actions that the chunk continues. A Fast-WAM fits the other actions to them, a Light-WAM's
-                are interpolated.
+            action_target: Actions that the chunk continues. A Fast-WAM fits the other actions to
+                them, a Light-WAM's are interpolated.
             mode: What the actions attend to, for variants that were trained for several modes.
-            horizon: Actions per chunk, T; the default is the config's, which the policy was trained with. The first
-                actions of a Light-WAM do not depend on it, all actions of a Fast-WAM do.
+            horizon: Actions per chunk, T; the default is the config's, which the policy was trained
+                with. The first actions of a Light-WAM do not depend on it, all actions of a
+                Fast-WAM do.
             known: Deprecated name of `action_target`.
 
         Returns:
@@ -224,8 +228,8 @@ class WAMPolicy(HubMixin):
         Raises:
             ObservationError: The observation does not fit the config.
             PromptError: An instruction cannot be embedded.
-            ConfigError: The variant was not trained for this mode, the horizon is not possible, or the model takes no
-                noise.
+            ConfigError: The variant was not trained for this mode, the horizon is not possible, or
+                the model takes no noise.
         """
         target = renamed("known", known, "action_target", action_target)
         checked = pipeline.read_observation(self.config, observation)
@@ -243,14 +247,15 @@ class WAMPolicy(HubMixin):
     ) -> tuple[np.ndarray, ActionQueue]:
         """Predict the next action of each env, with the signature of Stable-Baselines3.
 
-        A chunk is played action by action; a new one is predicted when `replan` of its actions are used up. The first
-        observation of an episode drops the rest of the chunk. It is marked by the observation's own `episode_start`
-        (envs wrapped by `wrap` have it), by the argument, or by a call of `reset`.
+        A chunk is played action by action; a new one is predicted when `replan` of its actions are
+        used up. The first observation of an episode drops the rest of the chunk. It is marked by
+        the observation's own `episode_start` (envs wrapped by `wrap` have it), by the argument, or
+        by a call of `reset`.
 
         Args:
             observation: One observation or a batch.
-            state: Queue returned by an earlier call, to drive several loops with one policy; the default is the
-                policy's own queue.
+            state: Queue returned by an earlier call, to drive several loops with one policy; the
+                default is the policy's own queue.
             episode_start: bool [B], true where an episode begins.
             deterministic: False draws new noise for every chunk.
 
@@ -269,7 +274,8 @@ class WAMPolicy(HubMixin):
         queue.reset(starts)
         empty = queue.empty()
         if empty.any():
-            # A compiled policy may reuse the encoding of an earlier observation, but only if all envs ask together.
+            # A compiled policy may reuse the encoding of an earlier observation, but only if all
+            # envs ask together.
             encode = starts if empty.all() else np.ones(size, bool)
             checked = dataclasses.replace(checked, episode_start=encode)
             chunks, _ = self._sample(
@@ -283,7 +289,9 @@ class WAMPolicy(HubMixin):
         return (actions if checked.batched else actions[0]), queue
 
     def reset(self, mask: np.ndarray | None = None) -> None:
-        """Begin new episodes: drop the rest of the chunks of all envs, or of those where `mask` [B] is true."""
+        """Begin new episodes: drop the rest of the chunks of all envs, or of those where `mask` [B]
+        is true.
+        """
         if self._queue is not None:
             self._queue.reset(mask)
 
@@ -304,42 +312,20 @@ class WAMPolicy(HubMixin):
 
         Args:
             size: Number of envs.
-            replan: Actions played of a chunk, or a number for each chunk of an episode (see `ActionQueue`); the
-                default is the config's.
+            replan: Actions played of a chunk, or a number for each chunk of an episode (see
+                `ActionQueue`); the default is the config's.
             ensemble: Average overlapping chunks (see `ActionQueue`); the default is the config's.
             horizon: Actions per chunk; the default is the config's.
 
         Raises:
-            ConfigError: More actions would be played than a chunk holds, or snapping grippers averaged.
+            ConfigError: More actions would be played than a chunk holds, or snapping grippers
+                averaged.
         """
-        action = self.config.action
-        length = self.chunk_length(horizon)
-        queue = ActionQueue(
-            size,
-            action.replan if replan is None else replan,
-            action.ensemble if ensemble is None else ensemble,
-            length,
-        )
-
-        played = int(queue.replan.max())
-        if played > length:
-            raise ConfigError(
-                f"`replan` is {played} but a chunk holds {length} actions; play at most {length}"
-            )
-        if queue.ensemble is not None and action.snap is not None:
-            raise ConfigError(
-                "the grippers of this policy snap to their ends, so chunks cannot be averaged; omit `ensemble`"
-            )
-        if action.supervised_steps is not None and played > action.supervised_steps:
-            warnings.warn(
-                f"{played} actions of each chunk are played, but only the first {action.supervised_steps} were "
-                f"trained; `policy.queue(replan={action.supervised_steps})` plays only those",
-                stacklevel=2,
-            )
-        return queue
+        return pipeline.make_queue(self, size, replan, ensemble, horizon)
 
     def chunk_length(self, horizon: int | None = None) -> int:
-        """Return the actions per chunk: `horizon` if given, else what was compiled, else the config's.
+        """Return the actions per chunk: `horizon` if given, else what was compiled, else the
+        config's.
 
         Raises:
             ConfigError: It is not positive, or more than a lean Light-WAM knows.
@@ -356,7 +342,9 @@ class WAMPolicy(HubMixin):
         imagine: bool = False,
         **options: Any,
     ) -> tuple[np.ndarray, Tensor | None]:
-        """Return chunks [B, T, A] of checked observations and, if requested, latents [B, C, F, h, w]."""
+        """Return chunks [B, T, A] of checked observations and, if requested, latents [B, C, F, h,
+        w].
+        """
         sampling = self.config.sampling
         if sampling.action_shift is None and (noise is not None or seeds is not None):
             raise ConfigError(
@@ -376,7 +364,7 @@ class WAMPolicy(HubMixin):
         actions, latents = pipeline.sample(self, inputs, request)
         return pipeline.denormalize_actions(self.config, actions), latents
 
-    # -- looking inside ---------------------------------------------------------------------------------------------
+    # -- looking inside ----------------------------------------------------------------------------
 
     def imagine(
         self,
@@ -389,20 +377,23 @@ class WAMPolicy(HubMixin):
     ) -> Imagined:
         """Predict one chunk of actions and the future video frames.
 
-        In the modes "joint" and "idm" the actions depend on these frames. In the mode "first_frame" (the fast variant)
-        and in a Light-WAM they do not: the frames show what the model has learned about the world, not why it acts.
+        In the modes "joint" and "idm" the actions depend on these frames. In the mode "first_frame"
+        (the fast variant) and in a Light-WAM they do not: the frames show what the model has
+        learned about the world, not why it acts.
 
         Args:
             observation: One observation or a batch (see `wam_policy.observation`).
             noise: Initial noise of the actions, as in `predict_chunk`.
-            noise_video: Initial noise of the clip's latents, [C, F, h, w] or [B, C, F, h, w], whose first frame is not
-                used; the default follows the config. A Light-WAM's h and w are those of its pooled grid.
+            noise_video: Initial noise of the clip's latents, [C, F, h, w] or [B, C, F, h, w], whose
+                first frame is not used; the default follows the config. A Light-WAM's h and w are
+                those of its pooled grid.
             mode: As in `predict_chunk`.
             horizon: As in `predict_chunk`; the frames are those of the config.
 
         Returns:
-            The actions of `predict_chunk` for the same noise, and frames `config.video.stride` env steps apart; those
-            of a Light-WAM are smaller than its canvas by the factor `config.model.video_pool`.
+            The actions of `predict_chunk` for the same noise, and frames `config.video.stride` env
+            steps apart; those of a Light-WAM are smaller than its canvas by the factor
+            `config.model.video_pool`.
 
         Raises:
             As `predict_chunk`.
@@ -449,7 +440,8 @@ class WAMPolicy(HubMixin):
         return Explained(chunks[0], canvas[0], maps[0], weights)
 
     def canvas(self, observation: Any) -> np.ndarray:
-        """Return the canvas the model sees: float32 [3, H, W], or [B, 3, H, W] for a batch, in [-1, 1].
+        """Return the canvas the model sees: float32 [3, H, W], or [B, 3, H, W] for a batch, in [-1,
+        1].
 
         Raises:
             ObservationError: The observation does not fit the config.
@@ -458,14 +450,17 @@ class WAMPolicy(HubMixin):
         canvas = images.canvas(checked.images, self.config.cameras)
         return canvas if checked.batched else canvas[0]
 
-    # -- compiling and training -------------------------------------------------------------------------------------
+    # -- compiling and training --------------------------------------------------------------------
 
     def compile(self, **options: Any) -> WAMPolicy:
-        """Return the same policy with a compiled forward pass; options as `wam_policy.inference.compile_inference`."""
+        """Return the same policy with a compiled forward pass; options as
+        `wam_policy.inference.compile_inference`.
+        """
         return compile_inference(self, **options)
 
     def trainable_parameters(self) -> list[Tensor]:
-        """Return the weights to give to an optimizer; a Light-WAM's frozen video expert is frozen here.
+        """Return the weights to give to an optimizer; a Light-WAM's frozen video expert is frozen
+        here.
 
         Raises:
             ConfigError: The policy is a lean Light-WAM, which only acts.
@@ -482,12 +477,14 @@ class WAMPolicy(HubMixin):
         """Return the loss of a batch, to be minimised in your own loop.
 
         Args:
-            batch: `images.<camera>` uint8 [B, F, H, W, 3] for each camera, the observed frame first and the others
-                `config.video.stride` steps apart; `state` [B, P]; `action` float [B, T, A] in the policy's units;
-                `instruction`, B strings; optionally `action_is_pad` bool [B, T] and `frame_is_pad` bool [B, F]. Or an
-                encoded batch.
-            loss: Weights and shifts of the losses; the default is the family's, with the shifts of the config.
-            generator: Source of noise and timesteps on the policy's device; the default is PyTorch's global one.
+            batch: `images.<camera>` uint8 [B, F, H, W, 3] for each camera, the observed frame first
+                and the others `config.video.stride` steps apart; `state` [B, P]; `action` float [B,
+                T, A] in the policy's units; `instruction`, B strings; optionally `action_is_pad`
+                bool [B, T] and `frame_is_pad` bool [B, F]. Or an encoded batch.
+            loss: Weights and shifts of the losses; the default is the family's, with the shifts of
+                the config.
+            generator: Source of noise and timesteps on the policy's device; the default is
+                PyTorch's global one.
 
         Returns:
             The total loss, and its parts "video" and "action" without gradients.

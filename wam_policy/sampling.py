@@ -1,12 +1,12 @@
 """Samples action chunks, and the latents of future frames, from a model of either family.
 
-This module dispatches to `models.fast_wam.sampling` and `models.light_wam.sampling`. It knows tensors and the
-sampling section of a policy's config; what an observation is and what actions mean is `wam_policy.pipeline`'s.
-See docs/method.md, "Sampling".
+This module dispatches to `models.fast_wam.sampling` and `models.light_wam.sampling`. It knows
+tensors and the sampling section of a policy's config; what an observation is and what actions mean
+is `wam_policy.pipeline`'s. See docs/method.md, "Sampling".
 """
 
-# B batch, P proprioception size, C latent channels, F latent frames, h w latent grid, L prompt rows,
-# T actions in a chunk, A numbers per action
+# B batch, P proprioception size, C latent channels, F latent frames, h w latent grid,
+# L prompt rows, T actions in a chunk, A numbers per action
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def sample_actions(
     frames: int,
     request: SampleRequest,
 ) -> tuple[Tensor, Tensor | None]:
-    """Sample action chunks and, if requested, the latents of the clips that begin with the observed frames.
+    """Sample action chunks and, if requested, the latents of the clips that begin with the observed
+    frames.
 
     Args:
         config: Config of the policy.
@@ -71,11 +72,12 @@ def sample_actions(
         request: What to sample.
 
     Returns:
-        [B, T, A] normalised actions, and [B, C, F, h, w] latents, or None if they were not requested. The latents
-        of a Light-WAM lie on its pooled grid.
+        [B, T, A] normalised actions, and [B, C, F, h, w] latents, or None if they were not
+        requested. The latents of a Light-WAM lie on its pooled grid.
 
     Raises:
-        ConfigError: The variant was not trained for the requested mode, or the model cannot imagine.
+        ConfigError: The variant was not trained for the requested mode, or the model cannot
+            imagine.
     """
     mode = config.action_mode(request.mode)
     if isinstance(model, FastWAM):
@@ -92,11 +94,14 @@ def _sample_fast(
     request: SampleRequest,
     mode: ActionMode,
 ) -> tuple[Tensor, Tensor | None]:
-    """Denoise the chunks of a Fast-WAM and, where the mode or the caller needs them, its future frames."""
+    """Denoise the chunks of a Fast-WAM and, where the mode or the caller needs them, its future
+    frames.
+    """
     dtype = sampling_dtype(model)
     noise = request.noise((request.horizon, config.action.layout.dim))
     noise = noise.to(first_frame.device, dtype)
 
+    # Frames are denoised only where the actions attend to them or the caller asks for them.
     future = None
     if request.imagine or mode != "first_frame":
         future = _future_noise(model, first_frame, frames, request)
@@ -130,12 +135,13 @@ def _sample_light(
     frames: int,
     request: SampleRequest,
 ) -> tuple[Tensor, Tensor | None]:
-    """Regress the chunks of a Light-WAM in one pass and, if requested, denoise its future frames."""
+    """Regress the chunks of a Light-WAM in one pass; denoise its future frames if requested."""
     actions = model.predict_actions(first_frame, context, request.horizon)
     actions = blend_target(actions, request.action_target)
     if not request.imagine:
         return actions, None
 
+    # The second pass learned the future on a pooled latent grid, so that is where it is denoised.
     check_can_imagine(model)
     noise = _future_noise(model, first_frame, frames, request, model.config.video_pool)
     text = model.video.embed_text(context)
@@ -167,7 +173,8 @@ def normalize_target(
         shape: Shape [B, T, A] of the chunks.
 
     Raises:
-        ObservationError: The target has another shape, is not finite, or a weight lies outside [0, 1].
+        ObservationError: The target has another shape, is not finite, or a weight lies outside [0,
+            1].
     """
     if target is None:
         return None
@@ -205,7 +212,8 @@ def initial_noise(
     fixed_seed: int | None,
     seeds: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return initial noise [B, *shape], float32 on the CPU so that every device starts from the same numbers.
+    """Return initial noise [B, *shape], float32 on the CPU so that every device starts from the
+    same numbers.
 
     Args:
         size: Number of samples, B.
@@ -218,6 +226,7 @@ def initial_noise(
     Raises:
         ObservationError: `noise` has another shape, or the number of seeds is not B.
     """
+    # 1. Noise of the caller.
     if noise is not None:
         tensor = torch.as_tensor(noise, dtype=torch.float32)
         if tensor.shape not in (shape, (size, *shape)):
@@ -226,6 +235,7 @@ def initial_noise(
             )
         return tensor.expand(size, *shape)
 
+    # 2. One seed per sample: a sample's noise then does not depend on the rest of the batch.
     if seeds is not None:
         if len(seeds) != size:
             raise ObservationError(
@@ -233,6 +243,7 @@ def initial_noise(
             )
         return torch.stack([_seeded_noise(shape, int(seed)) for seed in seeds])
 
+    # 3. One noise for all samples, or new noise for each.
     if fixed_seed is not None:
         return _seeded_noise(shape, fixed_seed).expand(size, *shape)
     return torch.stack([torch.randn(shape, generator=generator) for _ in range(size)])
@@ -269,7 +280,9 @@ def sampler_schedule(
 def _future_noise(
     model: Model, first_frame: Tensor, frames: int, request: SampleRequest, pool: int = 1
 ) -> Tensor:
-    """Return initial noise of the frames after the observed one, on the latent grid divided by `pool`."""
+    """Return initial noise of the frames after the observed one, on the latent grid divided by
+    `pool`.
+    """
     channels, _, height, width = first_frame.shape[1:]
     # Noise is drawn for the whole clip: the reference draws the observed frame's too and drops it.
     noise = request.noise_video((channels, frames, height // pool, width // pool))
