@@ -5,7 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MUJOCO_GL ?= osmesa
 
-.PHONY: demo test slow style check reference checkpoint light-checkpoint twin evaluate question fifth clean
+.PHONY: help demo test slow style check reference checkpoint light-checkpoint twin evaluate question fifth clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 18
 
 MODEL ?= fast
 demo: $(VENV)/.ready  ## an embedded policy (MODEL=fast or light) solves Meta-World tasks: table and videos in runs/demo/
@@ -37,13 +40,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # -- the embedded checkpoint, from nothing (under 90 minutes on 2 cores) --------------------------------------------
-# The codec learns from plain demonstrations, the policy from ones with shoves: see README, "The embedded checkpoint".
+# The codec is trained on plain demonstrations, the policy on perturbed ones: see docs/checkpoints.md.
 
 RUN := runs/checkpoint
 SHIPPED := wam_policy/checkpoints/metaworld-fast-wam
 SHIPPED_LIGHT := wam_policy/checkpoints/metaworld-light-wam
 
-checkpoint: $(RUN)/fast/.done  ## remake the embedded Fast-WAM: record, train the codec, train
+checkpoint: $(RUN)/fast/.done  ## remake the embedded Fast-WAM: record, train the codec, train the policy
 	rm -rf $(SHIPPED)
 	cp -r $(RUN)/fast/checkpoint $(SHIPPED)
 	mkdir $(SHIPPED)/curves
@@ -88,14 +91,14 @@ $(RUN)/light/.done: $(RUN)/shoved/meta/info.json
 	  --cache $(RUN)/latents-light --window-stride 2 --replan 4 --steps 2500 $(RECIPE) --output-dir $(RUN)/light
 	touch $@
 
-evaluate: $(VENV)/.ready  ## the README's table: both embedded policies, 50 episodes per task on seeds never trained on
+evaluate: $(VENV)/.ready  ## the README's results: both embedded policies, 50 episodes per task on unseen seeds
 	$(BIN)/wam compare --output-dir runs/compare
 
-question: $(RUN)/shoved/meta/info.json  ## the papers' question: five ways of training, eleven runs (hours; goes on where it was)
+question: $(RUN)/shoved/meta/info.json  ## the papers' question: five ways of training, eleven runs (hours; resumes)
 	$(BIN)/python benchmarks/papers_question.py --dataset $(RUN)/shoved
 
-fifth: $(VENV)/.ready  ## the embedded Fast-WAM learns a fifth task from 20 demonstrations (half an hour; goes on where it was)
+fifth: $(VENV)/.ready  ## the embedded Fast-WAM learns a fifth task from 20 demonstrations (half an hour; resumes)
 	$(BIN)/python benchmarks/fifth_task.py
 
-clean:
+clean:  ## remove the environment and build folders
 	rm -rf $(VENV) build dist *.egg-info

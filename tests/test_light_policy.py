@@ -138,7 +138,7 @@ def test_the_contract_s_own_ensemble_is_used():
 def test_a_queue_can_t_play_more_than_a_chunk_holds_and_asks_for_chunks_of_its_horizon(light):
     with pytest.raises(ConfigError, match="`replan` is 9 but a chunk holds 4"):
         light.queue(replan=9)
-    with pytest.raises(ConfigError, match="`replan` is 3, a chunk holds 2"):
+    with pytest.raises(ConfigError, match="`replan` is 3 but a chunk holds 2"):
         light.queue(horizon=2)
     queue, chunk = light.queue(replan=9, horizon=9), light.predict_chunk(see(), horizon=9)
     for step in range(9):
