@@ -1,4 +1,4 @@
-"""Fixtures: the tiny policy, the toy env, and one recording and one codec for every test that only reads them."""
+"""Fixtures: the tiny policy, the toy env, and one recording and codec that tests only read."""
 
 import os
 

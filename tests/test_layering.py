@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# From the lowest layer to the highest. A module may import from its own entry and from entries above it in this list.
+# From the lowest layer to the highest. A module may import from its own entry and from entries
+# above it in this list.
 LAYERS = (
     ("errors",),
     ("utils",),
@@ -35,7 +36,7 @@ FORBIDDEN = {
 
 
 def modules():
-    """Every module of the library by its name below `wam_policy`, the root package itself left out."""
+    """Every module of the library by its name below `wam_policy`, without the root package."""
     paths = {}
     for folder, prefix in (("wam_policy", ()), ("hub", ("hub",)), ("wrappers", ("wrappers",))):
         for path in (ROOT / folder).rglob("*.py"):
@@ -51,7 +52,7 @@ MODULES = modules()
 
 
 def imports(path):
-    """Names that a file imports anywhere in it: late imports and those for type checkers count too."""
+    """Names that a file imports, late imports and those for type checkers included."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""A Light-WAM is driven like any other policy; what it can do besides: any horizon, heat maps, imagining on a pooled grid."""
+"""A Light-WAM is driven like any other policy, at any horizon; it also explains and imagines."""
 
 import warnings
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tiny import (
 )
 
 from wam_policy import images
-from wam_policy.config import ActionConfig, GripperSnap, PolicyConfig, VideoConfig
+from wam_policy.config import GripperSnap, PolicyConfig, VideoConfig
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.evaluation.explanation import heat, overlay
 from wam_policy.images import split
@@ -99,7 +99,7 @@ def test_it_drives_an_env_by_stable_baselines_signature(light):
     assert ended
 
 
-# -- how chunks are played ----------------------------------------------------------------------------------------------
+# -- how chunks are played -------------------------------------------------------------------------
 
 
 def with_action(**changes):
@@ -216,12 +216,10 @@ def test_a_contract_that_contradicts_itself_is_refused(changes, message):
 def test_supervised_steps_lie_within_the_chunk(steps):
     action = make_light_config().action
     with pytest.raises(ConfigError, match="`supervised_steps` must lie between 1 and 4"):
-        ActionConfig(
-            layout=action.layout, normalization=action.normalization, horizon=4, replan=3, supervised_steps=steps
-        )  # fmt: skip
+        replace(action, horizon=4, replan=3, supervised_steps=steps)
 
 
-# -- explaining ---------------------------------------------------------------------------------------------------------
+# -- explaining ------------------------------------------------------------------------------------
 
 
 def test_an_explanation_is_a_map_per_tap_and_query_over_the_canvas(light):

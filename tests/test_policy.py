@@ -183,7 +183,7 @@ def test_bad_prompt_embeddings_are_refused(policy):
         policy.add_prompt("sing", torch.randn(6, 8))
 
 
-# -- variants and imagination ------------------------------------------------------------------------------------------
+# -- variants and imagination ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["fast", "joint", "idm", "optional_idm"])

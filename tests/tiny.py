@@ -151,7 +151,7 @@ def assemble(config: PolicyConfig, text_dim: int = 8) -> WAMPolicy:
 def make_observation(
     size: int | None = None, seed: int = 0, task: str = TASK, side: int = 16
 ) -> dict:
-    """One observation the tiny policy can read, or a batch of `size`; a Light-WAM's pictures have a `side` of 32."""
+    """One observation of the tiny policy, or a batch of `size`; Light-WAM needs a `side` of 32."""
     rng = np.random.default_rng(seed)
     shape = () if size is None else (size,)
     return {
@@ -174,7 +174,7 @@ def same(a: WAMPolicy, b: WAMPolicy) -> bool:
 
 
 class ToyEnv(gym.Env):
-    """Pictures of noise, a position that actions move, an episode of `length` steps; everything in nested dicts."""
+    """Nested observations: pictures of noise, and a position that actions move."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -239,7 +239,7 @@ class ToyEnv(gym.Env):
 
 
 class ToyTask(ToyEnv):
-    """The toy env with a task to choose, an expert that succeeds and a success that depends on the seed."""
+    """The toy env with a task, an expert, and a success that depends on the seed."""
 
     def __init__(self, task: str = "touch", render_mode: str | None = "rgb_array", side: int = 16):
         length = 6 if task == "touch" else 9
