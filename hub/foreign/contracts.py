@@ -38,7 +38,7 @@ def foreign_config(
     if trained is None or trained.variant is None or trained.action_shift is None:
         raise CheckpointError(
             f"{path.name} doesn't say what it was trained for, and is none of the releases ({', '.join(RELEASES)}); say it: "
-            f"from_pretrained(…, trained=Trained(preset=…, variant=…, action_shift=…)), "
+            f"from_pretrained(…, release=ReleaseInfo(preset=…, variant=…, action_shift=…)), "
             f"or wam convert --preset {'|'.join(PRESETS)} --variant … --action-shift …"
         )
     model = FastWAMConfig(**infer_config(found.tensors, trained.head_dim))

@@ -197,7 +197,7 @@ def test_a_preset_of_another_robot_is_refused(tmp_path, ours):
         preset="robotwin", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim
     )
     with pytest.raises(ConfigError, match="not trained for the preset 'robotwin'"):
-        WAMPolicy.from_pretrained(upstream(tmp_path, ours), trained=trained)
+        WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=trained)
 
 
 def test_mixed_dtypes_are_refused_by_name(tmp_path, ours):
@@ -302,14 +302,14 @@ def test_weights_without_their_proprio_encoder_would_act_blindly_and_are_refused
     with pytest.raises(WeightsError, match="`proprio_dim` is 8, the weights have no such part"):
         WAMPolicy.from_pretrained(lerobot(tmp_path / "b", blind))
     told = WAMPolicy.from_pretrained(
-        upstream(tmp_path / "a", blind), trained=replace(TRAINED, proprio=False)
+        upstream(tmp_path / "a", blind), release=replace(TRAINED, proprio=False)
     )
     assert told.config.state is None
     with pytest.raises(
         WeightsError, match="holds a proprio encoder, the policy was trained without one"
     ):
         WAMPolicy.from_pretrained(
-            upstream(tmp_path / "c", ours), trained=replace(TRAINED, proprio=False)
+            upstream(tmp_path / "c", ours), release=replace(TRAINED, proprio=False)
         )
 
 
@@ -366,7 +366,7 @@ def test_what_is_said_of_a_folder_that_says_it_itself_is_not_swallowed(tmp_path,
     with pytest.raises(ConfigError, match="says its own contract and statistics"):
         WAMPolicy.from_pretrained(own, stats=tmp_path / "x.json")
     folder = tmp_path / "lr"
-    for said in ({"trained": TRAINED}, {"stats": tmp_path / "x.json"}):
+    for said in ({"release": TRAINED}, {"stats": tmp_path / "x.json"}):
         with pytest.raises(ConfigError, match="says its own contract and statistics"):
             WAMPolicy.from_pretrained(folder, **said)
 

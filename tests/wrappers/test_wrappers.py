@@ -383,7 +383,7 @@ def test_wrapped_envs_can_be_made_again_from_their_spec():
         )
         again = gym.make(env.spec)
         assert again.reset(seed=1)[0].keys() == env.reset(seed=1)[0].keys()
-        chunked = gym.make(ExecuteChunk(gym.make("test/Toy-v0"), length=3).config)
+        chunked = gym.make(ExecuteChunk(gym.make("test/Toy-v0"), length=3).spec)
         assert chunked.action_space.shape == (3, 3)
     finally:
         del gym.registry["test/Toy-v0"]
