@@ -16,7 +16,7 @@ from wam_policy.config import PolicyConfig
 from wam_policy.data.config import DataConfig
 from wam_policy.data.latent_cache import LatentShards, load_or_encode
 from wam_policy.data.mixture import Mixture
-from wam_policy.data.windows import Windows, make_windows, padded_actions
+from wam_policy.data.windows import Windows, padded_actions, policy_windows
 from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.loss import Batch, latent_padding
@@ -78,27 +78,21 @@ class EncodedDataset:
 
 
 def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
-    """The windows of a dataset."""
-    horizon = (config.frames - 1) * config.frame_stride
-    return make_windows(
-        dataset.episodes,
-        horizon=horizon,
-        frames=config.frames,
-        frame_stride=config.frame_stride,
-        window_stride=config.window_stride,
-    )
+    """The windows of a run: another name of `policy_windows`."""
+    return policy_windows(dataset, config)
 
 
 def encode_dataset(
     config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: PromptEmbeddings
 ) -> EncodedDataset:
     """Encode and normalise the whole dataset."""
-    windows = windows_of(config, dataset)
+    windows = policy_windows(dataset, config)
     assert contract.state is not None
     sentences, parts = dataset.instructions(), dataset.dataset_of(windows.start)
     tasks = sorted(set(sentences))
     number = {task: i for i, task in enumerate(tasks)}
-    actions = padded_actions(dataset.vector("action"), windows, contract.action.layout)
+    layout = contract.action.layout
+    actions = padded_actions(dataset.actions(layout), windows, layout)
     state = dataset.vector("observation.state")[windows.start]
     return EncodedDataset(
         latents=load_or_encode(config, contract.cameras, vae, dataset, windows),

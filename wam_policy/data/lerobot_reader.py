@@ -179,20 +179,25 @@ class LeRobotDataset:
             raise DatasetError(f"{self.folder}: its tasks don't say what task {min(unknown)} is")
         return [self._tasks[index] for index in found]
 
+    @property
+    def has_action_layout(self) -> bool:
+        """Whether `meta/wam_contract.json` declares what the recorded actions mean."""
+        return (self.folder / CONTRACT_PATH).is_file()
+
     def action_layout(self) -> ActionLayout:
         """What the recorded actions mean, from `meta/wam_contract.json`.
 
         Raises:
             DatasetError: the dataset doesn't say.
         """
-        path = self.folder / CONTRACT_PATH
-        if not path.is_file():
+        if not self.has_action_layout:
             raise DatasetError(
                 f"{self.folder} doesn't say what its actions mean; write {CONTRACT_PATH}: "
                 f'{{"action": {{"names": […], "control": "end_effector_delta", '
                 f'"gripper": {{"index": 6, "open": 1.0, "closed": 0.0}}}}}}'
             )
-        return from_plain(ActionLayout, json.loads(path.read_text())["action"], "action")
+        contract = json.loads((self.folder / CONTRACT_PATH).read_text())
+        return from_plain(ActionLayout, contract["action"], "action")
 
     def vector(self, key: str) -> np.ndarray:
         """A feature of every frame, float32 [frames, numbers].

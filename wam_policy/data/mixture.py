@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from gymnasium import spaces
 
 from wam_policy.cameras import find_camera
 from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import Episode, LeRobotDataset
 from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.hub.download import DATASET_PATTERNS, DownloadOptions, resolve_folder
+from wam_policy.wrappers.action import ActionMap
 
 T = TypeVar("T")
 IMAGES = "observation.images."
@@ -24,22 +26,21 @@ class Mixture:
     """Recordings one after the other; rows and episodes are counted through."""
 
     def __init__(
-        self, places: Sequence[str | Path], camera_map: Mapping[str, str] | None = None
+        self,
+        places: Sequence[str | Path | LeRobotDataset],
+        camera_map: Mapping[str, str] | None = None,
     ) -> None:
         """Read everything but the frames.
 
         Args:
-            places: folders or Hub ids; what isn't here is downloaded.
+            places: folders, Hub ids (what is not on this machine is downloaded) or datasets that are read already.
             camera_map: camera name -> feature; of others the feature is the one of that name, or of an alias.
 
         Raises:
             DatasetError: one is broken, or they differ in their vectors' names.
             CheckpointError: one is no folder, and can't be downloaded.
         """
-        self.parts = [
-            LeRobotDataset(resolve_folder(place, DownloadOptions(), DATASET_PATTERNS, "dataset"))
-            for place in places
-        ]
+        self.parts = [_load_dataset(place) for place in places]
         first = self.parts[0]
         self.folder, self.names, self.camera_map = first.folder, first.names, dict(camera_map or {})
         for part in self.parts[1:]:
@@ -77,6 +78,23 @@ class Mixture:
     def vector(self, key: str) -> np.ndarray:
         """A feature of every frame, float32 [frames, numbers]."""
         return np.concatenate([part.vector(key) for part in self.parts])
+
+    def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
+        """Some numbers of a feature, by name, float32 [frames, len(names)]."""
+        return np.concatenate([part.columns(key, names) for part in self.parts])
+
+    @property
+    def has_action_layout(self) -> bool:
+        """Whether every recording declares what its actions mean."""
+        return all(part.has_action_layout for part in self.parts)
+
+    def actions(self, layout: ActionLayout) -> np.ndarray:
+        """The recorded actions in a layout, float32 [frames, A]; numbers that no layout is declared for are taken as they are.
+
+        Raises:
+            ActionError: the recorded actions can't be mapped onto the layout.
+        """
+        return np.concatenate([_mapped_actions(part, layout) for part in self.parts])
 
     def action_layout(self) -> ActionLayout:
         """What the recorded actions mean.
@@ -133,3 +151,25 @@ class Mixture:
         """One camera's pictures in some rows of an episode, rising, uint8 [len(rows), H, W, 3]."""
         part = self.parts[int(self.dataset_of(np.array(episode.start)))]
         return part.pictures(self.camera_feature(camera, part), episode, rows)
+
+
+def _load_dataset(source: str | Path | LeRobotDataset) -> LeRobotDataset:
+    if isinstance(source, LeRobotDataset):
+        return source
+    folder = resolve_folder(source, DownloadOptions(), DATASET_PATTERNS, "dataset")
+    return LeRobotDataset(folder)
+
+
+def _mapped_actions(dataset: LeRobotDataset, layout: ActionLayout) -> np.ndarray:
+    """The actions of one recording in a layout, float32 [frames, A]."""
+    actions = dataset.vector("action")
+    if not dataset.has_action_layout:
+        return actions
+
+    # The mapping's arithmetic rounds: actions that are in the layout already must stay what they are to the bit.
+    recorded = dataset.action_layout()
+    if recorded == layout:
+        return actions
+
+    unbounded = spaces.Box(-np.inf, np.inf, (layout.dim,), np.float32)
+    return ActionMap(recorded, layout, unbounded)(actions)

@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wam_policy.config import PolicyConfig
 from wam_policy.contract import ActionLayout
+from wam_policy.data.config import DataConfig
 from wam_policy.data.lerobot_reader import Episode
+from wam_policy.data.mixture import Mixture
 
 
 class Windows(NamedTuple):
@@ -40,6 +43,39 @@ def make_windows(
         actions >= stop,
         np.minimum(pictures, stop - 1),
         pictures >= stop,
+    )
+
+
+def policy_windows(
+    dataset: Mixture, config: PolicyConfig | DataConfig, *, window_stride: int | None = None
+) -> Windows:
+    """Cut a dataset into the windows that a policy is trained on.
+
+    Args:
+        dataset: Recordings to cut.
+        config: The policy's contract, or the options of a run, whose horizon is (frames - 1) * frame_stride.
+        window_stride: Rows from one window's start to the next; None: as a run's options say, of a policy 1.
+
+    Returns:
+        Windows over the rows of the dataset.
+    """
+    if isinstance(config, DataConfig):
+        horizon = (config.frames - 1) * config.frame_stride
+        frames = config.frames
+        frame_stride = config.frame_stride
+        default_stride = config.window_stride
+    else:
+        horizon = config.action.horizon
+        frames = config.video.frames
+        frame_stride = config.video.stride
+        default_stride = 1
+
+    return make_windows(
+        dataset.episodes,
+        horizon=horizon,
+        frames=frames,
+        frame_stride=frame_stride,
+        window_stride=default_stride if window_stride is None else window_stride,
     )
 
 
