@@ -107,7 +107,7 @@ def test_actions_in_the_layout_already_are_not_touched(folder, monkeypatch):
 
 def test_what_actions_mean_must_be_declared_or_is_taken_from_the_policy(folder, policy):
     (folder / CONTRACT_PATH).unlink()
-    with pytest.raises(DatasetError, match="what its actions mean"):
+    with pytest.raises(DatasetError, match="does not declare what its actions mean"):
         WindowDataset(folder, policy.config)
     dataset = Mixture([folder])
     assert not dataset.has_action_layout

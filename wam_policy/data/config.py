@@ -24,8 +24,8 @@ class DataConfig:
     codec: Path | None = None
     """Folder of the video codec in diffusers' layout; by default that of the initial policy."""
     preset: str | None = None
-    """Dataset of the papers: "libero" or "robotwin" ("real_robot" for a Light-WAM). Sets cameras
-    and canvas, frames, names, normalisation, prompts and replanning, which must not be set again."""
+    """Dataset of the papers: "libero" or "robotwin" ("real_robot" for a Light-WAM). It sets
+    cameras, canvas, frames, names, normalisation, prompts and replanning; do not set these too."""
     cache: Path | None = None
     """Folder for the encoded windows, created if it does not exist. None keeps them in memory; with
     several processes the first one encodes them into `latents/` of the run."""
@@ -57,4 +57,4 @@ class CacheConfig(DataConfig):
     """Policy that training will start from and whose contract the windows follow: a folder, a Hub
     id or "embedded:<name>"."""
     family: Family = "fast_wam"
-    """Policy family whose canvas a `preset` means: the families resize camera frames differently."""
+    """Policy family that a `preset` is meant for: the families resize camera frames differently."""

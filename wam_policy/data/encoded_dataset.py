@@ -39,7 +39,7 @@ _PER_WINDOW = (
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Everything a training loop samples from: latents in memory or in files, the rest in memory."""
+    """What a training loop samples from: latents in memory or in files, the rest in memory."""
 
     latents: Tensor | LatentShards  # [all windows, C, F, h, w]
     row: Tensor  # int [N], position of each window in `latents`
@@ -51,7 +51,7 @@ class EncodedDataset:
     episode: Tensor  # int [N], position in the list of episodes
     part: Tensor  # int [N], index of the dataset
     contexts: Tensor  # [prompts, L, text_dim]
-    # [prompts, L], where a row of `contexts` stands for several; see `text_padding.condense_padding`
+    # [prompts, L], if a row of `contexts` stands for several; see `text_padding.condense_padding`
     text_bias: Tensor | None
     names: Sequence[str]  # N descriptions of where each window comes from
 
@@ -73,8 +73,10 @@ class EncodedDataset:
         """
         if not parts:
             return None
-        windows_per_part = torch.bincount(self.part, minlength=len(parts)).clamp(min=1)
-        weight_per_window = torch.tensor(parts, dtype=torch.float64) / windows_per_part
+        weight_per_part = torch.tensor(parts, dtype=torch.float64)
+        # A dataset may have no window here: its weight is divided by 1 and never used.
+        windows_per_part = torch.bincount(self.part, minlength=len(parts))
+        weight_per_window = weight_per_part / windows_per_part.clamp(min=1)
         return weight_per_window[self.part]
 
     def batch(self, index: Tensor) -> Batch:
@@ -167,5 +169,6 @@ def _window_names(dataset: Mixture, windows: Windows) -> list[str]:
     for part, number, row in zip(parts, windows.episode, windows.start, strict=True):
         folder = dataset.parts[part].folder
         episode = dataset.episodes[number]
-        names.append(f"{folder} episode {episode.index} from frame {row - episode.start}")
+        frame = row - episode.start
+        names.append(f"{folder} episode {episode.index} from frame {frame}")
     return names

@@ -55,16 +55,21 @@ class LatentShards:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Return the latents [B, C, f, h, w] at `index`, int [B]."""
-        shards = np.searchsorted(self.starts, index.numpy(), side="right") - 1
+        windows = index.numpy()
+        shards = np.searchsorted(self.starts, windows, side="right") - 1
+        positions = windows - self.starts[shards]
+
         latents = []
-        for window, shard in zip(index.tolist(), shards.tolist(), strict=True):
-            position = window - int(self.starts[shard])
+        for shard, position in zip(shards.tolist(), positions.tolist(), strict=True):
             latents.append(self._slice(shard)[position])
         return torch.stack(latents)
 
     def _slice(self, shard: int) -> Any:
+        """Return the latents of a file as a slice that reads on access."""
+        # Files stay open: a random batch touches most of them.
         if shard not in self._files:
-            self._files[shard] = safe_open(_shard_path(self.folder, shard), framework="pt")
+            path = _shard_path(self.folder, shard)
+            self._files[shard] = safe_open(path, framework="pt")
         return self._files[shard].get_slice("latents")
 
 
@@ -156,7 +161,8 @@ def _complete_shards(
         bar = progress.add_task("encoding", total=total, completed=done)
         for stop, latents in _encode(vae, cameras, dataset, windows, done, progress, bar):
             pending.append(latents)
-            if sum(map(len, pending)) >= SHARD or stop == total:
+            is_full = sum(map(len, pending)) >= SHARD
+            if is_full or stop == total:
                 path = _shard_path(folder, len(counts))
                 counts.append(_write_shard(path, torch.cat(pending), key))
                 pending.clear()
@@ -181,8 +187,10 @@ def _count_windows(path: Path, key: str) -> int:
 def _write_shard(path: Path, latents: Tensor, key: str) -> int:
     """Write a shard atomically and return the number of its windows."""
     partial = path.with_name(path.name + ".partial")
+    tensors = {"latents": latents.contiguous()}
+    metadata = {"fingerprint": key}
     try:
-        save_file({"latents": latents.contiguous()}, partial, metadata={"fingerprint": key})
+        save_file(tensors, partial, metadata=metadata)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -208,7 +216,7 @@ def _encode(
     Yields:
         The index after the episode's last window, and the latents [windows, C, f, h, w].
     """
-    weight = next(vae.parameters())
+    weight = next(vae.parameters())  # pixels take its type and device
     while start < len(windows.start):
         number = int(windows.episode[start])
         stop = int(np.searchsorted(windows.episode, number, side="right"))
@@ -216,12 +224,12 @@ def _encode(
         # Windows overlap: each frame of the episode is decoded and put on the canvas once.
         frame_rows = windows.frame_rows[start:stop]
         rows, positions = np.unique(frame_rows, return_inverse=True)
-        frames = {
-            name: dataset.pictures(name, dataset.episodes[number], rows) for name in cameras.names
-        }
+        episode = dataset.episodes[number]
+        frames = {name: dataset.pictures(name, episode, rows) for name in cameras.names}
         canvas = torch.from_numpy(images.canvas(frames, cameras))
-        clips = torch.from_numpy(positions.reshape(stop - start, -1))
+        clips = torch.from_numpy(positions.reshape(frame_rows.shape))
 
+        # [B, F, C, H, W] on the canvas becomes [B, C, F, H, W], as the codec takes it.
         latents = []
         for batch in clips.split(BATCH):
             pixels = canvas[batch].transpose(1, 2).to(weight)

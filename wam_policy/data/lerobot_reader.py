@@ -1,7 +1,7 @@
 """Reads LeRobot datasets v2.1 and v3.0 from a folder with pyarrow and PyAV.
 
-Formats: https://github.com/huggingface/lerobot, `docs/source/lerobot-dataset-v3.mdx`. Version 2.1 has
-one parquet file and one video per camera for every episode.
+Formats: https://github.com/huggingface/lerobot, `docs/source/lerobot-dataset-v3.mdx`. Version 2.1
+has one parquet file and one video per camera for every episode.
 """
 
 from __future__ import annotations
@@ -101,38 +101,44 @@ class LeRobotDataset:
 
     def _features_of_type(self, dtype: str) -> list[str]:
         features = self.info["features"]
-        return [key for key, feature in features.items() if feature["dtype"] == dtype]
+        return [key for key in features if features[key]["dtype"] == dtype]
 
     def _check_rows(self) -> None:
         """Check that the rows are those that the info and the episodes announce."""
-        if self.length != self.info["total_frames"]:
+        promised = self.info["total_frames"]
+        if self.length != promised:
             raise DatasetError(
-                f"{self.folder}: info.json promises {self.info['total_frames']} frames, "
-                f"found {self.length}"
+                f"{self.folder}: info.json promises {promised} frames, "
+                f"found {self.length}; download or record the dataset again"
             )
-        if sum(episode.stop - episode.start for episode in self.episodes) != self.length:
+        lengths = [episode.stop - episode.start for episode in self.episodes]
+        if sum(lengths) != self.length:
             raise DatasetError(
                 f"{self.folder}: the lengths of the episodes do not add up to its "
                 f"{self.length} frames"
             )
         episode_index = self._rows["episode_index"].to_numpy()
         for episode in self.episodes:
-            if (episode_index[episode.start : episode.stop] != episode.index).any():
+            rows = episode_index[episode.start : episode.stop]
+            if (rows != episode.index).any():
                 raise DatasetError(
-                    f"{self.folder}: rows {episode.start} to {episode.stop} are not those of "
-                    f"episode {episode.index}"
+                    f"{self.folder}: rows {episode.start} to {episode.stop} "
+                    f"are not those of episode {episode.index}"
                 )
 
     @functools.cached_property
     def sha256(self) -> str:
         """SHA-256 over metadata (`meta/`), rows (`data/`), and the videos' names and sizes."""
         digest = hashlib.sha256()
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        for path in sorted(files):
             name = path.relative_to(self.folder)
             kind = name.parts[0]
             if kind not in ("meta", "data", "videos"):
                 continue
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+            size = path.stat().st_size
+            digest.update(f"{name}\0{size}\0".encode())
+
             # Hashing the contents of the videos would take minutes.
             if kind != "videos":
                 with path.open("rb") as file:
@@ -144,6 +150,7 @@ class LeRobotDataset:
         tables = [_read_table(file) for file in self._parquet_files("meta/episodes")]
         episodes = []
         for row in pa.concat_tables(tables).to_pylist():
+            # A video holds many episodes too: each starts at its own time.
             videos = {}
             for key in self.cameras:
                 name = self.info["video_path"].format(
@@ -178,13 +185,25 @@ class LeRobotDataset:
             index = row["episode_index"]
             chunk = index // self.info["chunks_size"]
             numbers = {"episode_chunk": chunk, "episode_index": index}
+
+            # Its files; a video starts with the episode.
+            rows_name = self.info["data_path"].format(**numbers)
+            files.append(self.folder / rows_name)
             videos = {}
             for key in self.cameras:
-                name = self.info["video_path"].format(video_key=key, **numbers)
-                videos[key] = (self.folder / name, 0.0)
+                video_name = self.info["video_path"].format(video_key=key, **numbers)
+                videos[key] = (self.folder / video_name, 0.0)
+
+            # Its rows, which follow those of the episode before.
             stop = start + row["length"]
-            episodes.append(Episode(index, row["tasks"][0], start, stop, videos))
-            files.append(self.folder / self.info["data_path"].format(**numbers))
+            episode = Episode(
+                index=index,
+                task=row["tasks"][0],
+                start=start,
+                stop=stop,
+                videos=videos,
+            )
+            episodes.append(episode)
             start = stop
         return episodes, files
 
@@ -192,14 +211,17 @@ class LeRobotDataset:
         path = self.folder / "meta" / name
         if not path.is_file():
             raise DatasetError(f"{self.folder} has no meta/{name}")
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        lines = path.read_text().splitlines()
+        return [json.loads(line) for line in lines if line]
 
     def _tasks_v21(self) -> dict[int, str]:
-        return {row["task_index"]: row["task"] for row in self._json_lines("tasks.jsonl")}
+        rows = self._json_lines("tasks.jsonl")
+        return {row["task_index"]: row["task"] for row in rows}
 
     def _tasks_v30(self) -> dict[int, str]:
         tasks = {}
-        for row in _read_table(self.folder / "meta/tasks.parquet").to_pylist():
+        table = _read_table(self.folder / "meta/tasks.parquet")
+        for row in table.to_pylist():
             # The text is the index of a pandas frame, whose column has no fixed name.
             index = row.pop("task_index")
             tasks[index] = next(iter(row.values()))
@@ -248,7 +270,8 @@ class LeRobotDataset:
                 episode and frame.
         """
         if key not in self.names:
-            raise DatasetError(f"{self.folder} has no feature {key!r}; it has {sorted(self.names)}")
+            available = sorted(self.names)
+            raise DatasetError(f"{self.folder} has no feature {key!r}; it has {available}")
         column = self._rows[key].combine_chunks()
         numbers = column.flatten().to_numpy(zero_copy_only=False)
         values = numbers.astype(np.float32).reshape(self.length, -1)
@@ -257,9 +280,10 @@ class LeRobotDataset:
         if len(not_finite):
             row = not_finite[0]
             episode = next(one for one in self.episodes if one.start <= row < one.stop)
+            frame = row - episode.start
             raise DatasetError(
-                f"{self.folder}: {key} is not finite in episode {episode.index}, "
-                f"frame {row - episode.start}; remove the episode or correct the value"
+                f"{self.folder}: {key} is not finite in episode {episode.index}, frame {frame}; "
+                f"remove the episode or correct the value"
             )
         return values
 
@@ -274,14 +298,15 @@ class LeRobotDataset:
             DatasetError: The feature lacks one of them.
         """
         values = self.vector(key)
-        available = self.names[key]
+        available = list(self.names[key])
         missing = [name for name in names if name not in available]
         if missing:
-            raise DatasetError(f"{self.folder}: {key} has no {missing}; it has {list(available)}")
-        return values[:, [available.index(name) for name in names]]
+            raise DatasetError(f"{self.folder}: {key} has no {missing}; it has {available}")
+        positions = [available.index(name) for name in names]
+        return values[:, positions]
 
     def pictures(self, key: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return a camera's frames at some rows of an episode; other frames are not returned.
+        """Return a camera's frames at some rows of an episode; no others are kept in memory.
 
         Args:
             key: Feature of the camera.
@@ -296,15 +321,18 @@ class LeRobotDataset:
                 the message names the episode.
         """
         self.picture_size(key)
+
+        # Frame number in the video = row + shift.
         path, start_time = episode.videos[key]
-        first_frame = round(start_time * self.fps) - episode.start
-        numbers = [first_frame + int(row) for row in rows]
+        shift = round(start_time * self.fps) - episode.start
+        numbers = [shift + int(row) for row in rows]
         try:
             return read_frames(path, numbers, self.fps)
         except DatasetError as error:
-            requested = f"frames {rows[0] - episode.start} to {rows[-1] - episode.start}"
+            first = rows[0] - episode.start
+            last = rows[-1] - episode.start
             raise DatasetError(
-                f"{self.folder}, episode {episode.index}, {requested}: {error}"
+                f"{self.folder}, episode {episode.index}, frames {first} to {last}: {error}"
             ) from error
 
     def picture_size(self, key: str) -> tuple[int, int]:
@@ -317,9 +345,13 @@ class LeRobotDataset:
             raise DatasetError(f"{self.folder} has no camera {key!r}; it has {self.cameras}")
         feature = self.info["features"][key]
         shape = feature["shape"]
+
+        # [H, W, 3], or [3, H, W] if the names of the axes say so.
         axes = feature.get("names")
-        channels_first = isinstance(axes, list) and str(axes[0]).startswith("channel")
-        height, width = shape[1:] if channels_first else shape[:2]
+        if isinstance(axes, list) and str(axes[0]).startswith("channel"):
+            _, height, width = shape
+        else:
+            height, width = shape[:2]
         return height, width
 
     def frames(self, key: str) -> np.ndarray:
@@ -337,7 +369,8 @@ def _vector_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     names = {}
     for key, feature in features.items():
         is_float = feature["dtype"] in ("float32", "float64")
-        if is_float and len(feature["shape"]) == 1 and key not in OWN_COLUMNS:
+        is_vector = len(feature["shape"]) == 1
+        if is_float and is_vector and key not in OWN_COLUMNS:
             names[key] = _number_names(key, feature)
     return names
 
@@ -354,14 +387,18 @@ def _number_names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
         for group in groups:
             names += group if isinstance(group, list) else [group]
 
+    # Names that are missing, ambiguous or too few are replaced.
     size = feature["shape"][0]
     if not names or len(names) != size or len(set(names)) != size:
-        return tuple(f"{key.removeprefix('observation.')}_{i}" for i in range(size))
+        vector = key.removeprefix("observation.")
+        return tuple(f"{vector}_{i}" for i in range(size))
     return tuple(map(str, names))
 
 
 def _read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a parquet file; `columns` selects some of its columns."""
+    selected = None if columns is None else list(columns)
     try:
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+        return pq.read_table(file, columns=selected)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{file} cannot be read: {error}") from error

@@ -22,9 +22,13 @@ from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import CONTRACT_PATH, pa, pq
 from wam_policy.errors import DatasetError
 
+Arrays = Mapping[str, np.ndarray]  # by feature
+
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+
+# Columns that LeRobot needs beside the vectors, and their types.
 _INDEX_COLUMNS = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -90,8 +94,11 @@ class LeRobotWriter:
         self._rows: dict[str, list[Any]] = {key: [] for key in self._columns}
         self._episodes: list[dict[str, Any]] = []
         self._tasks: dict[str, int] = {}
-        self._pixels = {key: _PixelStatistics() for key in self.cameras}
-        self._videos = {key: self._open_video(key, *size) for key, size in self.cameras.items()}
+        self._pixels: dict[str, _PixelStatistics] = {}
+        self._videos: dict[str, tuple[Any, Any]] = {}
+        for key, (height, width) in self.cameras.items():
+            self._pixels[key] = _PixelStatistics()
+            self._videos[key] = self._open_video(key, height, width)
 
     def _open_video(self, key: str, height: int, width: int) -> tuple[Any, Any]:
         """Return the container and the stream of a camera's video."""
@@ -106,9 +113,7 @@ class LeRobotWriter:
         stream.time_base = Fraction(1, self.fps)
         return container, stream
 
-    def add_episode(
-        self, task: str, images: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]
-    ) -> None:
+    def add_episode(self, task: str, images: Arrays, vectors: Arrays) -> None:
         """Append one episode of T frames.
 
         Args:
@@ -121,10 +126,12 @@ class LeRobotWriter:
                 finite.
         """
         self._check_episode(images, vectors)
-        length = len(next(iter({**images, **vectors}.values())))
+        arrays = [*images.values(), *vectors.values()]
+        length = len(arrays[0])
         start = len(self._rows["index"])
         self._append_rows(task, vectors, start, length)
 
+        # The episode's row in the table of episodes. There is only one file of each kind.
         row: dict[str, Any] = {
             "episode_index": len(self._episodes),
             "tasks": [task],
@@ -143,47 +150,52 @@ class LeRobotWriter:
             row |= _with_prefix(f"stats/{key}/", statistics)
         self._episodes.append(row)
 
-    def _check_episode(
-        self, images: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]
-    ) -> None:
+    def _check_episode(self, images: Arrays, vectors: Arrays) -> None:
         """Check that an episode has every feature, all of one length and of the declared shape."""
         features = {*self.cameras, *self.vectors}
-        lengths = {key: len(value) for key, value in {**images, **vectors}.items()}
+        arrays = {**images, **vectors}
+        lengths = {key: len(array) for key, array in arrays.items()}
         distinct = set(lengths.values())
         if set(lengths) != features or len(distinct) != 1 or 0 in distinct:
             raise DatasetError(
                 f"an episode needs {sorted(features)} of one length, got the lengths {lengths}"
             )
 
+        # Frames.
         for key, (height, width) in self.cameras.items():
             frames = images[key]
-            if frames.shape[1:] != (height, width, 3) or frames.dtype != np.uint8:
+            expected = (height, width, 3)
+            if frames.shape[1:] != expected or frames.dtype != np.uint8:
                 raise DatasetError(
                     f"{key}: expected uint8 [T, {height}, {width}, 3], "
                     f"got {frames.dtype} {list(frames.shape)}"
                 )
+
+        # Vectors.
         for key, names in self.vectors.items():
             values = vectors[key]
-            if values.shape[1:] != (len(names),):
-                raise DatasetError(
-                    f"{key}: expected finite [T, {len(names)}], got {list(values.shape)}"
-                )
+            dim = len(names)
+            if values.shape[1:] != (dim,):
+                raise DatasetError(f"{key}: expected finite [T, {dim}], got {list(values.shape)}")
             if not np.isfinite(values).all():
                 raise DatasetError(
-                    f"{key}: expected finite [T, {len(names)}], got NaN or infinity; "
+                    f"{key}: expected finite [T, {dim}], got NaN or infinity; "
                     f"leave the episode out or correct the value"
                 )
 
-    def _append_rows(
-        self, task: str, vectors: Mapping[str, np.ndarray], start: int, length: int
-    ) -> None:
+    def _append_rows(self, task: str, vectors: Arrays, start: int, length: int) -> None:
         """Append an episode's vectors and index columns."""
-        task_index = self._tasks.setdefault(task, len(self._tasks))
         for key in self.vectors:
-            self._rows[key].extend(np.asarray(vectors[key], np.float32))
-        self._rows["timestamp"].extend(np.arange(length, dtype=np.float32) / self.fps)
+            values = np.asarray(vectors[key], np.float32)
+            self._rows[key].extend(values)
+
+        # A new task gets the next index.
+        task_index = self._tasks.setdefault(task, len(self._tasks))
+        episode_index = len(self._episodes)
+        frame_numbers = np.arange(length, dtype=np.float32)
+        self._rows["timestamp"].extend(frame_numbers / self.fps)
         self._rows["frame_index"].extend(range(length))
-        self._rows["episode_index"].extend([len(self._episodes)] * length)
+        self._rows["episode_index"].extend([episode_index] * length)
         self._rows["index"].extend(range(start, start + length))
         self._rows["task_index"].extend([task_index] * length)
 
@@ -205,6 +217,7 @@ class LeRobotWriter:
             frame.time_base = Fraction(1, self.fps)
             container.mux(stream.encode(frame))
 
+        # Statistics of this episode, and of the whole dataset.
         pixels = _PixelStatistics()
         pixels.add(images)
         self._pixels[key].add(images)
@@ -247,22 +260,28 @@ class LeRobotWriter:
         return self.folder
 
     def _data_table(self) -> pa.Table:
+        """Return the table of all rows; vectors are lists of fixed size."""
         columns: dict[str, pa.Array] = {}
         for key, dtype in _INDEX_COLUMNS.items():
             arrow_type = pa.from_numpy_dtype(np.dtype(dtype))
             columns[key] = pa.array(self._rows[key], type=arrow_type)
         for key, names in self.vectors.items():
-            flat = pa.array(np.concatenate(self._rows[key]), type=pa.float32())
+            values = np.concatenate(self._rows[key])
+            flat = pa.array(values, type=pa.float32())
             columns[key] = pa.FixedSizeListArray.from_arrays(flat, len(names))
         return pa.table(columns)
 
     def _statistics(self) -> dict[str, Any]:
-        statistics: dict[str, Any] = {key: pixels.result() for key, pixels in self._pixels.items()}
+        """Return the contents of `meta/stats.json`."""
+        statistics: dict[str, Any] = {}
+        for key, pixels in self._pixels.items():
+            statistics[key] = pixels.result()
         for key in self._columns:
             statistics[key] = _vector_statistics(self._rows[key])
         return statistics
 
     def _info(self) -> dict[str, Any]:
+        """Return the contents of `meta/info.json`."""
         return {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,
@@ -280,6 +299,7 @@ class LeRobotWriter:
         }
 
     def _features(self) -> dict[str, Any]:
+        """Return LeRobot's description of every feature."""
         features: dict[str, Any] = {}
         for key, (height, width) in self.cameras.items():
             video = {
@@ -299,7 +319,11 @@ class LeRobotWriter:
                 "info": video,
             }
         for key, names in self.vectors.items():
-            features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
+            features[key] = {
+                "dtype": "float32",
+                "shape": [len(names)],
+                "names": names,
+            }
         for key, dtype in _INDEX_COLUMNS.items():
             features[key] = {"dtype": dtype, "shape": [1], "names": None}
         return features
@@ -348,8 +372,15 @@ class _PixelStatistics:
     def result(self) -> dict[str, Any]:
         """Return the statistics by name, each of shape [3, 1, 1], and the number of frames."""
         mean = self.total / self.pixels
-        variance = np.maximum(self.total_squares / self.pixels - mean**2, 0)
-        values = {"min": self.low, "max": self.high, "mean": mean, "std": np.sqrt(variance)}
+        mean_square = self.total_squares / self.pixels
+        # Rounding may leave a small negative variance.
+        variance = np.maximum(mean_square - mean**2, 0)
+        values = {
+            "min": self.low,
+            "max": self.high,
+            "mean": mean,
+            "std": np.sqrt(variance),
+        }
         result: dict[str, Any] = {}
         for name, value in values.items():
             result[name] = value.reshape(3, 1, 1).tolist()
@@ -359,12 +390,21 @@ class _PixelStatistics:
 
 def _vector_statistics(rows: Sequence[Any]) -> dict[str, Any]:
     """Return the statistics of vectors or of single numbers, as LeRobot stores them."""
-    x = np.asarray(rows, np.float64).reshape(len(rows), -1)
-    values = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
+    x = np.asarray(rows, np.float64)
+    x = x.reshape(len(rows), -1)  # [rows, numbers]
+    values = {
+        "min": x.min(0),
+        "max": x.max(0),
+        "mean": x.mean(0),
+        "std": x.std(0),
+    }
     for percent in (1, 10, 50, 90, 99):
-        values[f"q{percent:02d}"] = np.quantile(x, percent / 100, axis=0)
+        name = f"q{percent:02d}"
+        values[name] = np.quantile(x, percent / 100, axis=0)
 
-    result: dict[str, Any] = {name: value.tolist() for name, value in values.items()}
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result[name] = value.tolist()
     result["count"] = [len(x)]
     return result
 
@@ -378,8 +418,14 @@ def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
 
     LeRobot reads it with pandas and looks tasks up by that index.
     """
-    index = "__index_level_0__"
-    table = pa.table({"task_index": pa.array(tasks.values(), pa.int64()), index: pa.array(tasks)})
+    index = "__index_level_0__"  # pandas' name for an index without a name
+    columns = {
+        "task_index": pa.array(tasks.values(), pa.int64()),
+        index: pa.array(tasks),
+    }
+    table = pa.table(columns)
+
+    # Without this metadata pandas would take the texts for an ordinary column.
     pandas = {
         "index_columns": [index],
         "column_indexes": [_pandas_column(None, None, "unicode", "object")],

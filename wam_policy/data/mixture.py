@@ -62,14 +62,20 @@ class Mixture:
         self.camera_map = dict(camera_map or {})
 
         # Episodes, with their rows shifted by the rows of the datasets before.
-        self.offsets = np.cumsum([0, *(part.length for part in self.parts)])
-        self.length = int(self.offsets[-1])
         self.episodes: list[Episode] = []
-        for part, first_row in zip(self.parts, self.offsets.tolist(), strict=False):
+        offsets = [0]
+        for part in self.parts:
+            first_row = offsets[-1]
             for episode in part.episodes:
-                start = episode.start + first_row
-                stop = episode.stop + first_row
-                self.episodes.append(dataclasses.replace(episode, start=start, stop=stop))
+                shifted = dataclasses.replace(
+                    episode,
+                    start=episode.start + first_row,
+                    stop=episode.stop + first_row,
+                )
+                self.episodes.append(shifted)
+            offsets.append(first_row + part.length)
+        self.offsets = np.array(offsets)
+        self.length = offsets[-1]
 
     def dataset_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the index of the dataset that each row belongs to, int, shaped like `rows`."""
@@ -77,7 +83,8 @@ class Mixture:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over the fingerprints of the datasets."""
-        return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+        digests = [part.sha256 for part in self.parts]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def instructions(self) -> list[str]:
         """Return the instruction of every row."""
@@ -138,6 +145,7 @@ class Mixture:
         if camera in self.camera_map:
             return self.camera_map[camera]
 
+        # Short names of the dataset's cameras, among which the name or an alias is looked up.
         features = {feature.removeprefix(IMAGES): feature for feature in part.cameras}
         try:
             name = find_camera(camera, features)
@@ -148,8 +156,9 @@ class Mixture:
         if name is None:
             example = part.cameras[0] if part.cameras else IMAGES + camera
             raise DatasetError(
-                f"{part.folder} has no camera {camera!r}; it has {part.cameras}: select these with "
-                f"--cameras, or name the feature of {camera!r} with --camera-map {camera} {example}"
+                f"{part.folder} has no camera {camera!r}; it has {part.cameras}: "
+                f"select these with --cameras, "
+                f"or name the feature of {camera!r} with --camera-map {camera} {example}"
             )
         return features[name]
 
@@ -180,16 +189,21 @@ class Mixture:
         """
         index = int(self.dataset_of(np.array(episode.start)))
         part = self.parts[index]
-        return part.pictures(self.camera_feature(camera, part), episode, rows)
+        feature = self.camera_feature(camera, part)
+
+        # The dataset counts frames from the episode's start, so the shift of the rows cancels out.
+        return part.pictures(feature, episode, rows)
 
     def _common_value(self, what: str, values: Sequence[T]) -> T:
         """Return the value that all datasets have, and raise a DatasetError if they differ."""
+        first = values[0]
         for part, value in zip(self.parts, values, strict=True):
-            if value != values[0]:
+            if value != first:
                 raise DatasetError(
-                    f"{part.folder}: {what} {value}, but {values[0]} in {self.folder}"
+                    f"{part.folder}: {what} {value}, "
+                    f"but {first} in {self.folder}; train on them separately"
                 )
-        return values[0]
+        return first
 
 
 def _load_dataset(source: str | Path | LeRobotDataset) -> LeRobotDataset:
@@ -203,12 +217,13 @@ def _check_compatible(first: LeRobotDataset, other: LeRobotDataset) -> None:
     """Check that two datasets name their vectors alike and have one frame rate."""
     if other.names != first.names:
         raise DatasetError(
-            f"{other.folder} has the vectors {other.names}, but {first.folder} has {first.names}"
+            f"{other.folder} has the vectors {other.names}, "
+            f"but {first.folder} has {first.names}; name them alike in meta/info.json"
         )
     if other.fps != first.fps:
         raise DatasetError(
             f"{other.folder} has {other.fps:g} frames per second, "
-            f"but {first.folder} has {first.fps:g}"
+            f"but {first.folder} has {first.fps:g}; resample one of them"
         )
 
 

@@ -29,6 +29,9 @@ from wam_policy.wrappers.envs.make import is_success, make_env
 from wam_policy.wrappers.observation import rotate_180
 from wam_policy.wrappers.paths import get_path
 
+AnyEnv = gym.Env[Any, Any]
+ScheduleItem = tuple[str | None, int, float]  # task, seed, noise
+
 MAX_ATTEMPTS = 4  # seeds per demonstration before recording fails
 
 
@@ -60,7 +63,8 @@ class RecordConfig:
     """Processes, with one env each."""
 
     def __post_init__(self) -> None:
-        if bool(self.tasks) == bool(self.episodes) or min(count for _, count in self.wanted) < 1:
+        counts = [count for _, count in self.wanted]
+        if bool(self.tasks) == bool(self.episodes) or min(counts) < 1:
             raise ConfigError(
                 "how many demonstrations? Pass either --tasks NAME NUMBER …, or --episodes NUMBER "
                 "for an env without tasks; numbers must be positive"
@@ -83,10 +87,10 @@ class Demonstration:
 
 
 # The env of this worker process and what it was made from: a process has one renderer at a time.
-_env: tuple[Any, gym.Env[Any, Any]] | None = None
+_env: tuple[Any, AnyEnv] | None = None
 
 
-def _worker_env(env_id: str, task: str | None) -> gym.Env[Any, Any]:
+def _worker_env(env_id: str, task: str | None) -> AnyEnv:
     """Return this process's env, and make a new one if the task has changed."""
     global _env
     key = (env_id, task)
@@ -132,7 +136,7 @@ class RandomPerturbations:
         self.rate = rate
         self.rng = rng
 
-        # Half of the episodes start with a perturbation.
+        # Half of the episodes start with a perturbation, or the first steps would all look alike.
         self.left = 0
         if rate and rng.random() < 0.5:
             self.left = int(rng.integers(5, 25))
@@ -143,11 +147,13 @@ class RandomPerturbations:
 
     def __call__(self, action: np.ndarray) -> np.ndarray:
         """Return the action to execute instead of `action`, both [A]."""
+        # Between perturbations every step draws whether one starts.
         if not self.left and self.rng.random() < self.rate:
             self.left = int(self.rng.integers(4, 12))
             self.push = self._direction()
         if not self.left:
             return action
+
         self.left -= 1
         perturbed = action.copy()
         perturbed[self.moves] = self.push
@@ -162,7 +168,7 @@ class PerturbedEnv(gym.Wrapper[Any, Any, Any, Any]):
         actions: Actions as they were commanded.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], perturb: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, env: AnyEnv, perturb: Callable[[np.ndarray], np.ndarray]) -> None:
         """Wrap an env.
 
         Args:
@@ -206,48 +212,56 @@ def demonstrate(
     bare = _worker_env(config.env, task)
     contract: EnvContract = bare.get_wrapper_attr("contract")
     action_space = bare.action_space
-    assert isinstance(action_space, spaces.Box) and contract.state is not None
+    assert isinstance(action_space, spaces.Box)  # the contract names its numbers
 
+    # One stream for perturbations and noise, and another than the env's.
     rng = np.random.default_rng([seed, 7])
     perturbations = RandomPerturbations(config.perturbation_rate, contract.action, rng)
 
     def perturb(action: np.ndarray) -> np.ndarray:
-        executed = perturbations(action) + noise * rng.standard_normal(action.shape)
-        return np.clip(executed, action_space.low, action_space.high).astype(np.float32)
+        commanded = perturbations(action)
+        executed = commanded + noise * rng.standard_normal(action.shape)
+        clipped = np.clip(executed, action_space.low, action_space.high)
+        return clipped.astype(np.float32)
 
-    # A policy sees the env through its own wrapper; the recording lies below it, in env units.
+    # A policy acts through its own wrapper; the recording lies below it, in the env's terms.
     recorder = PerturbedEnv(bare, perturb)
     if config.policy is None:
-        succeeded = _run_episode(
-            recorder, lambda _: bare.get_wrapper_attr("expert_action")(), seed, config
-        )
+        expert = bare.get_wrapper_attr("expert_action")
+        succeeded = _run_episode(recorder, lambda _: expert(), seed, config)
     else:
         policy = _worker_policy(config.policy)
-        succeeded = _run_episode(
-            policy.wrap(recorder), lambda observation: policy.predict(observation)[0], seed, config
-        )
+        env = policy.wrap(recorder)
+        succeeded = _run_episode(env, lambda seen: policy.predict(seen)[0], seed, config)
     if not succeeded:
         return None
+    return _demonstration(recorder, contract)
 
+
+def _demonstration(recorder: PerturbedEnv, contract: EnvContract) -> Demonstration:
+    """Return the episode that an env has recorded."""
+    observations = recorder.observations
     images = {}
     for name, path in contract.cameras.items():
-        frames = np.stack([get_path(one, path) for one in recorder.observations])
-        images[name] = rotate_180(frames) if name in contract.rotated_cameras else frames
-    states = [get_path(one, contract.state) for one in recorder.observations]
+        frames = np.stack([get_path(one, path) for one in observations])
+        if name in contract.rotated_cameras:
+            frames = rotate_180(frames)
+        images[name] = frames
+
+    assert contract.state is not None
+    states = [get_path(one, contract.state) for one in observations]
     return Demonstration(
-        instruction=bare.get_wrapper_attr("instruction"),
+        instruction=recorder.get_wrapper_attr("instruction"),
         images=images,
         state=np.stack(states).astype(np.float32),
         action=np.stack(recorder.actions).astype(np.float32),
     )
 
 
-def _run_episode(
-    env: gym.Env[Any, Any], act: Callable[[Any], Any], seed: int, config: RecordConfig
-) -> bool:
+def _run_episode(env: AnyEnv, act: Callable[[Any], Any], seed: int, config: RecordConfig) -> bool:
     """Run one episode, up to some frames after the first success; return whether it succeeded."""
     observation, _ = env.reset(seed=seed)
-    remaining: int | None = None  # steps after the first success
+    remaining: int | None = None  # steps to record; None before the first success
     while remaining is None or remaining > 0:
         observation, _, terminated, truncated, info = env.step(act(observation))
         if remaining is None and is_success(info):
@@ -256,17 +270,18 @@ def _run_episode(
             remaining -= 1
         elif terminated or truncated:
             return False
+        # An env that truncates an episode cannot be stepped further.
         if truncated:
             break
     return True
 
 
-def _schedule(config: RecordConfig) -> list[tuple[str | None, int, float]]:
+def _schedule(config: RecordConfig) -> list[ScheduleItem]:
     """Return task, seed and noise of every demonstration.
 
     Demonstrations of one task follow each other, so that a worker seldom makes a new env.
     """
-    items = []
+    items: list[ScheduleItem] = []
     for task, count in config.wanted:
         for number in range(count):
             noise = config.action_noise[number % len(config.action_noise)]
@@ -274,13 +289,13 @@ def _schedule(config: RecordConfig) -> list[tuple[str | None, int, float]]:
     return items
 
 
-def _demonstrate_until_success(
-    config: RecordConfig, item: tuple[str | None, int, float]
-) -> Demonstration:
+def _demonstrate_until_success(config: RecordConfig, item: ScheduleItem) -> Demonstration:
     """Record one demonstration, with further seeds where an episode fails."""
     task, seed, noise = item
     for attempt in range(MAX_ATTEMPTS):
-        demonstration = demonstrate(config, task, seed + attempt * 100_000, noise)
+        # Far from the seeds of the other demonstrations.
+        attempt_seed = seed + attempt * 100_000
+        demonstration = demonstrate(config, task, attempt_seed, noise)
         if demonstration is not None:
             return demonstration
     actor = "expert" if config.policy is None else "policy"
@@ -326,7 +341,7 @@ def record(config: RecordConfig) -> Path:
 
 
 def _open_writer(config: RecordConfig) -> LeRobotWriter:
-    """Start a dataset for what a first observation of the env shows."""
+    """Check that the env can be recorded, and start a dataset for its cameras and vectors."""
     first_task, _ = config.wanted[0]
     env = make_env(config.env, first_task)
 
@@ -344,10 +359,12 @@ def _open_writer(config: RecordConfig) -> LeRobotWriter:
     if contract.state is None:
         raise EnvError(f"{config.env}: set `state` in its contract; every recorded frame needs it")
 
+    # A first observation tells how large the frames are.
     observation, _ = env.reset(seed=0)
     cameras = {}
     for name, path in contract.cameras.items():
-        height, width = np.asarray(get_path(observation, path)).shape[:2]
+        frame = np.asarray(get_path(observation, path))
+        height, width = frame.shape[:2]
         cameras[f"observation.images.{name}"] = (height, width)
     fps = int(env.metadata["render_fps"])
     env.close()

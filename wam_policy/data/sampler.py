@@ -29,7 +29,13 @@ class DeterministicSampler:
         seed: Seed of the run.
     """
 
-    def __init__(self, examples: int, size: int, seed: int, weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        examples: int,
+        size: int,
+        seed: int,
+        weights: Tensor | None = None,
+    ) -> None:
         """Create the sampler.
 
         Args:
@@ -52,7 +58,8 @@ class DeterministicSampler:
 
         self._cumulative: Tensor | None = None
         if weights is not None:
-            probabilities = weights.double() / weights.double().sum()
+            weights = weights.double()
+            probabilities = weights / weights.sum()
             self._cumulative = probabilities.cumsum(0)
 
         # Two epochs in memory: a resumed run or a look-ahead may cross from one to the next.
@@ -60,16 +67,18 @@ class DeterministicSampler:
 
     def batch(self, step: int) -> Tensor:
         """Return the examples of a step, counted from 0, as int [B]."""
-        epoch, position = divmod(step, self.num_examples // self.size)
+        batches_per_epoch = self.num_examples // self.size
+        epoch, position = divmod(step, batches_per_epoch)
         start = position * self.size
         return self._epoch(epoch)[start : start + self.size]
 
     def _epoch_order(self, epoch: int) -> Tensor:
+        """Return the examples of an epoch in their order, int [N]."""
         generator = _generator(self.seed, ORDER, epoch)
         if self._cumulative is None:
             return torch.randperm(self.num_examples, generator=generator)
 
-        # Inverse of the cumulative distribution; rounding may put its last value below 1.
+        # Inverse transform sampling. Rounding may leave the last cumulative value below 1.
         quantiles = torch.rand(self.num_examples, generator=generator, dtype=torch.float64)
         drawn = torch.searchsorted(self._cumulative, quantiles, right=True)
         return drawn.clamp(max=self.num_examples - 1)

@@ -37,6 +37,7 @@ def read_frames(path: Path, numbers: Sequence[int], fps: float) -> np.ndarray:
     decoded: dict[int, np.ndarray] = {}
     try:
         for number, frame in _frames_from(path, min(requested), fps):
+            # Frames in between are decoded because others depend on them.
             if number in requested:
                 decoded[number] = frame.to_ndarray(format="rgb24")
             if number >= last:
@@ -56,7 +57,10 @@ def _frames_from(path: Path, first: int, fps: float) -> Iterator[tuple[int, Any]
     """Yield numbers and frames, from the key frame at or before number `first` on."""
     container = _open_container(path, os.getpid(), threading.get_ident())
     stream = container.streams.video[0]
-    timestamp = round(first / fps / float(stream.time_base))
+
+    # A seek takes a time in units of the stream's time base.
+    seconds = first / fps
+    timestamp = round(seconds / float(stream.time_base))
     container.seek(timestamp, stream=stream, backward=True)
     for frame in container.decode(stream):
         yield round(float(frame.time) * fps), frame

@@ -1,6 +1,7 @@
-"""Windows of a dataset as samples for a user's own `torch.utils.data.DataLoader`, in the robot's units."""
+"""Windows of a dataset for a user's own `torch.utils.data.DataLoader`, in the robot's units."""
 
-# T actions in a chunk, F pixel frames of a clip, H W pixels, A numbers per action, P numbers of state
+# T actions in a chunk, F pixel frames of a clip, H W pixels, A numbers per action,
+# P numbers of state
 
 from __future__ import annotations
 
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 class WindowDataset(Dataset[dict[str, Any]]):
     """The samples that `WAMPolicy.training_step` takes, one window each.
 
-    Only the frames of the requested window are decoded. Windows, cameras and actions are those that `wam train` uses.
+    Only the frames of the requested window are decoded. Windows, cameras and actions are those that
+    `wam train` uses.
+
+    Attributes:
+        dataset: Datasets that the windows are cut from.
+        config: Contract of the policy.
+        windows: Rows of the windows.
     """
 
     def __init__(
@@ -37,25 +44,27 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """Cut a dataset into windows.
 
         Args:
-            dataset: Folder or Hub id of a LeRobot dataset, a dataset that is already read, or several.
-            config: Contract of the policy to train: its cameras, frames, horizon, state and action layout.
-            window_stride: Rows from one window's start to the next.
-            cameras: Feature of the dataset by the policy's camera. A camera that is not named here is looked up by its
-                name, then by its aliases (`wam_policy.cameras`).
+            dataset: Folder or Hub id of a LeRobot dataset, or a dataset that is already read.
+            config: Contract of the policy to train.
+            window_stride: Rows from the start of one window to the start of the next.
+            cameras: Feature by camera of the policy. A camera that is not named here is looked up
+                by its name, then by its aliases (`wam_policy.cameras`).
 
         Raises:
-            DatasetError: The dataset lacks a camera or the state, or does not declare what its actions mean.
+            DatasetError: The dataset lacks a camera or the state, or does not declare what its
+                actions mean.
             ActionError: The recorded actions cannot be mapped onto the policy's.
         """
         self.config = config
         self.dataset = _as_mixture(dataset, cameras or {})
 
-        # A missing camera or action layout is an error now, not at the first batch.
+        # A missing camera or action layout is reported now, not at the first batch.
         for camera in config.cameras.names:
             self.dataset.picture_size(camera)
         for part in self.dataset.parts:
             part.action_layout()
 
+        # Vectors of the whole dataset fit in memory; frames are decoded on access.
         layout = config.action.layout
         actions = self.dataset.actions(layout)
         self.windows = policy_windows(self.dataset, config, window_stride=window_stride)
@@ -72,8 +81,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """Return one window.
 
         Returns:
-            `images.<camera>` uint8 [F, H, W, 3], `state` float32 [P] if the policy has one, `action` float32 [T, A],
-            `action_is_pad` bool [T], `frame_is_pad` bool [F] and `instruction`.
+            `images.<camera>` uint8 [F, H, W, 3], `state` float32 [P] if the policy has one,
+            `action` float32 [T, A], `action_is_pad` bool [T], `frame_is_pad` bool [F] and
+            `instruction`.
         """
         row = self.windows.start[i]
         episode = self.dataset.episodes[self.windows.episode[i]]
@@ -93,11 +103,13 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
 
 def _as_mixture(
-    dataset: str | Path | LeRobotDataset | Mixture, camera_map: Mapping[str, str]
+    dataset: str | Path | LeRobotDataset | Mixture,
+    camera_map: Mapping[str, str],
 ) -> Mixture:
     """Return the dataset as a mixture that looks cameras up in `camera_map` first."""
     if not isinstance(dataset, Mixture):
         return Mixture([dataset], camera_map)
     if not camera_map:
         return dataset
-    return Mixture(dataset.parts, {**dataset.camera_map, **camera_map})
+    merged = {**dataset.camera_map, **camera_map}
+    return Mixture(dataset.parts, merged)
