@@ -1,4 +1,4 @@
-"""A user's own loop and `wam train` see the same windows: cameras by alias, actions in the policy's layout."""
+"""A user's own loop and `wam train` read windows alike: cameras by alias, mapped actions."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ RECORDED = ActionLayout(
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two episodes whose front camera has an alias as its name and whose action columns have another order."""
+    """Two episodes with an alias as a camera's name and with other action columns."""
     rng = np.random.default_rng(0)
     writer = LeRobotWriter(
         tmp_path / "data",
@@ -61,7 +61,7 @@ def encode(folder, policy):
 
 
 def in_policy_layout(recorded):
-    """Recorded actions [..., 3] in LAYOUT: x, y, and a gripper that is 1 when open and -1 when closed."""
+    """Recorded actions [..., 3] in LAYOUT, whose gripper is 1 when open and -1 when closed."""
     gripper, y, x = np.moveaxis(recorded, -1, 0)
     return np.stack([x, y, 1 - 2 * gripper], axis=-1)
 
@@ -73,10 +73,9 @@ def test_a_camera_is_found_by_its_alias_or_by_the_feature_that_is_named(folder, 
     named = WindowDataset(folder, policy.config, cameras={"wrist": FRONT})[3]
     assert np.array_equal(named["images.wrist"], last)
     assert np.array_equal(named["images.image"], last)
+    side = CameraConfig(names=("side",), height=16, width=16)
     with pytest.raises(DatasetError, match="no camera 'side'"):
-        WindowDataset(
-            folder, replace(policy.config, cameras=CameraConfig(names=("side",), height=9, width=9))
-        )
+        WindowDataset(folder, replace(policy.config, cameras=side))
 
 
 def test_encoding_maps_actions_of_another_layout(folder, policy):
