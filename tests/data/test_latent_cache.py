@@ -77,7 +77,7 @@ def test_a_cache_of_other_windows_is_refused(config):
     with pytest.raises(DatasetError, match="another dataset, codec, canvas or stride: remove it"):
         cache(replace(config, cameras=("wrist", "front")))
     (config.cache / "shard_00000.safetensors").write_bytes(b"broken")
-    with pytest.raises(DatasetError, match="can't be read"):
+    with pytest.raises(DatasetError, match="cannot be read"):
         cache(config)
 
 

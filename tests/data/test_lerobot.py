@@ -147,10 +147,10 @@ def test_broken_datasets_are_refused(folder, tmp_path):
     with pytest.raises(DatasetError, match="no camera 'top'"):
         dataset.frames("top")
     (folder / "meta/wam_contract.json").unlink()
-    with pytest.raises(DatasetError, match="doesn't say what its actions mean"):
+    with pytest.raises(DatasetError, match="does not declare what its actions mean"):
         dataset.action_layout()
     next(folder.glob("videos/*/*/*.mp4")).write_bytes(b"no video")
-    with pytest.raises(DatasetError, match="can't decode"):
+    with pytest.raises(DatasetError, match="cannot decode"):
         dataset.frames(CAMERA)
     change_info(folder, total_frames=21)
     with pytest.raises(DatasetError, match="promises 21 frames, found 20"):
@@ -235,7 +235,7 @@ def rewritten(folder, change):
 
 def test_a_number_that_isn_t_finite_is_named_by_episode_and_frame(folder):
     rewritten(folder, lambda columns: columns["action"][7 + 2].__setitem__(1, float("nan")))
-    with pytest.raises(DatasetError, match="action isn't finite in episode 1, frame 2"):
+    with pytest.raises(DatasetError, match="action is not finite in episode 1, frame 2"):
         LeRobotDataset(folder).vector("action")
 
 
@@ -253,7 +253,7 @@ def test_frames_of_an_episode_may_have_sentences_of_their_own(folder):
 
 def test_rows_of_another_episode_are_refused(folder):
     rewritten(folder, lambda columns: columns["episode_index"].__setitem__(12, 0))
-    with pytest.raises(DatasetError, match="rows 11 to 20 aren't those of episode 2"):
+    with pytest.raises(DatasetError, match="rows 11 to 20 are not those of episode 2"):
         LeRobotDataset(folder)
 
 
@@ -262,7 +262,7 @@ def test_a_truncated_video_is_named_with_its_frames(folder):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     dataset = LeRobotDataset(folder)
-    with pytest.raises(DatasetError, match=r"data, episode 2, frames 0 to 8: can't decode .*mp4"):
+    with pytest.raises(DatasetError, match=r"data, episode 2, frames 0 to 8: cannot decode .*mp4"):
         dataset.pictures(CAMERA, dataset.episodes[2], np.arange(11, 20))
 
 
@@ -295,7 +295,7 @@ def test_a_broken_v21_dataset_is_refused_by_file(folder, tmp_path):
     with pytest.raises(DatasetError, match="what task 1 is"):
         LeRobotDataset(old).instructions()
     (old / "data/chunk-001/episode_000002.parquet").write_bytes(b"no table")
-    with pytest.raises(DatasetError, match=r"episode_000002\.parquet can't be read"):
+    with pytest.raises(DatasetError, match=r"episode_000002\.parquet cannot be read"):
         LeRobotDataset(old)
     (old / "meta/episodes.jsonl").unlink()
     with pytest.raises(DatasetError, match=r"no meta/episodes\.jsonl"):

@@ -82,9 +82,9 @@ def test_what_doesn_t_fit_is_refused(dataset, tmp_path):
     with pytest.raises(DatasetError, match="names 2 numbers, the dataset has"):
         import_minari(config(tmp_path, dataset, state_names=["a", "b"]))
     assert not (tmp_path / "data").exists()
-    with pytest.raises(DatasetError, match="isn't uint8"):
+    with pytest.raises(DatasetError, match="expected uint8"):
         import_minari(config(tmp_path, dataset, cameras={"front": "robot"}, rotated_cameras=[]))
-    with pytest.raises(DatasetError, match="must say `state`"):
+    with pytest.raises(DatasetError, match="must set `state`"):
         import_minari(config(tmp_path, dataset, instruction=None))
     with pytest.raises(DatasetError, match="no Minari dataset 'toy/none-v0'"):
         import_minari(config(tmp_path, "toy/none-v0"))

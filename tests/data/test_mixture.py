@@ -60,7 +60,7 @@ def test_recordings_of_another_rate_are_refused(two, tmp_path):
     slow = shutil.copytree(two[0], tmp_path / "slow")
     info = json.loads((slow / "meta/info.json").read_text())
     (slow / "meta/info.json").write_text(json.dumps(info | {"fps": info["fps"] / 2}))
-    with pytest.raises(DatasetError, match="frames a second"):
+    with pytest.raises(DatasetError, match="frames per second"):
         Mixture((two[0], slow))
 
 

@@ -1,6 +1,7 @@
 """A dataset as a training loop samples it: windows encoded once, vectors normalised."""
 
-# N windows, C latent channels, F latent frames, h w latent grid, T actions in a chunk, A numbers per action
+# N windows, C latent channels, F latent frames, h w latent grid, T actions in a chunk,
+# A numbers per action, P numbers of state, B batch, L tokens of a prompt
 
 from __future__ import annotations
 
@@ -16,109 +17,158 @@ from wam_policy.config import PolicyConfig
 from wam_policy.data.config import DataConfig
 from wam_policy.data.latent_cache import LatentShards, load_or_encode
 from wam_policy.data.mixture import Mixture
-from wam_policy.data.windows import Windows, make_windows, padded_actions
+from wam_policy.data.windows import Windows, padded_actions, policy_windows
 from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.loss import Batch, latent_padding
 from wam_policy.models.layers.text_padding import condense_padding
 from wam_policy.training.config import RunConfig
 
+# Fields of `EncodedDataset` with one entry per window; the others are shared by all windows.
+_PER_WINDOW = (
+    "row",
+    "latent_is_pad",
+    "action",
+    "action_is_pad",
+    "proprio",
+    "prompt",
+    "episode",
+    "part",
+)
+
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Everything the loop samples from: latents in memory or in files, the rest in memory."""
+    """What a training loop samples from: latents in memory or in files, the rest in memory."""
 
-    latents: Tensor | LatentShards  # [windows, C, F, h, w]
-    row: Tensor  # int [N], each example's place in them
+    latents: Tensor | LatentShards  # [all windows, C, F, h, w]
+    row: Tensor  # int [N], position of each window in `latents`
     latent_is_pad: Tensor  # bool [N, F - 1]
     action: Tensor  # [N, T, A] normalised
     action_is_pad: Tensor  # bool [N, T]
     proprio: Tensor  # [N, P] normalised
     prompt: Tensor  # int [N], index of the prompt
     episode: Tensor  # int [N], position in the list of episodes
-    part: Tensor  # int [N], which dataset it is of
+    part: Tensor  # int [N], index of the dataset
     contexts: Tensor  # [prompts, L, text_dim]
-    text_bias: Tensor | None  # [prompts, L]; see `padding.condensed`
-    names: Sequence[str]  # N: where each comes from
+    # [prompts, L], if a row of `contexts` stands for several; see `text_padding.condense_padding`
+    text_bias: Tensor | None
+    names: Sequence[str]  # N descriptions of where each window comes from
 
     def where(self, wanted: np.ndarray) -> EncodedDataset:
-        """The examples where `wanted`, bool [N], is true."""
+        """Return the windows where `wanted`, bool [N], is true."""
         index = torch.from_numpy(np.flatnonzero(wanted))
-        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        picked = {
-            name: x[index]
-            for name, x in parts.items()
-            if name not in ("latents", "contexts", "text_bias", "names")
-        }
-        return dataclasses.replace(self, **picked, names=[self.names[i] for i in index.tolist()])
+        selected = {name: getattr(self, name)[index] for name in _PER_WINDOW}
+        names = [self.names[i] for i in index.tolist()]
+        return dataclasses.replace(self, **selected, names=names)
 
     def weights(self, parts: Sequence[float]) -> Tensor | None:
-        """How often each example is to be drawn, [N], so that datasets are as often as `parts` say; None: all alike."""
+        """Return the sampling weight of each window.
+
+        Args:
+            parts: Weight of each dataset, in any unit; empty means that all windows are alike.
+
+        Returns:
+            float64 [N], or None if `parts` is empty.
+        """
         if not parts:
             return None
-        counts = torch.bincount(self.part, minlength=len(parts)).clamp(min=1)
-        return (torch.tensor(parts, dtype=torch.float64) / counts)[self.part]
+        weight_per_part = torch.tensor(parts, dtype=torch.float64)
+        # A dataset may have no window here: its weight is divided by 1 and never used.
+        windows_per_part = torch.bincount(self.part, minlength=len(parts))
+        weight_per_window = weight_per_part / windows_per_part.clamp(min=1)
+        return weight_per_window[self.part]
 
     def batch(self, index: Tensor) -> Batch:
-        """The examples at `index` [B]."""
+        """Return the windows at `index`, int [B]."""
+        prompt = self.prompt[index]
         return Batch(
-            self.latents[self.row[index]],
-            self.contexts[self.prompt[index]],
-            self.action[index],
-            self.proprio[index],
-            self.action_is_pad[index],
-            self.latent_is_pad[index],
-            None if self.text_bias is None else self.text_bias[self.prompt[index]],
+            latents=self.latents[self.row[index]],
+            context=self.contexts[prompt],
+            action=self.action[index],
+            proprio=self.proprio[index],
+            action_is_pad=self.action_is_pad[index],
+            latent_is_pad=self.latent_is_pad[index],
+            text_bias=None if self.text_bias is None else self.text_bias[prompt],
         )
 
     def condensed(self, *, proprio: bool, dtype: torch.dtype) -> EncodedDataset:
-        """The same examples, the prompts' padding as a few rows that count for all of it."""
+        """Return the same windows with the padding of prompts condensed to a few biased rows.
+
+        Args:
+            proprio: Whether a proprioception token follows the prompt.
+            dtype: Type that attention is computed in.
+        """
         contexts, bias = condense_padding(self.contexts, proprio=proprio, dtype=dtype)
         return dataclasses.replace(self, contexts=contexts, text_bias=bias)
 
 
 def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
-    """The windows of a dataset."""
-    horizon = (config.frames - 1) * config.frame_stride
-    return make_windows(
-        dataset.episodes,
-        horizon=horizon,
-        frames=config.frames,
-        frame_stride=config.frame_stride,
-        window_stride=config.window_stride,
-    )
+    """Return the windows of a run; another name of `policy_windows`."""
+    return policy_windows(dataset, config)
 
 
 def encode_dataset(
     config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: PromptEmbeddings
 ) -> EncodedDataset:
-    """Encode and normalise the whole dataset."""
-    windows = windows_of(config, dataset)
+    """Encode and normalise a whole dataset.
+
+    Args:
+        config: Options of the run: frames, strides and cache.
+        contract: Contract of the policy: cameras, action layout, normalisation and prompts.
+        dataset: Dataset to encode.
+        vae: Video codec.
+        prompts: Embeddings of the dataset's prompts.
+
+    Raises:
+        DatasetError: The dataset is broken, or the cache holds latents of something else.
+        ActionError: The recorded actions cannot be mapped onto the policy's.
+    """
     assert contract.state is not None
-    sentences, parts = dataset.instructions(), dataset.dataset_of(windows.start)
-    tasks = sorted(set(sentences))
-    number = {task: i for i, task in enumerate(tasks)}
-    actions = padded_actions(dataset.vector("action"), windows, contract.action.layout)
+    windows = policy_windows(dataset, config)
+
+    # One prompt per distinct instruction.
+    instructions = dataset.instructions()
+    tasks = sorted(set(instructions))
+    task_index = {task: i for i, task in enumerate(tasks)}
+    prompt = torch.tensor([task_index[instructions[row]] for row in windows.start])
+    contexts = prompts.embed(
+        [contract.prompt.prompt(task) for task in tasks],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+
+    # Vectors: actions of whole chunks, the state at the first row.
+    layout = contract.action.layout
+    actions = padded_actions(dataset.actions(layout), windows, layout)
+    action = contract.action.normalization.normalize(actions)
     state = dataset.vector("observation.state")[windows.start]
+    proprio = contract.state.normalization.normalize(state)
+
+    frame_is_pad = torch.from_numpy(windows.frame_is_pad)
     return EncodedDataset(
         latents=load_or_encode(config, contract.cameras, vae, dataset, windows),
         row=torch.arange(len(windows.start)),
-        latent_is_pad=latent_padding(torch.from_numpy(windows.frame_is_pad), vae.temporal_ratio),
-        action=torch.from_numpy(contract.action.normalization.normalize(actions)),
+        latent_is_pad=latent_padding(frame_is_pad, vae.temporal_ratio),
+        action=torch.from_numpy(action),
         action_is_pad=torch.from_numpy(windows.action_is_pad),
-        proprio=torch.from_numpy(contract.state.normalization.normalize(state)),
-        prompt=torch.tensor([number[sentences[row]] for row in windows.start]),
+        proprio=torch.from_numpy(proprio),
+        prompt=prompt,
         episode=torch.from_numpy(windows.episode),
-        part=torch.from_numpy(parts),
-        contexts=prompts.embed(
-            [contract.prompt.prompt(task) for task in tasks],
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-        ),
+        part=torch.from_numpy(dataset.dataset_of(windows.start)),
+        contexts=contexts,
         text_bias=None,
-        names=[
-            f"{dataset.parts[part].folder} episode {dataset.episodes[episode].index} "
-            f"from frame {row - dataset.episodes[episode].start}"
-            for part, episode, row in zip(parts, windows.episode, windows.start, strict=True)
-        ],
+        names=_window_names(dataset, windows),
     )
+
+
+def _window_names(dataset: Mixture, windows: Windows) -> list[str]:
+    """Return the dataset, episode and first frame of every window, in words."""
+    names = []
+    parts = dataset.dataset_of(windows.start)
+    for part, number, row in zip(parts, windows.episode, windows.start, strict=True):
+        folder = dataset.parts[part].folder
+        episode = dataset.episodes[number]
+        frame = row - episode.start
+        names.append(f"{folder} episode {episode.index} from frame {frame}")
+    return names

@@ -1,6 +1,7 @@
 """Reads LeRobot datasets v2.1 and v3.0 from a folder with pyarrow and PyAV.
 
-Layouts: https://github.com/huggingface/lerobot (`docs/source/lerobot-dataset-v3.mdx`; v2.1 has one file per episode).
+Formats: https://github.com/huggingface/lerobot, `docs/source/lerobot-dataset-v3.mdx`. Version 2.1
+has one parquet file and one video per camera for every episode.
 """
 
 from __future__ import annotations
@@ -26,262 +27,378 @@ try:
 except ImportError as error:
     raise MissingExtraError("pyarrow", "train") from error
 
-CONTRACT_PATH = "meta/wam_contract.json"  # beside LeRobot's own files, which can't say what a gripper's numbers mean
+# Beside LeRobot's own files, which cannot express what a gripper's numbers mean.
+CONTRACT_PATH = "meta/wam_contract.json"
 
-
-OWN_COLUMNS = (
-    "timestamp",
-    "next.reward",
-)  # vectors of one number that describe the recording, not the robot
+# Vectors of one number that describe the recording, not the robot.
+OWN_COLUMNS = ("timestamp", "next.reward")
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode's place in the dataset."""
+    """The rows and videos of one episode."""
 
     index: int
     task: str
     start: int  # first row
     stop: int  # row after the last
-    videos: dict[
-        str, tuple[Path, float]
-    ]  # camera key -> file, and the time in it where the episode begins (seconds)
+    # Camera feature -> video file, and the time in it at which the episode starts (seconds).
+    videos: dict[str, tuple[Path, float]]
 
 
 class LeRobotDataset:
-    """A LeRobot folder: its episodes, its vectors in memory, its frames on request."""
+    """A LeRobot folder: its episodes, its vectors in memory, its frames on request.
+
+    Attributes:
+        folder: Folder of the dataset.
+        info: Contents of `meta/info.json`.
+        fps: Rows per second.
+        cameras: Features that are videos.
+        names: Names of the numbers of each vector, by its feature.
+        episodes: Episodes in the order of their rows.
+        length: Number of rows.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Read everything but the frames.
 
         Raises:
-            DatasetError: no dataset, one of an unknown version, or one whose parts don't fit together.
+            DatasetError: The folder holds no dataset, one of an unknown version, or one whose
+                parts contradict each other.
         """
         self.folder = Path(folder)
         info_path = self.folder / "meta/info.json"
         if not info_path.is_file():
-            raise DatasetError(f"{self.folder} is no LeRobot dataset: it has no meta/info.json")
+            raise DatasetError(f"{self.folder} is not a LeRobot dataset: it has no meta/info.json")
         self.info: dict[str, Any] = json.loads(info_path.read_text())
         version = self.info.get("codebase_version")
         if version not in ("v2.1", "v3.0"):
             raise DatasetError(
                 f"{self.folder} is a LeRobot dataset {version}; this reader knows v2.1 and v3.0"
             )
+
+        # Features.
         self.fps = float(self.info["fps"])
-        features = self.info["features"]
-        self.cameras = [key for key, feature in features.items() if feature["dtype"] == "video"]
-        stills = [key for key, feature in features.items() if feature["dtype"] == "image"]
+        self.cameras = self._features_of_type("video")
+        stills = self._features_of_type("image")
         if stills and not self.cameras:
             raise DatasetError(
-                f"{self.folder} keeps {stills} as pictures: write it with videos (`use_videos=True`)"
+                f"{self.folder} stores {stills} as images: write it with videos (`use_videos=True`)"
             )
-        self.names = {
-            key: _names(key, feature)
-            for key, feature in features.items()
-            if feature["dtype"] in ("float32", "float64")
-            and len(feature["shape"]) == 1
-            and key not in OWN_COLUMNS
-        }
-        rows, files = self._episodes_v21() if version == "v2.1" else self._episodes_v30()
-        self.episodes = rows
+        self.names = _vector_names(self.info["features"])
+
+        # Episodes and rows.
+        if version == "v2.1":
+            self.episodes, files = self._episodes_v21()
+            self._tasks = self._tasks_v21()
+        else:
+            self.episodes, files = self._episodes_v30()
+            self._tasks = self._tasks_v30()
         columns = ["episode_index", "task_index", *self.names]
-        self._table = pa.concat_tables([_table(file, columns) for file in files])
-        self.length = self._table.num_rows
-        if self.length != self.info["total_frames"]:
+        self._rows = pa.concat_tables([_read_table(file, columns) for file in files])
+        self.length: int = self._rows.num_rows
+        self._check_rows()
+
+    def _features_of_type(self, dtype: str) -> list[str]:
+        features = self.info["features"]
+        return [key for key in features if features[key]["dtype"] == dtype]
+
+    def _check_rows(self) -> None:
+        """Check that the rows are those that the info and the episodes announce."""
+        promised = self.info["total_frames"]
+        if self.length != promised:
             raise DatasetError(
-                f"{self.folder}: info.json promises {self.info['total_frames']} frames, found {self.length}"
+                f"{self.folder}: info.json promises {promised} frames, "
+                f"found {self.length}; download or record the dataset again"
             )
-        if sum(e.stop - e.start for e in self.episodes) != self.length:
+        lengths = [episode.stop - episode.start for episode in self.episodes]
+        if sum(lengths) != self.length:
             raise DatasetError(
-                f"{self.folder}: the episodes' lengths don't add up to its {self.length} frames"
+                f"{self.folder}: the lengths of the episodes do not add up to its "
+                f"{self.length} frames"
             )
-        self._tasks = self._task_table(version)
-        told = self._table["episode_index"].to_numpy()
+        episode_index = self._rows["episode_index"].to_numpy()
         for episode in self.episodes:
-            if (told[episode.start : episode.stop] != episode.index).any():
+            rows = episode_index[episode.start : episode.stop]
+            if (rows != episode.index).any():
                 raise DatasetError(
-                    f"{self.folder}: rows {episode.start} to {episode.stop} aren't those of episode {episode.index}"
+                    f"{self.folder}: rows {episode.start} to {episode.stop} "
+                    f"are not those of episode {episode.index}"
                 )
 
     @functools.cached_property
     def sha256(self) -> str:
-        """SHA-256 over what the dataset says of itself (`meta/`), its rows (`data/`), and its videos' names and sizes."""
+        """SHA-256 over metadata (`meta/`), rows (`data/`), and the videos' names and sizes."""
         digest = hashlib.sha256()
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        for path in sorted(files):
             name = path.relative_to(self.folder)
-            if name.parts[0] in ("meta", "data", "videos"):
-                digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-                if name.parts[0] != "videos":
-                    with path.open("rb") as file:
-                        digest.update(hashlib.file_digest(file, "sha256").digest())
+            kind = name.parts[0]
+            if kind not in ("meta", "data", "videos"):
+                continue
+            size = path.stat().st_size
+            digest.update(f"{name}\0{size}\0".encode())
+
+            # Hashing the contents of the videos would take minutes.
+            if kind != "videos":
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     def _episodes_v30(self) -> tuple[list[Episode], list[Path]]:
-        """Episodes, and the files of their rows: many episodes a file."""
-        files = {
-            under: sorted((self.folder / under).glob("chunk-*/file-*.parquet"))
-            for under in ("meta/episodes", "data")
-        }
-        for under, found in files.items():
-            if not found:
-                raise DatasetError(f"{self.folder}/{under} holds no parquet file")
+        """Return the episodes and the files of their rows; a file holds many episodes."""
+        tables = [_read_table(file) for file in self._parquet_files("meta/episodes")]
         episodes = []
-        for row in pa.concat_tables([_table(file) for file in files["meta/episodes"]]).to_pylist():
+        for row in pa.concat_tables(tables).to_pylist():
+            # A video holds many episodes too: each starts at its own time.
             videos = {}
             for key in self.cameras:
-                place = {name: row[f"videos/{key}/{name}_index"] for name in ("chunk", "file")}
                 name = self.info["video_path"].format(
-                    video_key=key, chunk_index=place["chunk"], file_index=place["file"]
+                    video_key=key,
+                    chunk_index=row[f"videos/{key}/chunk_index"],
+                    file_index=row[f"videos/{key}/file_index"],
                 )
-                videos[key] = (self.folder / name, float(row[f"videos/{key}/from_timestamp"]))
-            start, stop = row["dataset_from_index"], row["dataset_to_index"]
-            episodes.append(Episode(row["episode_index"], row["tasks"][0], start, stop, videos))
-        return episodes, files["data"]
+                start_time = float(row[f"videos/{key}/from_timestamp"])
+                videos[key] = (self.folder / name, start_time)
+            episode = Episode(
+                index=row["episode_index"],
+                task=row["tasks"][0],
+                start=row["dataset_from_index"],
+                stop=row["dataset_to_index"],
+                videos=videos,
+            )
+            episodes.append(episode)
+        return episodes, self._parquet_files("data")
+
+    def _parquet_files(self, subfolder: str) -> list[Path]:
+        files = sorted((self.folder / subfolder).glob("chunk-*/file-*.parquet"))
+        if not files:
+            raise DatasetError(f"{self.folder}/{subfolder} holds no parquet file")
+        return files
 
     def _episodes_v21(self) -> tuple[list[Episode], list[Path]]:
-        """Episodes, and the files of their rows: one a file, its videos likewise."""
-        episodes, files, start = [], [], 0
-        for row in self._lines("episodes.jsonl"):
+        """Return the episodes and the files of their rows; each episode has its own files."""
+        episodes = []
+        files = []
+        start = 0
+        for row in self._json_lines("episodes.jsonl"):
             index = row["episode_index"]
-            place = {"episode_chunk": index // self.info["chunks_size"], "episode_index": index}
-            videos = {
-                key: (self.folder / self.info["video_path"].format(video_key=key, **place), 0.0)
-                for key in self.cameras
-            }
-            episodes.append(Episode(index, row["tasks"][0], start, start + row["length"], videos))
-            files.append(self.folder / self.info["data_path"].format(**place))
-            start += row["length"]
+            chunk = index // self.info["chunks_size"]
+            numbers = {"episode_chunk": chunk, "episode_index": index}
+
+            # Its files; a video starts with the episode.
+            rows_name = self.info["data_path"].format(**numbers)
+            files.append(self.folder / rows_name)
+            videos = {}
+            for key in self.cameras:
+                video_name = self.info["video_path"].format(video_key=key, **numbers)
+                videos[key] = (self.folder / video_name, 0.0)
+
+            # Its rows, which follow those of the episode before.
+            stop = start + row["length"]
+            episode = Episode(
+                index=index,
+                task=row["tasks"][0],
+                start=start,
+                stop=stop,
+                videos=videos,
+            )
+            episodes.append(episode)
+            start = stop
         return episodes, files
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
+    def _json_lines(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / "meta" / name
         if not path.is_file():
             raise DatasetError(f"{self.folder} has no meta/{name}")
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        lines = path.read_text().splitlines()
+        return [json.loads(line) for line in lines if line]
 
-    def _task_table(self, version: str) -> dict[int, str]:
-        if version == "v2.1":
-            return {row["task_index"]: row["task"] for row in self._lines("tasks.jsonl")}
-        rows = _table(self.folder / "meta/tasks.parquet").to_pylist()
-        return {
-            row["task_index"]: next(x for name, x in row.items() if name != "task_index")
-            for row in rows
-        }
+    def _tasks_v21(self) -> dict[int, str]:
+        rows = self._json_lines("tasks.jsonl")
+        return {row["task_index"]: row["task"] for row in rows}
+
+    def _tasks_v30(self) -> dict[int, str]:
+        tasks = {}
+        table = _read_table(self.folder / "meta/tasks.parquet")
+        for row in table.to_pylist():
+            # The text is the index of a pandas frame, whose column has no fixed name.
+            index = row.pop("task_index")
+            tasks[index] = next(iter(row.values()))
+        return tasks
 
     def instructions(self) -> list[str]:
-        """The sentence that belongs to each frame.
+        """Return the instruction of every row.
 
         Raises:
-            DatasetError: a frame's has no text.
+            DatasetError: A row refers to a task without text.
         """
-        found = self._table["task_index"].to_pylist()
-        if unknown := set(found) - self._tasks.keys():
-            raise DatasetError(f"{self.folder}: its tasks don't say what task {min(unknown)} is")
-        return [self._tasks[index] for index in found]
+        task_index = self._rows["task_index"].to_pylist()
+        unknown = set(task_index) - self._tasks.keys()
+        if unknown:
+            raise DatasetError(
+                f"{self.folder}: its tasks do not say what task {min(unknown)} is; "
+                f"complete the table of tasks in meta/"
+            )
+        return [self._tasks[index] for index in task_index]
+
+    @property
+    def has_action_layout(self) -> bool:
+        """Whether `meta/wam_contract.json` declares what the recorded actions mean."""
+        return (self.folder / CONTRACT_PATH).is_file()
 
     def action_layout(self) -> ActionLayout:
-        """What the recorded actions mean, from `meta/wam_contract.json`.
+        """Return the layout of the recorded actions, from `meta/wam_contract.json`.
 
         Raises:
-            DatasetError: the dataset doesn't say.
+            DatasetError: The dataset does not declare it.
         """
-        path = self.folder / CONTRACT_PATH
-        if not path.is_file():
+        if not self.has_action_layout:
             raise DatasetError(
-                f"{self.folder} doesn't say what its actions mean; write {CONTRACT_PATH}: "
+                f"{self.folder} does not declare what its actions mean; write {CONTRACT_PATH}: "
                 f'{{"action": {{"names": […], "control": "end_effector_delta", '
                 f'"gripper": {{"index": 6, "open": 1.0, "closed": 0.0}}}}}}'
             )
-        return from_plain(ActionLayout, json.loads(path.read_text())["action"], "action")
+        contract = json.loads((self.folder / CONTRACT_PATH).read_text())
+        return from_plain(ActionLayout, contract["action"], "action")
 
     def vector(self, key: str) -> np.ndarray:
-        """A feature of every frame, float32 [frames, numbers].
+        """Return a feature of every row, float32 [rows, numbers].
 
         Raises:
-            DatasetError: no such feature, or a value that isn't finite (named by episode and frame).
+            DatasetError: There is no such feature, or a value is not finite; the message gives its
+                episode and frame.
         """
         if key not in self.names:
-            raise DatasetError(f"{self.folder} has no feature {key!r}; it has {sorted(self.names)}")
-        column = self._table[key].combine_chunks()
-        values = (
-            column.flatten()
-            .to_numpy(zero_copy_only=False)
-            .astype(np.float32)
-            .reshape(self.length, -1)
-        )
-        bad = np.flatnonzero(~np.isfinite(values).all(1))
-        if len(bad):
-            episode = next(one for one in self.episodes if one.start <= bad[0] < one.stop)
+            available = sorted(self.names)
+            raise DatasetError(f"{self.folder} has no feature {key!r}; it has {available}")
+        column = self._rows[key].combine_chunks()
+        numbers = column.flatten().to_numpy(zero_copy_only=False)
+        values = numbers.astype(np.float32).reshape(self.length, -1)
+
+        not_finite = np.flatnonzero(~np.isfinite(values).all(1))
+        if len(not_finite):
+            row = not_finite[0]
+            episode = next(one for one in self.episodes if one.start <= row < one.stop)
+            frame = row - episode.start
             raise DatasetError(
-                f"{self.folder}: {key} isn't finite in episode {episode.index}, frame {bad[0] - episode.start}"
+                f"{self.folder}: {key} is not finite in episode {episode.index}, frame {frame}; "
+                f"remove the episode or correct the value"
             )
         return values
 
     def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
-        """Some numbers of a feature, by name, float32 [frames, len(names)].
+        """Return some numbers of a feature by name, float32 [rows, len(names)].
+
+        Args:
+            key: Feature.
+            names: Names of the numbers, in the order to return them in.
 
         Raises:
-            DatasetError: it hasn't all of them.
+            DatasetError: The feature lacks one of them.
         """
         values = self.vector(key)
-        if missing := [name for name in names if name not in self.names[key]]:
-            raise DatasetError(
-                f"{self.folder}: {key} has no {missing}; it has {list(self.names[key])}"
-            )
-        return values[:, [self.names[key].index(name) for name in names]]
+        available = list(self.names[key])
+        missing = [name for name in names if name not in available]
+        if missing:
+            raise DatasetError(f"{self.folder}: {key} has no {missing}; it has {available}")
+        positions = [available.index(name) for name in names]
+        return values[:, positions]
 
     def pictures(self, key: str, episode: Episode, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """One camera's pictures in some rows of an episode, rising, uint8 [len(rows), H, W, 3]; no others are decoded.
+        """Return a camera's frames at some rows of an episode; no others are kept in memory.
+
+        Args:
+            key: Feature of the camera.
+            episode: Episode of this dataset.
+            rows: Rows within the episode, in ascending order.
+
+        Returns:
+            Frames uint8 [len(rows), H, W, 3].
 
         Raises:
-            DatasetError: no such camera, or a video that can't be decoded or is truncated; the episode is named.
+            DatasetError: There is no such camera, or the video cannot be decoded or is truncated;
+                the message names the episode.
         """
         self.picture_size(key)
-        path, seconds = episode.videos[key]
-        first = round(seconds * self.fps) - episode.start
+
+        # Frame number in the video = row + shift.
+        path, start_time = episode.videos[key]
+        shift = round(start_time * self.fps) - episode.start
+        numbers = [shift + int(row) for row in rows]
         try:
-            return read_frames(path, [first + int(row) for row in rows], self.fps)
+            return read_frames(path, numbers, self.fps)
         except DatasetError as error:
-            asked = f"frames {rows[0] - episode.start} to {rows[-1] - episode.start}"
+            first = rows[0] - episode.start
+            last = rows[-1] - episode.start
             raise DatasetError(
-                f"{self.folder}, episode {episode.index}, {asked}: {error}"
+                f"{self.folder}, episode {episode.index}, frames {first} to {last}: {error}"
             ) from error
 
     def picture_size(self, key: str) -> tuple[int, int]:
-        """Height and width of one camera's pictures."""
+        """Return height and width of a camera's frames, in pixels.
+
+        Raises:
+            DatasetError: There is no such camera.
+        """
         if key not in self.cameras:
             raise DatasetError(f"{self.folder} has no camera {key!r}; it has {self.cameras}")
         feature = self.info["features"][key]
-        planes_first = isinstance(feature.get("names"), list) and str(
-            feature["names"][0]
-        ).startswith("channel")
-        height, width = feature["shape"][1:] if planes_first else feature["shape"][:2]
+        shape = feature["shape"]
+
+        # [H, W, 3], or [3, H, W] if the names of the axes say so.
+        axes = feature.get("names")
+        if isinstance(axes, list) and str(axes[0]).startswith("channel"):
+            _, height, width = shape
+        else:
+            height, width = shape[:2]
         return height, width
 
     def frames(self, key: str) -> np.ndarray:
-        """All pictures of one camera, uint8 [frames, H, W, 3], decoded into memory."""
+        """Decode all frames of a camera into memory, uint8 [rows, H, W, 3]."""
         self.picture_size(key)
-        return np.concatenate(
-            [self.pictures(key, one, np.arange(one.start, one.stop)) for one in self.episodes]
-        )
+        frames = []
+        for episode in self.episodes:
+            rows = np.arange(episode.start, episode.stop)
+            frames.append(self.pictures(key, episode, rows))
+        return np.concatenate(frames)
 
 
-def _names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of a vector's numbers: as they are said, in a list or grouped, else made from its own."""
-    names, size = feature.get("names"), feature["shape"][0]
+def _vector_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the numbers of each vector that describes the robot."""
+    names = {}
+    for key, feature in features.items():
+        is_float = feature["dtype"] in ("float32", "float64")
+        is_vector = len(feature["shape"]) == 1
+        if is_float and is_vector and key not in OWN_COLUMNS:
+            names[key] = _number_names(key, feature)
+    return names
+
+
+def _number_names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a vector's numbers: the declared ones, or else "<vector>_<i>".
+
+    LeRobot declares a list, or a dict of groups of names.
+    """
+    names = feature.get("names")
     if isinstance(names, dict):
-        names = [
-            name
-            for group in names.values()
-            for name in (group if isinstance(group, list) else [group])
-        ]
+        groups = list(names.values())
+        names = []
+        for group in groups:
+            names += group if isinstance(group, list) else [group]
+
+    # Names that are missing, ambiguous or too few are replaced.
+    size = feature["shape"][0]
     if not names or len(names) != size or len(set(names)) != size:
-        return tuple(f"{key.removeprefix('observation.')}_{i}" for i in range(size))
+        vector = key.removeprefix("observation.")
+        return tuple(f"{vector}_{i}" for i in range(size))
     return tuple(map(str, names))
 
 
-def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def _read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a parquet file; `columns` selects some of its columns."""
+    selected = None if columns is None else list(columns)
     try:
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+        return pq.read_table(file, columns=selected)
     except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{file} can't be read: {error}") from error
+        raise DatasetError(f"{file} cannot be read: {error}") from error

@@ -1,6 +1,7 @@
 """Writes episodes as a LeRobot dataset v3.0: parquet tables, one video per camera, statistics.
 
-Layout: https://github.com/huggingface/lerobot (`docs/source/lerobot-dataset-v3.mdx`). The folder appears when it is complete.
+Format: https://github.com/huggingface/lerobot, `docs/source/lerobot-dataset-v3.mdx`. The folder
+appears when it is complete.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import CONTRACT_PATH, pa, pq
 from wam_policy.errors import DatasetError
 
+Arrays = Mapping[str, np.ndarray]  # by feature
+
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+
+# Columns that LeRobot needs beside the vectors, and their types.
 _INDEX_COLUMNS = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -36,8 +41,17 @@ _INDEX_COLUMNS = {
 class LeRobotWriter:
     """Collects episodes and writes them as one LeRobot v3.0 folder.
 
-    Use it as a context manager: leaving it normally moves the finished folder into place, leaving it by an exception removes
-    what was begun. Videos are lossless H.264 (yuv444p), so small bright things survive.
+    Use it as a context manager: leaving it normally moves the complete folder into place, leaving
+    it by an exception removes the partial one. Videos are lossless H.264 (yuv444p), so that small
+    bright objects survive.
+
+    Attributes:
+        folder: Folder of the complete dataset.
+        fps: Frames per second.
+        robot_type: Type of the robot in `meta/info.json`.
+        cameras: Height and width of each camera, by its feature.
+        vectors: Names of the numbers of each vector, by its feature.
+        action: What the actions mean.
     """
 
     def __init__(
@@ -50,88 +64,74 @@ class LeRobotWriter:
         vectors: Mapping[str, Sequence[str]],
         action: ActionLayout,
     ) -> None:
-        """Begin a dataset.
+        """Start a dataset.
 
         Args:
-            folder: where the dataset will stand; must not exist.
-            fps: frames per second of the recording.
-            robot_type: stored in `meta/info.json`.
-            cameras: feature key ("observation.images.front") -> (height, width).
-            vectors: feature key ("action", "observation.state") -> names of its numbers.
-            action: what the actions mean; kept in `meta/wam_contract.json`.
+            folder: Folder of the complete dataset; it must not exist.
+            fps: Frames per second of the recording.
+            robot_type: Type of the robot, stored in `meta/info.json`.
+            cameras: Feature ("observation.images.front") -> (height, width) in pixels.
+            vectors: Feature ("action", "observation.state") -> names of its numbers.
+            action: What the actions mean, stored in `meta/wam_contract.json`.
+
+        Raises:
+            DatasetError: The folder exists.
         """
         self.folder = Path(folder)
         if self.folder.exists():
             raise DatasetError(f"{self.folder} exists; choose another folder or remove it")
-        self._work = self.folder.with_name(self.folder.name + ".partial")
-        shutil.rmtree(self._work, ignore_errors=True)
-        self.fps, self.robot_type = fps, robot_type
-        self.cameras, self.vectors = (
-            dict(cameras),
-            {key: list(names) for key, names in vectors.items()},
-        )
+        self._partial = self.folder.with_name(self.folder.name + ".partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+        self.fps = fps
+        self.robot_type = robot_type
+        self.cameras = dict(cameras)
+        self.vectors = {key: list(names) for key, names in vectors.items()}
         self.action = action
-        self._frames: dict[str, list[Any]] = {key: [] for key in (*self.vectors, *_INDEX_COLUMNS)}
+
+        # Everything but the pixels stays in memory until the dataset is closed.
+        self._columns = (*self.vectors, *_INDEX_COLUMNS)
+        self._rows: dict[str, list[Any]] = {key: [] for key in self._columns}
         self._episodes: list[dict[str, Any]] = []
         self._tasks: dict[str, int] = {}
-        self._pixels: dict[str, _PixelStatistics] = {
-            key: _PixelStatistics() for key in self.cameras
-        }
-        self._videos = {key: self._open_video(key, *size) for key, size in self.cameras.items()}
+        self._pixels: dict[str, _PixelStatistics] = {}
+        self._videos: dict[str, tuple[Any, Any]] = {}
+        for key, (height, width) in self.cameras.items():
+            self._pixels[key] = _PixelStatistics()
+            self._videos[key] = self._open_video(key, height, width)
 
     def _open_video(self, key: str, height: int, width: int) -> tuple[Any, Any]:
-        path = self._work / VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=0)
+        """Return the container and the stream of a camera's video."""
+        path = self._partial / VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=0)
         path.parent.mkdir(parents=True)
         container = av.open(str(path), "w")
-        stream = container.add_stream(
-            "libx264", rate=self.fps, options={"qp": "0", "g": "20", "preset": "veryfast"}
-        )
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        options = {"qp": "0", "g": "20", "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=self.fps, options=options)
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "yuv444p"
         stream.time_base = Fraction(1, self.fps)
         return container, stream
 
-    def add_episode(
-        self, task: str, images: Mapping[str, np.ndarray], vectors: Mapping[str, np.ndarray]
-    ) -> None:
-        """Append one episode.
+    def add_episode(self, task: str, images: Arrays, vectors: Arrays) -> None:
+        """Append one episode of T frames.
 
         Args:
-            task: its instruction.
-            images: camera key -> uint8 [T, H, W, 3].
-            vectors: feature key -> float [T, numbers].
+            task: Instruction of the episode.
+            images: Camera feature -> uint8 [T, H, W, 3].
+            vectors: Vector feature -> float [T, numbers].
 
         Raises:
-            DatasetError: a feature is missing, or lengths or shapes disagree.
+            DatasetError: A feature is missing, lengths or shapes disagree, or a number is not
+                finite.
         """
-        arrays = {**images, **vectors}
-        lengths = {key: len(value) for key, value in arrays.items()}
-        if (
-            set(arrays) != {*self.cameras, *self.vectors}
-            or len(set(lengths.values())) != 1
-            or 0 in lengths.values()
-        ):
-            raise DatasetError(
-                f"an episode needs {sorted({*self.cameras, *self.vectors})} of one length, got {lengths}"
-            )
-        for key, (height, width) in self.cameras.items():
-            if images[key].shape[1:] != (height, width, 3) or images[key].dtype != np.uint8:
-                raise DatasetError(
-                    f"{key}: expected uint8 [T, {height}, {width}, 3], got {images[key].dtype} {list(images[key].shape)}"
-                )
-        for key, names in self.vectors.items():
-            if vectors[key].shape[1:] != (len(names),) or not np.isfinite(vectors[key]).all():
-                raise DatasetError(
-                    f"{key}: expected finite [T, {len(names)}], got {list(vectors[key].shape)}"
-                )
-        length, start = next(iter(lengths.values())), len(self._frames["index"])
-        task_index = self._tasks.setdefault(task, len(self._tasks))
-        for key in self.vectors:
-            self._frames[key].extend(np.asarray(vectors[key], np.float32))
-        self._frames["timestamp"].extend(np.arange(length, dtype=np.float32) / self.fps)
-        self._frames["frame_index"].extend(range(length))
-        self._frames["episode_index"].extend([len(self._episodes)] * length)
-        self._frames["index"].extend(range(start, start + length))
-        self._frames["task_index"].extend([task_index] * length)
+        self._check_episode(images, vectors)
+        arrays = [*images.values(), *vectors.values()]
+        length = len(arrays[0])
+        start = len(self._rows["index"])
+        self._append_rows(task, vectors, start, length)
+
+        # The episode's row in the table of episodes. There is only one file of each kind.
         row: dict[str, Any] = {
             "episode_index": len(self._episodes),
             "tasks": [task],
@@ -143,58 +143,163 @@ class LeRobotWriter:
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
         }
-        for key, (container, stream) in self._videos.items():
-            row |= {
-                f"videos/{key}/chunk_index": 0,
-                f"videos/{key}/file_index": 0,
-                f"videos/{key}/from_timestamp": start / self.fps,
-                f"videos/{key}/to_timestamp": (start + length) / self.fps,
-            }
-            for i, image in enumerate(images[key]):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame.pts, frame.time_base = start + i, Fraction(1, self.fps)
-                container.mux(stream.encode(frame))
-            pixels = _PixelStatistics()
-            pixels.add(images[key])
-            self._pixels[key].add(images[key])
-            row |= {f"stats/{key}/{name}": value for name, value in pixels.result().items()}
-        for key in (*self.vectors, *_INDEX_COLUMNS):
-            for name, value in _vector_statistics(self._frames[key][start:]).items():
-                row[f"stats/{key}/{name}"] = value
+        for key in self.cameras:
+            row |= self._append_frames(key, images[key], start)
+        for key in self._columns:
+            statistics = _vector_statistics(self._rows[key][start:])
+            row |= _with_prefix(f"stats/{key}/", statistics)
         self._episodes.append(row)
 
-    def close(self) -> Path:
-        """Finish the files and move the folder into place."""
-        if not self._episodes:
-            raise DatasetError("a dataset needs at least one episode")
-        for container, stream in self._videos.values():
-            container.mux(stream.encode())
-            container.close()
-        columns: dict[str, pa.Array] = {}
-        for key, dtype in _INDEX_COLUMNS.items():
-            columns[key] = pa.array(self._frames[key], type=pa.from_numpy_dtype(np.dtype(dtype)))
+    def _check_episode(self, images: Arrays, vectors: Arrays) -> None:
+        """Check that an episode has every feature, all of one length and of the declared shape."""
+        features = {*self.cameras, *self.vectors}
+        arrays = {**images, **vectors}
+        lengths = {key: len(array) for key, array in arrays.items()}
+        distinct = set(lengths.values())
+        if set(lengths) != features or len(distinct) != 1 or 0 in distinct:
+            raise DatasetError(
+                f"an episode needs {sorted(features)} of one length, got the lengths {lengths}"
+            )
+
+        # Frames.
+        for key, (height, width) in self.cameras.items():
+            frames = images[key]
+            expected = (height, width, 3)
+            if frames.shape[1:] != expected or frames.dtype != np.uint8:
+                raise DatasetError(
+                    f"{key}: expected uint8 [T, {height}, {width}, 3], "
+                    f"got {frames.dtype} {list(frames.shape)}"
+                )
+
+        # Vectors.
         for key, names in self.vectors.items():
-            flat = pa.array(np.concatenate(self._frames[key]), type=pa.float32())
-            columns[key] = pa.FixedSizeListArray.from_arrays(flat, len(names))
-        _write_table(self._work / DATA_PATH.format(chunk_index=0, file_index=0), pa.table(columns))
-        _write_table(self._work / EPISODES_PATH, pa.Table.from_pylist(self._episodes))
-        _write_table(self._work / "meta/tasks.parquet", _tasks_table(self._tasks))
-        (self._work / "meta/stats.json").write_text(json.dumps(self._statistics(), indent=2))
-        (self._work / CONTRACT_PATH).write_text(
-            json.dumps({"action": asdict(self.action)}, indent=2)
-        )
-        (self._work / "meta/info.json").write_text(json.dumps(self._info(), indent=2))
+            values = vectors[key]
+            dim = len(names)
+            if values.shape[1:] != (dim,):
+                raise DatasetError(f"{key}: expected finite [T, {dim}], got {list(values.shape)}")
+            if not np.isfinite(values).all():
+                raise DatasetError(
+                    f"{key}: expected finite [T, {dim}], got NaN or infinity; "
+                    f"leave the episode out or correct the value"
+                )
+
+    def _append_rows(self, task: str, vectors: Arrays, start: int, length: int) -> None:
+        """Append an episode's vectors and index columns."""
+        for key in self.vectors:
+            values = np.asarray(vectors[key], np.float32)
+            self._rows[key].extend(values)
+
+        # A new task gets the next index.
+        task_index = self._tasks.setdefault(task, len(self._tasks))
+        episode_index = len(self._episodes)
+        frame_numbers = np.arange(length, dtype=np.float32)
+        self._rows["timestamp"].extend(frame_numbers / self.fps)
+        self._rows["frame_index"].extend(range(length))
+        self._rows["episode_index"].extend([episode_index] * length)
+        self._rows["index"].extend(range(start, start + length))
+        self._rows["task_index"].extend([task_index] * length)
+
+    def _append_frames(self, key: str, images: np.ndarray, start: int) -> dict[str, Any]:
+        """Append an episode's frames to a camera's video.
+
+        Args:
+            key: Feature of the camera.
+            images: Frames uint8 [T, H, W, 3].
+            start: Number of the first frame in the video.
+
+        Returns:
+            The camera's entries in the table of episodes: place in the video, and statistics.
+        """
+        container, stream = self._videos[key]
+        for number, image in enumerate(images, start):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts = number
+            frame.time_base = Fraction(1, self.fps)
+            container.mux(stream.encode(frame))
+
+        # Statistics of this episode, and of the whole dataset.
+        pixels = _PixelStatistics()
+        pixels.add(images)
+        self._pixels[key].add(images)
+
+        placement = {
+            f"videos/{key}/chunk_index": 0,
+            f"videos/{key}/file_index": 0,
+            f"videos/{key}/from_timestamp": start / self.fps,
+            f"videos/{key}/to_timestamp": (start + len(images)) / self.fps,
+        }
+        return placement | _with_prefix(f"stats/{key}/", pixels.result())
+
+    def close(self) -> Path:
+        """Complete the files, move the folder into place and return it.
+
+        Raises:
+            DatasetError: There is no episode.
+        """
+        if not self._episodes:
+            raise DatasetError(
+                f"{self.folder}: a dataset needs at least one episode; call `add_episode` first"
+            )
+        for container, stream in self._videos.values():
+            container.mux(stream.encode())  # flushes the encoder
+            container.close()
+
+        # Tables.
+        data_path = DATA_PATH.format(chunk_index=0, file_index=0)
+        _write_table(self._partial / data_path, self._data_table())
+        _write_table(self._partial / EPISODES_PATH, pa.Table.from_pylist(self._episodes))
+        _write_table(self._partial / "meta/tasks.parquet", _tasks_table(self._tasks))
+
+        # JSON files.
+        _write_json(self._partial / "meta/stats.json", self._statistics())
+        _write_json(self._partial / CONTRACT_PATH, {"action": asdict(self.action)})
+        _write_json(self._partial / "meta/info.json", self._info())
+
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._work.rename(self.folder)
+        self._partial.rename(self.folder)
         return self.folder
 
+    def _data_table(self) -> pa.Table:
+        """Return the table of all rows; vectors are lists of fixed size."""
+        columns: dict[str, pa.Array] = {}
+        for key, dtype in _INDEX_COLUMNS.items():
+            arrow_type = pa.from_numpy_dtype(np.dtype(dtype))
+            columns[key] = pa.array(self._rows[key], type=arrow_type)
+        for key, names in self.vectors.items():
+            values = np.concatenate(self._rows[key])
+            flat = pa.array(values, type=pa.float32())
+            columns[key] = pa.FixedSizeListArray.from_arrays(flat, len(names))
+        return pa.table(columns)
+
     def _statistics(self) -> dict[str, Any]:
-        statistics: dict[str, Any] = {key: pixels.result() for key, pixels in self._pixels.items()}
-        for key in (*self.vectors, *_INDEX_COLUMNS):
-            statistics[key] = _vector_statistics(self._frames[key])
+        """Return the contents of `meta/stats.json`."""
+        statistics: dict[str, Any] = {}
+        for key, pixels in self._pixels.items():
+            statistics[key] = pixels.result()
+        for key in self._columns:
+            statistics[key] = _vector_statistics(self._rows[key])
         return statistics
 
     def _info(self) -> dict[str, Any]:
+        """Return the contents of `meta/info.json`."""
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": self.robot_type,
+            "total_episodes": len(self._episodes),
+            "total_frames": len(self._rows["index"]),
+            "total_tasks": len(self._tasks),
+            "chunks_size": 1000,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self._episodes)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH,
+            "features": self._features(),
+        }
+
+    def _features(self) -> dict[str, Any]:
+        """Return LeRobot's description of every feature."""
         features: dict[str, Any] = {}
         for key, (height, width) in self.cameras.items():
             video = {
@@ -214,24 +319,14 @@ class LeRobotWriter:
                 "info": video,
             }
         for key, names in self.vectors.items():
-            features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
+            features[key] = {
+                "dtype": "float32",
+                "shape": [len(names)],
+                "names": names,
+            }
         for key, dtype in _INDEX_COLUMNS.items():
             features[key] = {"dtype": dtype, "shape": [1], "names": None}
-        return {
-            "codebase_version": "v3.0",
-            "robot_type": self.robot_type,
-            "total_episodes": len(self._episodes),
-            "total_frames": len(self._frames["index"]),
-            "total_tasks": len(self._tasks),
-            "chunks_size": 1000,
-            "data_files_size_in_mb": 100,
-            "video_files_size_in_mb": 200,
-            "fps": self.fps,
-            "splits": {"train": f"0:{len(self._episodes)}"},
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH,
-            "features": features,
-        }
+        return features
 
     def __enter__(self) -> LeRobotWriter:
         return self
@@ -247,65 +342,96 @@ class LeRobotWriter:
             return
         for container, _ in self._videos.values():
             container.close()
-        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.rmtree(self._partial, ignore_errors=True)
 
 
 class _PixelStatistics:
-    """Running minimum, maximum, mean and standard deviation of each colour, in [0, 1] as LeRobot stores them."""
+    """Running minimum, maximum, mean and standard deviation per colour channel.
+
+    Values lie in [0, 1], as LeRobot stores them.
+    """
 
     def __init__(self) -> None:
-        self.low, self.high = np.full(3, np.inf), np.full(3, -np.inf)
-        self.total, self.square, self.pixels, self.frames = np.zeros(3), np.zeros(3), 0, 0
+        self.low = np.full(3, np.inf)
+        self.high = np.full(3, -np.inf)
+        self.total = np.zeros(3)
+        self.total_squares = np.zeros(3)
+        self.pixels = 0
+        self.frames = 0
 
     def add(self, images: np.ndarray) -> None:
+        """Add frames, uint8 [T, H, W, 3]."""
         x = images.reshape(-1, 3) / 255.0
-        self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
-        self.total, self.square = self.total + x.sum(0), self.square + (x**2).sum(0)
-        self.pixels, self.frames = self.pixels + len(x), self.frames + len(images)
+        self.low = np.minimum(self.low, x.min(0))
+        self.high = np.maximum(self.high, x.max(0))
+        self.total = self.total + x.sum(0)
+        self.total_squares = self.total_squares + (x**2).sum(0)
+        self.pixels += len(x)
+        self.frames += len(images)
 
     def result(self) -> dict[str, Any]:
+        """Return the statistics by name, each of shape [3, 1, 1], and the number of frames."""
         mean = self.total / self.pixels
-        std = np.sqrt(np.maximum(self.square / self.pixels - mean**2, 0))
-        values = {"min": self.low, "max": self.high, "mean": mean, "std": std}
-        return {k: v.reshape(3, 1, 1).tolist() for k, v in values.items()} | {
-            "count": [self.frames]
+        mean_square = self.total_squares / self.pixels
+        # Rounding may leave a small negative variance.
+        variance = np.maximum(mean_square - mean**2, 0)
+        values = {
+            "min": self.low,
+            "max": self.high,
+            "mean": mean,
+            "std": np.sqrt(variance),
         }
+        result: dict[str, Any] = {}
+        for name, value in values.items():
+            result[name] = value.reshape(3, 1, 1).tolist()
+        result["count"] = [self.frames]
+        return result
 
 
 def _vector_statistics(rows: Sequence[Any]) -> dict[str, Any]:
-    """Statistics of a feature's rows, vectors or single numbers, as LeRobot stores them."""
-    x = np.asarray(rows, np.float64).reshape(len(rows), -1)
-    values = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
-    values |= {f"q{q:02d}": np.quantile(x, q / 100, axis=0) for q in (1, 10, 50, 90, 99)}
-    return {name: value.tolist() for name, value in values.items()} | {"count": [len(x)]}
+    """Return the statistics of vectors or of single numbers, as LeRobot stores them."""
+    x = np.asarray(rows, np.float64)
+    x = x.reshape(len(rows), -1)  # [rows, numbers]
+    values = {
+        "min": x.min(0),
+        "max": x.max(0),
+        "mean": x.mean(0),
+        "std": x.std(0),
+    }
+    for percent in (1, 10, 50, 90, 99):
+        name = f"q{percent:02d}"
+        values[name] = np.quantile(x, percent / 100, axis=0)
+
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result[name] = value.tolist()
+    result["count"] = [len(x)]
+    return result
+
+
+def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {prefix + name: value for name, value in values.items()}
 
 
 def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
-    """The table pandas would write for a frame with the task texts as its index; LeRobot looks tasks up by that index."""
-    table = pa.table(
-        {"task_index": pa.array(tasks.values(), pa.int64()), "__index_level_0__": pa.array(tasks)}
-    )
-    column = {"field_name": None, "metadata": None}
+    """Return the table that pandas writes for a frame with the task texts as its index.
+
+    LeRobot reads it with pandas and looks tasks up by that index.
+    """
+    index = "__index_level_0__"  # pandas' name for an index without a name
+    columns = {
+        "task_index": pa.array(tasks.values(), pa.int64()),
+        index: pa.array(tasks),
+    }
+    table = pa.table(columns)
+
+    # Without this metadata pandas would take the texts for an ordinary column.
     pandas = {
-        "index_columns": ["__index_level_0__"],
-        "column_indexes": [
-            column | {"name": None, "pandas_type": "unicode", "numpy_type": "object"}
-        ],
+        "index_columns": [index],
+        "column_indexes": [_pandas_column(None, None, "unicode", "object")],
         "columns": [
-            column
-            | {
-                "name": "task_index",
-                "field_name": "task_index",
-                "pandas_type": "int64",
-                "numpy_type": "int64",
-            },
-            column
-            | {
-                "name": None,
-                "field_name": "__index_level_0__",
-                "pandas_type": "unicode",
-                "numpy_type": "object",
-            },
+            _pandas_column("task_index", "task_index", "int64", "int64"),
+            _pandas_column(None, index, "unicode", "object"),
         ],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.0.0",
@@ -313,6 +439,23 @@ def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
+def _pandas_column(
+    name: str | None, field_name: str | None, pandas_type: str, numpy_type: str
+) -> dict[str, str | None]:
+    """Return the metadata that pandas stores for a column."""
+    return {
+        "field_name": field_name,
+        "metadata": None,
+        "name": name,
+        "pandas_type": pandas_type,
+        "numpy_type": numpy_type,
+    }
+
+
 def _write_table(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="snappy")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2))

@@ -1,4 +1,6 @@
-"""`wam import-minari`: a Minari dataset as a LeRobot one, which everything else here reads."""
+"""`wam import-minari`: converts a Minari dataset to a LeRobot dataset."""
+
+# T actions of an episode, H W pixels
 
 from __future__ import annotations
 
@@ -26,60 +28,80 @@ class MinariConfig:
     dataset: str
     """Id of a dataset in Minari's folder (`minari download …`), or the folder of one."""
     contract: Path
-    """JSON of an `EnvContract`: where cameras and state are in an observation, what the actions mean, the instruction."""
+    """JSON file of an `EnvContract`: paths of the cameras and the state in an observation, meaning
+    of the actions, instruction."""
     output_dir: Path
     """Folder of the new LeRobot v3.0 dataset."""
     fps: int
-    """Steps per second of the recording; Minari doesn't say."""
+    """Steps per second of the recording, which Minari does not store."""
 
 
 def import_minari(config: MinariConfig) -> Path:
-    """Write the dataset and return its folder; its last observations, which no action follows, are left out.
+    """Convert a Minari dataset and return the folder of the LeRobot dataset.
+
+    The last observation of an episode, which no action follows, is left out.
+
+    Args:
+        config: Source, contract and target.
 
     Raises:
-        DatasetError: no such dataset, a contract that doesn't fit it or says too little, numbers that aren't finite.
-        MissingExtraError: minari isn't installed.
+        DatasetError: There is no such dataset, the contract does not fit it or is incomplete, or a
+            number is not finite.
+        MissingExtraError: The package minari is not installed.
     """
-    contract = _contract(config.contract)
-    episodes = _open(config.dataset)
-    first = next(episodes.iterate_episodes())
-    sizes = {
-        name: _picture(first, path, config.dataset).shape[1:3]
-        for name, path in contract.cameras.items()
-    }
-    assert contract.state is not None and contract.instruction is not None
+    contract = _read_contract(config.contract)
+    dataset = _open_dataset(config.dataset)
+
+    # The first episode tells how large the frames are.
+    first = next(dataset.iterate_episodes())
+    cameras = {}
+    for name, path in contract.cameras.items():
+        frames = _camera_frames(first, path, config.dataset)
+        cameras[f"observation.images.{name}"] = frames.shape[1:3]
+
+    assert contract.instruction is not None
     writer = LeRobotWriter(
         config.output_dir,
         fps=config.fps,
         robot_type=str(config.dataset),
-        cameras={f"observation.images.{name}": size for name, size in sizes.items()},
+        cameras=cameras,
         vectors={"observation.state": contract.state_names, "action": contract.action.names},
         action=contract.action,
     )
     with writer, Progress() as progress:
-        for episode in progress.track(
-            episodes.iterate_episodes(), total=episodes.total_episodes, description="importing"
-        ):
-            place, length = f"{config.dataset}, episode {episode.id}", len(episode.actions)
-            pictures = {
-                f"observation.images.{n}": _picture(episode, p, place)[:length]
-                for n, p in contract.cameras.items()
-            }
-            numbers = {
-                "observation.state": _numbers(
-                    get_path(episode.observations, contract.state), len(contract.state_names), place
-                ),
-                "action": _numbers(episode.actions, contract.action.dim, place),
-            }
-            turned = {f"observation.images.{name}" for name in contract.rotated_cameras}
-            pictures = {key: rotate_180(x) if key in turned else x for key, x in pictures.items()}
-            writer.add_episode(
-                contract.instruction, pictures, {key: x[:length] for key, x in numbers.items()}
-            )
+        episodes = progress.track(
+            dataset.iterate_episodes(), total=dataset.total_episodes, description="importing"
+        )
+        for episode in episodes:
+            where = f"{config.dataset}, episode {episode.id}"
+            images = _episode_images(episode, contract, where)
+            vectors = _episode_vectors(episode, contract, where)
+            writer.add_episode(contract.instruction, images, vectors)
     return config.output_dir
 
 
-def _contract(path: Path) -> EnvContract:
+def _episode_images(episode: Any, contract: EnvContract, where: str) -> dict[str, np.ndarray]:
+    """Return the frames of every camera, uint8 [T, H, W, 3], the right way up."""
+    length = len(episode.actions)
+    images = {}
+    for name, path in contract.cameras.items():
+        frames = _camera_frames(episode, path, where)[:length]
+        if name in contract.rotated_cameras:
+            frames = rotate_180(frames)
+        images[f"observation.images.{name}"] = frames
+    return images
+
+
+def _episode_vectors(episode: Any, contract: EnvContract, where: str) -> dict[str, np.ndarray]:
+    """Return states and actions of an episode, float32 [T, numbers]."""
+    assert contract.state is not None
+    observed = get_path(episode.observations, contract.state)
+    state = _finite_vectors(observed, len(contract.state_names), where)
+    action = _finite_vectors(episode.actions, contract.action.dim, where)
+    return {"observation.state": state[: len(action)], "action": action}
+
+
+def _read_contract(path: Path) -> EnvContract:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and "turned" in data:
@@ -88,50 +110,57 @@ def _contract(path: Path) -> EnvContract:
         contract = from_plain(EnvContract, data, "contract")
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"{path} is no contract ({error}); see `wam_policy.contract.EnvContract`"
+            f"{path} is not a contract ({error}); see `wam_policy.contract.EnvContract`"
         ) from error
     if contract.state is None or contract.instruction is None:
         raise DatasetError(
-            f"{path} must say `state`, `state_names` and `instruction`: a Minari dataset doesn't"
+            f"{path} must set `state`, `state_names` and `instruction`: a Minari dataset does not "
+            f"contain them"
         )
     return contract
 
 
-def _open(name: str) -> Any:
+def _open_dataset(name: str) -> Any:
+    """Open a Minari dataset by its folder or its id."""
     try:
         import minari
     except ImportError as error:
         raise MissingExtraError("minari", "minari") from error
+
     folder = Path(name)
     try:
-        if folder.is_dir():
-            return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
-        return minari.load_dataset(name)
+        if not folder.is_dir():
+            return minari.load_dataset(name)
+        data = folder / "data"
+        return minari.MinariDataset(data if data.is_dir() else folder)
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"no Minari dataset {name!r} ({error}): `minari list local` shows those there are"
+            f"no Minari dataset {name!r} ({error}): `minari list local` lists the available ones"
         ) from error
 
 
-def _picture(episode: Any, path: str, place: str) -> np.ndarray:
-    """Pictures of an episode, uint8 [T + 1, H, W, 3]."""
-    found = np.asarray(get_path(episode.observations, path))
-    if found.ndim != 4 or found.shape[-1] != 3 or found.dtype != np.uint8:
+def _camera_frames(episode: Any, path: str, where: str) -> np.ndarray:
+    """Return one camera's frames of an episode, uint8 [T + 1, H, W, 3]."""
+    frames = np.asarray(get_path(episode.observations, path))
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise DatasetError(
-            f"{place}: {path!r} isn't uint8 [T, H, W, 3] but {found.dtype} {list(found.shape)}"
+            f"{where}: {path!r}: expected uint8 [T, H, W, 3], "
+            f"got {frames.dtype} {list(frames.shape)}; correct `cameras` of the contract"
         )
-    return found
+    return frames
 
 
-def _numbers(found: Any, dim: int, place: str) -> np.ndarray:
-    """Vectors of an episode, float32 [T, dim]."""
-    vectors = np.asarray(found, np.float32)
+def _finite_vectors(values: Any, dim: int, where: str) -> np.ndarray:
+    """Return the vectors of an episode, float32 [rows, dim]."""
+    vectors = np.asarray(values, np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise DatasetError(
-            f"{place}: the contract names {dim} numbers, the dataset has {list(vectors.shape)}"
+            f"{where}: the contract names {dim} numbers, the dataset has {list(vectors.shape)}; "
+            f"correct the names of the contract"
         )
-    if not np.isfinite(vectors).all():
+    not_finite = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(not_finite):
         raise DatasetError(
-            f"{place} holds a number that isn't finite in row {int(np.argwhere(~np.isfinite(vectors))[0, 0])}"
+            f"{where}: a number is not finite in row {not_finite[0]}; remove the episode"
         )
     return vectors

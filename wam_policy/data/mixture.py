@@ -1,4 +1,4 @@
-"""Several recordings of one robot, read as one."""
+"""Several LeRobot datasets of one robot, read as one dataset."""
 
 from __future__ import annotations
 
@@ -9,127 +9,234 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from gymnasium import spaces
 
 from wam_policy.cameras import find_camera
 from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import Episode, LeRobotDataset
 from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.hub.download import DATASET_PATTERNS, DownloadOptions, resolve_folder
+from wam_policy.wrappers.action import ActionMap
 
 T = TypeVar("T")
 IMAGES = "observation.images."
 
 
 class Mixture:
-    """Recordings one after the other; rows and episodes are counted through."""
+    """Datasets one after the other, with rows and episodes numbered continuously.
+
+    Attributes:
+        parts: The datasets.
+        folder: Folder of the first dataset, for messages.
+        names: Names of the numbers of each vector, by its feature.
+        camera_map: Feature of each camera that is not looked up by its name.
+        offsets: First row of each dataset, and the row after the last one.
+        length: Rows of all datasets.
+        episodes: Episodes of all datasets, by their rows in the mixture.
+    """
 
     def __init__(
-        self, places: Sequence[str | Path], camera_map: Mapping[str, str] | None = None
+        self,
+        places: Sequence[str | Path | LeRobotDataset],
+        camera_map: Mapping[str, str] | None = None,
     ) -> None:
-        """Read everything but the frames.
+        """Read everything but the video frames.
 
         Args:
-            places: folders or Hub ids; what isn't here is downloaded.
-            camera_map: camera name -> feature; of others the feature is the one of that name, or of an alias.
+            places: Folders, Hub ids (downloaded if they are not in the cache) or datasets that are
+                already read.
+            camera_map: Feature by camera name. A camera that is not named here is looked up by its
+                name, then by its aliases.
 
         Raises:
-            DatasetError: one is broken, or they differ in their vectors' names.
-            CheckpointError: one is no folder, and can't be downloaded.
+            DatasetError: A dataset is broken, or the datasets differ in frame rate or in the names
+                of their vectors.
+            CheckpointError: A source is not a folder and cannot be downloaded.
         """
-        self.parts = [
-            LeRobotDataset(resolve_folder(place, DownloadOptions(), DATASET_PATTERNS, "dataset"))
-            for place in places
-        ]
+        self.parts = [_load_dataset(source) for source in places]
         first = self.parts[0]
-        self.folder, self.names, self.camera_map = first.folder, first.names, dict(camera_map or {})
         for part in self.parts[1:]:
-            if part.names != first.names:
-                raise DatasetError(
-                    f"{part.folder} has the vectors {part.names}, {first.folder} has {first.names}"
+            _check_compatible(first, part)
+        self.folder = first.folder
+        self.names = first.names
+        self.camera_map = dict(camera_map or {})
+
+        # Episodes, with their rows shifted by the rows of the datasets before.
+        self.episodes: list[Episode] = []
+        offsets = [0]
+        for part in self.parts:
+            first_row = offsets[-1]
+            for episode in part.episodes:
+                shifted = dataclasses.replace(
+                    episode,
+                    start=episode.start + first_row,
+                    stop=episode.stop + first_row,
                 )
-            if part.fps != first.fps:
-                raise DatasetError(
-                    f"{part.folder} has {part.fps:g} frames a second, {first.folder} has {first.fps:g}"
-                )
-        self.offsets = np.cumsum([0, *(part.length for part in self.parts)])
-        self.length = int(self.offsets[-1])
-        pairs = [
-            (part, int(offset)) for part, offset in zip(self.parts, self.offsets, strict=False)
-        ]
-        self.episodes = [
-            dataclasses.replace(episode, start=episode.start + offset, stop=episode.stop + offset)
-            for part, offset in pairs
-            for episode in part.episodes
-        ]
+                self.episodes.append(shifted)
+            offsets.append(first_row + part.length)
+        self.offsets = np.array(offsets)
+        self.length = offsets[-1]
 
     def dataset_of(self, rows: np.ndarray) -> np.ndarray:
-        """Which recording each row is of."""
+        """Return the index of the dataset that each row belongs to, int, shaped like `rows`."""
         return np.searchsorted(self.offsets, rows, side="right") - 1
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the recordings say of themselves."""
-        return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+        """Return the SHA-256 over the fingerprints of the datasets."""
+        digests = [part.sha256 for part in self.parts]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def instructions(self) -> list[str]:
-        """The sentence that belongs to each frame."""
-        return [sentence for part in self.parts for sentence in part.instructions()]
+        """Return the instruction of every row."""
+        return [instruction for part in self.parts for instruction in part.instructions()]
 
     def vector(self, key: str) -> np.ndarray:
-        """A feature of every frame, float32 [frames, numbers]."""
+        """Return a feature of every row, float32 [rows, numbers]."""
         return np.concatenate([part.vector(key) for part in self.parts])
 
-    def action_layout(self) -> ActionLayout:
-        """What the recorded actions mean.
+    def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
+        """Return some numbers of a feature by name, float32 [rows, len(names)].
 
         Raises:
-            DatasetError: one doesn't say, or they differ.
+            DatasetError: The feature lacks one of them.
         """
-        return self._agreed("actions", [part.action_layout() for part in self.parts])
+        return np.concatenate([part.columns(key, names) for part in self.parts])
+
+    @property
+    def has_action_layout(self) -> bool:
+        """Whether every dataset declares what its actions mean."""
+        return all(part.has_action_layout for part in self.parts)
+
+    def action_layout(self) -> ActionLayout:
+        """Return the layout of the recorded actions.
+
+        Raises:
+            DatasetError: A dataset does not declare it, or the datasets declare different ones.
+        """
+        layouts = [part.action_layout() for part in self.parts]
+        return self._common_value("actions", layouts)
+
+    def actions(self, layout: ActionLayout) -> np.ndarray:
+        """Return the recorded actions in a layout.
+
+        Args:
+            layout: What the returned actions mean. A dataset that declares no layout is assumed to
+                be recorded in this one.
+
+        Returns:
+            Actions float32 [rows, A], in the robot's units. They are the recorded ones, bit for
+            bit, where these are in the layout already.
+
+        Raises:
+            ActionError: The recorded actions cannot be mapped onto the layout.
+        """
+        return np.concatenate([_mapped_actions(part, layout) for part in self.parts])
 
     def camera_feature(self, camera: str, part: LeRobotDataset) -> str:
-        """The feature of a recording that holds a camera's pictures.
+        """Return the feature of a dataset that holds a camera's frames.
+
+        Args:
+            camera: Name of the camera.
+            part: Dataset to look in.
 
         Raises:
-            DatasetError: there is none, or several might be it.
+            DatasetError: The dataset has no such camera, or several that the name may mean.
         """
         if camera in self.camera_map:
             return self.camera_map[camera]
-        names = {key.removeprefix(IMAGES): key for key in part.cameras}
+
+        # Short names of the dataset's cameras, among which the name or an alias is looked up.
+        features = {feature.removeprefix(IMAGES): feature for feature in part.cameras}
         try:
-            found = find_camera(camera, names)
+            name = find_camera(camera, features)
         except ConfigError as error:
             raise DatasetError(
-                f"{part.folder}: {error}; say it with --camera-map {camera} {IMAGES}…"
+                f"{part.folder}: {error}; name its feature with --camera-map {camera} {IMAGES}…"
             ) from error
-        if found is None:
+        if name is None:
             example = part.cameras[0] if part.cameras else IMAGES + camera
             raise DatasetError(
-                f"{part.folder} has no camera {camera!r}; it has {part.cameras}: name these with --cameras, or say "
-                f"where it is, --camera-map {camera} {example}"
+                f"{part.folder} has no camera {camera!r}; it has {part.cameras}: "
+                f"select these with --cameras, "
+                f"or name the feature of {camera!r} with --camera-map {camera} {example}"
             )
-        return names[found]
+        return features[name]
 
     def picture_size(self, camera: str) -> tuple[int, int]:
-        """Height and width of one camera's pictures.
+        """Return height and width of a camera's frames, in pixels.
 
         Raises:
-            DatasetError: one has no such camera, or they differ.
+            DatasetError: A dataset has no such camera, or the sizes differ.
         """
-        return self._agreed(
-            camera, [part.picture_size(self.camera_feature(camera, part)) for part in self.parts]
-        )
-
-    def _agreed(self, what: str, found: Sequence[T]) -> T:
-        for part, value in zip(self.parts, found, strict=True):
-            if value != found[0]:
-                raise DatasetError(
-                    f"{part.folder}: {what} {value}, but {found[0]} in {self.folder}"
-                )
-        return found[0]
+        sizes = []
+        for part in self.parts:
+            feature = self.camera_feature(camera, part)
+            sizes.append(part.picture_size(feature))
+        return self._common_value(camera, sizes)
 
     def pictures(
         self, camera: str, episode: Episode, rows: Sequence[int] | np.ndarray
     ) -> np.ndarray:
-        """One camera's pictures in some rows of an episode, rising, uint8 [len(rows), H, W, 3]."""
-        part = self.parts[int(self.dataset_of(np.array(episode.start)))]
-        return part.pictures(self.camera_feature(camera, part), episode, rows)
+        """Return a camera's frames at some rows of an episode.
+
+        Args:
+            camera: Name of the camera.
+            episode: Episode of this mixture.
+            rows: Rows of the mixture within the episode, in ascending order.
+
+        Returns:
+            Frames uint8 [len(rows), H, W, 3].
+        """
+        index = int(self.dataset_of(np.array(episode.start)))
+        part = self.parts[index]
+        feature = self.camera_feature(camera, part)
+
+        # The dataset counts frames from the episode's start, so the shift of the rows cancels out.
+        return part.pictures(feature, episode, rows)
+
+    def _common_value(self, what: str, values: Sequence[T]) -> T:
+        """Return the value that all datasets have, and raise a DatasetError if they differ."""
+        first = values[0]
+        for part, value in zip(self.parts, values, strict=True):
+            if value != first:
+                raise DatasetError(
+                    f"{part.folder}: {what} {value}, "
+                    f"but {first} in {self.folder}; train on them separately"
+                )
+        return first
+
+
+def _load_dataset(source: str | Path | LeRobotDataset) -> LeRobotDataset:
+    if isinstance(source, LeRobotDataset):
+        return source
+    folder = resolve_folder(source, DownloadOptions(), DATASET_PATTERNS, "dataset")
+    return LeRobotDataset(folder)
+
+
+def _check_compatible(first: LeRobotDataset, other: LeRobotDataset) -> None:
+    """Check that two datasets name their vectors alike and have one frame rate."""
+    if other.names != first.names:
+        raise DatasetError(
+            f"{other.folder} has the vectors {other.names}, "
+            f"but {first.folder} has {first.names}; name them alike in meta/info.json"
+        )
+    if other.fps != first.fps:
+        raise DatasetError(
+            f"{other.folder} has {other.fps:g} frames per second, "
+            f"but {first.folder} has {first.fps:g}; resample one of them"
+        )
+
+
+def _mapped_actions(dataset: LeRobotDataset, layout: ActionLayout) -> np.ndarray:
+    """Return the actions of one dataset in a layout, float32 [rows, A]."""
+    actions = dataset.vector("action")
+    if not dataset.has_action_layout:
+        return actions
+
+    # The map rounds: actions that are in the layout already must keep every bit.
+    recorded = dataset.action_layout()
+    if recorded == layout:
+        return actions
+
+    unbounded = spaces.Box(-np.inf, np.inf, (layout.dim,), np.float32)
+    return ActionMap(recorded, layout, unbounded)(actions)

@@ -1,8 +1,11 @@
 """Records demonstrations of an env's scripted expert, or of a policy, as a LeRobot v3.0 dataset.
 
-The expert's command is the label; what is executed is the command plus noise, or now and then a shove: some steps of one
-random displacement. So the data shows how to come back, and where the arm is does not give away where the goal is.
+The expert's command is the label. What the env executes is that command plus noise, or now and then
+a perturbation: one random displacement for several steps. So the data shows how to recover, and the
+position of the arm does not give away the position of the goal.
 """
+
+# T steps of an episode, H W pixels, P numbers of state, A numbers per action
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from rich.progress import Progress
 
 from wam_policy.contract import ActionLayout, EnvContract
@@ -25,7 +29,10 @@ from wam_policy.wrappers.envs.make import is_success, make_env
 from wam_policy.wrappers.observation import rotate_180
 from wam_policy.wrappers.paths import get_path
 
-MAX_ATTEMPTS = 4  # seeds tried for one wanted demonstration before the expert is called unfit
+AnyEnv = gym.Env[Any, Any]
+ScheduleItem = tuple[str | None, int, float]  # task, seed, noise
+
+MAX_ATTEMPTS = 4  # seeds per demonstration before recording fails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,33 +42,37 @@ class RecordConfig:
     output_dir: Path
     """Folder of the new dataset."""
     tasks: dict[str, int] = field(default_factory=dict)
-    """Demonstrations wanted for each value of the env's `task` argument: name, number, name, number, …"""
+    """Number of demonstrations for each value of the env's `task` argument: NAME NUMBER …"""
     episodes: int = 0
-    """Demonstrations wanted of an env without that argument."""
+    """Number of demonstrations, for an env without that argument."""
     env: str = "wam_policy/MetaWorld-v0"
-    """Gymnasium env id; the env must have a `contract` and, without `policy`, `expert_action()`."""
+    """Gymnasium env id; the env needs a `contract` and, without `policy`, `expert_action()`."""
     policy: str | None = None
-    """Checkpoint that acts in the expert's place: folder, Hub id, or "embedded:<name>"."""
+    """Checkpoint that acts instead of the expert: folder, Hub id, or "embedded:<name>"."""
     action_noise: tuple[float, ...] = (0.0, 0.1, 0.3)
-    """Standard deviations of the noise on the executed action, used by turns."""
+    """Standard deviations of the noise on the executed action; episodes take them in turn."""
     perturbation_rate: float = 0.0
-    """Chance per step that a shove begins; at an episode's start it is a half, if this isn't zero."""
+    """Probability per step that a perturbation starts. Unless it is zero, half of the episodes
+    start with one."""
     frames_after_success: int = 8
-    """Frames recorded after the first success, for envs that can be stepped on."""
+    """Frames recorded after the first success, for envs that can be stepped further."""
     seed: int = 1_000_000
-    """First seed; a demonstration's seed is this plus its number. Evaluation uses seeds below a million."""
+    """First seed, to which each demonstration adds its number. Evaluation uses seeds below a
+    million."""
     num_workers: int = 2
-    """Processes, one env each."""
+    """Processes, with one env each."""
 
     def __post_init__(self) -> None:
-        if bool(self.tasks) == bool(self.episodes) or min(count for _, count in self.wanted) < 1:
+        counts = [count for _, count in self.wanted]
+        if bool(self.tasks) == bool(self.episodes) or min(counts) < 1:
             raise ConfigError(
-                "how many demonstrations? Say --tasks NAME NUMBER …, or --episodes of an env without tasks"
+                "how many demonstrations? Pass either --tasks NAME NUMBER …, or --episodes NUMBER "
+                "for an env without tasks; numbers must be positive"
             )
 
     @property
     def wanted(self) -> list[tuple[str | None, int]]:
-        """How many demonstrations of which task; None: the env has none."""
+        """Tasks and their numbers of demonstrations; the task is None if the env has none."""
         return [*self.tasks.items()] or [(None, self.episodes)]
 
 
@@ -75,120 +86,24 @@ class Demonstration:
     action: np.ndarray  # float32 [T, A]
 
 
-_env: tuple[Any, gym.Env[Any, Any]] | None = (
-    None  # the env of this worker process: one renderer a process
-)
+# The env of this worker process and what it was made from: a process has one renderer at a time.
+_env: tuple[Any, AnyEnv] | None = None
 
 
-def _worker_env(env_id: str, task: str | None) -> gym.Env[Any, Any]:
+def _worker_env(env_id: str, task: str | None) -> AnyEnv:
+    """Return this process's env, and make a new one if the task has changed."""
     global _env
-    if _env is None or _env[0] != (env_id, task):
+    key = (env_id, task)
+    if _env is None or _env[0] != key:
         if _env is not None:
             _env[1].close()
-        _env = ((env_id, task), make_env(env_id, task))
+        _env = (key, make_env(env_id, task))
     return _env[1]
-
-
-class RandomPerturbations:
-    """Random displacements that replace the expert's for a few steps; the gripper stays the expert's."""
-
-    def __init__(self, rate: float, layout: ActionLayout, rng: np.random.Generator) -> None:
-        gripper = None if layout.gripper is None else layout.gripper.index
-        self.moves = [
-            i for i in range(layout.dim) if i != gripper
-        ]  # the numbers that are displacements
-        self.rate, self.rng = rate, rng
-        self.left = int(rng.integers(5, 25)) if rate and rng.random() < 0.5 else 0
-        self.push = self._direction()
-
-    def _direction(self) -> np.ndarray:
-        return self.rng.uniform(-1, 1, len(self.moves))
-
-    def __call__(self, action: np.ndarray) -> np.ndarray:
-        """The action to execute instead of `action` [A]."""
-        if not self.left and self.rng.random() < self.rate:
-            self.left, self.push = int(self.rng.integers(4, 12)), self._direction()
-        if not self.left:
-            return action
-        self.left -= 1
-        shoved = action.copy()
-        shoved[self.moves] = self.push
-        return shoved
-
-
-class PerturbedEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """Executes something else than it is told, and keeps what it saw and what it was told."""
-
-    def __init__(self, env: gym.Env[Any, Any], disturb: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__(env)
-        self.disturb, self.now = disturb, None
-        self.seen, self.told = list[Any](), list[np.ndarray]()
-
-    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
-        self.now, info = self.env.reset(**options)
-        return self.now, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Keep the action, execute its disturbance."""
-        self.seen.append(self.now)
-        self.told.append(action)
-        self.now, *rest = self.env.step(self.disturb(action))
-        return self.now, *rest  # type: ignore[return-value]  # four values
-
-
-def demonstrate(
-    config: RecordConfig, task: str | None, seed: int, noise: float
-) -> Demonstration | None:
-    """Run the expert, or a policy, for one episode; None if it fails."""
-    bare = _worker_env(config.env, task)
-    rng = np.random.default_rng([seed, 7])
-    contract = bare.get_wrapper_attr("contract")
-    shoves = RandomPerturbations(config.perturbation_rate, contract.action, rng)
-    low, high = bare.action_space.low, bare.action_space.high  # type: ignore[attr-defined]  # a Box: the contract names its numbers
-
-    def disturb(action: np.ndarray) -> np.ndarray:
-        executed = shoves(action) + noise * rng.standard_normal(action.shape)
-        return np.clip(executed, low, high).astype(np.float32)
-
-    env: gym.Env[Any, Any] = PerturbedEnv(bare, disturb)
-    top, act = env, lambda _: bare.get_wrapper_attr("expert_action")()
-    if config.policy is not None:
-        policy = _worker_policy(config.policy)
-        top, act = policy.wrap(env), lambda observation: policy.predict(observation)[0]
-    observation, _ = top.reset(seed=seed)
-    left = None
-    while left is None or left > 0:
-        observation, _, terminated, truncated, info = top.step(act(observation))
-        if left is None and is_success(info):
-            left = config.frames_after_success
-        elif left is not None:
-            left -= 1
-        elif terminated or truncated:
-            return None
-        if truncated:
-            break
-    seen, told = env.seen, env.told  # type: ignore[attr-defined]  # of a `Disturbed`
-    return Demonstration(
-        bare.get_wrapper_attr("instruction"),
-        {
-            name: _pictures(contract, name, [get_path(one, path) for one in seen])
-            for name, path in contract.cameras.items()
-        },
-        np.stack([get_path(one, contract.state) for one in seen]).astype(np.float32),
-        np.stack(told).astype(np.float32),
-    )
-
-
-def _pictures(contract: EnvContract, camera: str, seen: list[np.ndarray]) -> np.ndarray:
-    """One camera's pictures of an episode, the right way up."""
-    pictures = np.stack(seen)
-    return rotate_180(pictures) if camera in contract.rotated_cameras else pictures
 
 
 @functools.lru_cache(maxsize=1)
 def _worker_policy(checkpoint: str) -> Any:
-    """The policy of this worker process."""
+    """Return this process's policy."""
     import torch
 
     from wam_policy.checkpoints import resolve_checkpoint
@@ -198,69 +113,267 @@ def _worker_policy(checkpoint: str) -> Any:
     return WAMPolicy.from_pretrained(resolve_checkpoint(checkpoint))
 
 
-def _wanted(config: RecordConfig) -> list[tuple[str | None, int, float]]:
-    """The (task, seed, noise) of every demonstration, task by task so that a worker seldom builds a new env."""
-    return [
-        (task, config.seed + number, config.action_noise[number % len(config.action_noise)])
-        for task, count in config.wanted
-        for number in range(count)
-    ]
+class RandomPerturbations:
+    """Random displacements that replace the expert's for several steps; the gripper is left alone.
+
+    Attributes:
+        moves: Positions of the displacements in an action.
+        rate: Probability per step that a perturbation starts.
+        left: Remaining steps of the current perturbation.
+        push: Displacement of the current perturbation, in [-1, 1].
+    """
+
+    def __init__(self, rate: float, layout: ActionLayout, rng: np.random.Generator) -> None:
+        """Start an episode.
+
+        Args:
+            rate: Probability per step that a perturbation starts.
+            layout: What the actions mean.
+            rng: Source of random numbers.
+        """
+        gripper = None if layout.gripper is None else layout.gripper.index
+        self.moves = [i for i in range(layout.dim) if i != gripper]
+        self.rate = rate
+        self.rng = rng
+
+        # Half of the episodes start with a perturbation, or the first steps would all look alike.
+        self.left = 0
+        if rate and rng.random() < 0.5:
+            self.left = int(rng.integers(5, 25))
+        self.push = self._direction()
+
+    def _direction(self) -> np.ndarray:
+        return self.rng.uniform(-1, 1, len(self.moves))
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:
+        """Return the action to execute instead of `action`, both [A]."""
+        # Between perturbations every step draws whether one starts.
+        if not self.left and self.rng.random() < self.rate:
+            self.left = int(self.rng.integers(4, 12))
+            self.push = self._direction()
+        if not self.left:
+            return action
+
+        self.left -= 1
+        perturbed = action.copy()
+        perturbed[self.moves] = self.push
+        return perturbed
 
 
-def _attempt(config: RecordConfig, item: tuple[str | None, int, float]) -> Demonstration:
+class PerturbedEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """Executes perturbed actions, and records observations and the unperturbed actions.
+
+    Attributes:
+        observations: Observation before each action.
+        actions: Actions as they were commanded.
+    """
+
+    def __init__(self, env: AnyEnv, perturb: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Wrap an env.
+
+        Args:
+            env: Env to execute the actions in.
+            perturb: Turns a commanded action [A] into the executed one.
+        """
+        super().__init__(env)
+        self.perturb = perturb
+        self.observations: list[Any] = []
+        self.actions: list[np.ndarray] = []
+        self._observation: Any = None
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        self._observation, info = self.env.reset(**options)
+        return self._observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Record the action and execute its perturbation."""
+        self.observations.append(self._observation)
+        self.actions.append(action)
+        executed = self.perturb(action)
+        self._observation, reward, terminated, truncated, info = self.env.step(executed)
+        return self._observation, reward, terminated, truncated, info
+
+
+def demonstrate(
+    config: RecordConfig, task: str | None, seed: int, noise: float
+) -> Demonstration | None:
+    """Run the expert, or a policy, for one episode.
+
+    Args:
+        config: Options of the recording.
+        task: The env's `task` argument; None: it has none.
+        seed: Seed of the env and of the noise.
+        noise: Standard deviation of the noise on the executed action.
+
+    Returns:
+        The episode, or None if it ended without success.
+    """
+    bare = _worker_env(config.env, task)
+    contract: EnvContract = bare.get_wrapper_attr("contract")
+    action_space = bare.action_space
+    assert isinstance(action_space, spaces.Box)  # the contract names its numbers
+
+    # One stream for perturbations and noise, and another than the env's.
+    rng = np.random.default_rng([seed, 7])
+    perturbations = RandomPerturbations(config.perturbation_rate, contract.action, rng)
+
+    def perturb(action: np.ndarray) -> np.ndarray:
+        commanded = perturbations(action)
+        executed = commanded + noise * rng.standard_normal(action.shape)
+        clipped = np.clip(executed, action_space.low, action_space.high)
+        return clipped.astype(np.float32)
+
+    # A policy acts through its own wrapper; the recording lies below it, in the env's terms.
+    recorder = PerturbedEnv(bare, perturb)
+    if config.policy is None:
+        expert = bare.get_wrapper_attr("expert_action")
+        succeeded = _run_episode(recorder, lambda _: expert(), seed, config)
+    else:
+        policy = _worker_policy(config.policy)
+        env = policy.wrap(recorder)
+        succeeded = _run_episode(env, lambda seen: policy.predict(seen)[0], seed, config)
+    if not succeeded:
+        return None
+    return _demonstration(recorder, contract)
+
+
+def _demonstration(recorder: PerturbedEnv, contract: EnvContract) -> Demonstration:
+    """Return the episode that an env has recorded."""
+    observations = recorder.observations
+    images = {}
+    for name, path in contract.cameras.items():
+        frames = np.stack([get_path(one, path) for one in observations])
+        if name in contract.rotated_cameras:
+            frames = rotate_180(frames)
+        images[name] = frames
+
+    assert contract.state is not None
+    states = [get_path(one, contract.state) for one in observations]
+    return Demonstration(
+        instruction=recorder.get_wrapper_attr("instruction"),
+        images=images,
+        state=np.stack(states).astype(np.float32),
+        action=np.stack(recorder.actions).astype(np.float32),
+    )
+
+
+def _run_episode(env: AnyEnv, act: Callable[[Any], Any], seed: int, config: RecordConfig) -> bool:
+    """Run one episode, up to some frames after the first success; return whether it succeeded."""
+    observation, _ = env.reset(seed=seed)
+    remaining: int | None = None  # steps to record; None before the first success
+    while remaining is None or remaining > 0:
+        observation, _, terminated, truncated, info = env.step(act(observation))
+        if remaining is None and is_success(info):
+            remaining = config.frames_after_success
+        elif remaining is not None:
+            remaining -= 1
+        elif terminated or truncated:
+            return False
+        # An env that truncates an episode cannot be stepped further.
+        if truncated:
+            break
+    return True
+
+
+def _schedule(config: RecordConfig) -> list[ScheduleItem]:
+    """Return task, seed and noise of every demonstration.
+
+    Demonstrations of one task follow each other, so that a worker seldom makes a new env.
+    """
+    items: list[ScheduleItem] = []
+    for task, count in config.wanted:
+        for number in range(count):
+            noise = config.action_noise[number % len(config.action_noise)]
+            items.append((task, config.seed + number, noise))
+    return items
+
+
+def _demonstrate_until_success(config: RecordConfig, item: ScheduleItem) -> Demonstration:
+    """Record one demonstration, with further seeds where an episode fails."""
     task, seed, noise = item
     for attempt in range(MAX_ATTEMPTS):
-        demonstration = demonstrate(config, task, seed + attempt * 100_000, noise)
+        # Far from the seeds of the other demonstrations.
+        attempt_seed = seed + attempt * 100_000
+        demonstration = demonstrate(config, task, attempt_seed, noise)
         if demonstration is not None:
             return demonstration
-    who = "expert" if config.policy is None else "policy"
+    actor = "expert" if config.policy is None else "policy"
     raise EnvError(
-        f"{task or config.env}: the {who} failed {MAX_ATTEMPTS} times from seed {seed}; lower the noise {noise}"
+        f"{task or config.env}: the {actor} failed {MAX_ATTEMPTS} times from seed {seed} on; "
+        f"lower the noise {noise}"
     )
 
 
 def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
-    wanted = _wanted(config)
-    with ProcessPoolExecutor(
-        config.num_workers, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-        yield from pool.map(_attempt, [config] * len(wanted), wanted, chunksize=4)
+    """Yield all demonstrations in the order of the schedule."""
+    items = _schedule(config)
+    # Forked processes would share the parent's renderer.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
+        configs = [config] * len(items)
+        yield from pool.map(_demonstrate_until_success, configs, items, chunksize=4)
 
 
 def record(config: RecordConfig) -> Path:
-    """Record what the config asks for and return the dataset's folder."""
-    probe = make_env(config.env, config.wanted[0][0])
-    for name in ("contract", "instruction", *(() if config.policy else ("expert_action",))):
-        if not probe.has_wrapper_attr(name):
+    """Record demonstrations and return the folder of the dataset.
+
+    Args:
+        config: Env, tasks, numbers of demonstrations, noise and target.
+
+    Raises:
+        EnvError: The env cannot be recorded, or an episode fails with every seed.
+        DatasetError: The target folder exists.
+    """
+    writer = _open_writer(config)
+    with writer, Progress() as progress:
+        total = sum(count for _, count in config.wanted)
+        bar = progress.add_task("recording", total=total)
+        for demonstration in _demonstrations(config):
+            images = {
+                f"observation.images.{name}": frames
+                for name, frames in demonstration.images.items()
+            }
+            vectors = {"observation.state": demonstration.state, "action": demonstration.action}
+            writer.add_episode(demonstration.instruction, images, vectors)
+            progress.advance(bar)
+    return config.output_dir
+
+
+def _open_writer(config: RecordConfig) -> LeRobotWriter:
+    """Check that the env can be recorded, and start a dataset for its cameras and vectors."""
+    first_task, _ = config.wanted[0]
+    env = make_env(config.env, first_task)
+
+    # The env must declare what every frame needs.
+    required = ["contract", "instruction"]
+    if not config.policy:
+        required.append("expert_action")
+    for name in required:
+        if not env.has_wrapper_attr(name):
             raise EnvError(
-                f"{config.env} has no `{name}`: only envs with a contract and a scripted expert, or a --policy, can be recorded"
+                f"{config.env} has no `{name}`: recording needs an env with a contract and a "
+                f"scripted expert, or a --policy"
             )
-    contract, fps = probe.get_wrapper_attr("contract"), int(probe.metadata["render_fps"])
+    contract: EnvContract = env.get_wrapper_attr("contract")
     if contract.state is None:
-        raise EnvError(
-            f"{config.env}: its contract names no `state`, which every recorded frame needs"
-        )
-    observation, _ = probe.reset(seed=0)
-    sizes = {
-        name: np.asarray(get_path(observation, path)).shape[:2]
-        for name, path in contract.cameras.items()
-    }
-    probe.close()
-    writer = LeRobotWriter(
+        raise EnvError(f"{config.env}: set `state` in its contract; every recorded frame needs it")
+
+    # A first observation tells how large the frames are.
+    observation, _ = env.reset(seed=0)
+    cameras = {}
+    for name, path in contract.cameras.items():
+        frame = np.asarray(get_path(observation, path))
+        height, width = frame.shape[:2]
+        cameras[f"observation.images.{name}"] = (height, width)
+    fps = int(env.metadata["render_fps"])
+    env.close()
+
+    return LeRobotWriter(
         config.output_dir,
         fps=fps,
         robot_type=config.env,
-        cameras={f"observation.images.{name}": size for name, size in sizes.items()},
+        cameras=cameras,
         vectors={"observation.state": contract.state_names, "action": contract.action.names},
         action=contract.action,
     )
-    with writer, Progress() as progress:
-        bar = progress.add_task("recording", total=sum(count for _, count in config.wanted))
-        for demo in _demonstrations(config):
-            writer.add_episode(
-                demo.instruction,
-                {f"observation.images.{name}": frames for name, frames in demo.images.items()},
-                {"observation.state": demo.state, "action": demo.action},
-            )
-            progress.advance(bar)
-    return config.output_dir

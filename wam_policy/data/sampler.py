@@ -1,4 +1,7 @@
-"""Which examples a step sees and what is random about them: functions of the seed and the step, so a run can go on anywhere."""
+"""The windows and the random numbers of a training step, as functions of the seed and the step.
+
+They depend on nothing else, so a run can resume at any step.
+"""
 
 # N examples, B batch
 
@@ -12,54 +15,90 @@ from torch import Tensor
 
 from wam_policy.errors import DatasetError
 
-ORDER, NOISE = 1, 2  # what random numbers are for: no two uses share a source
+# Purposes of random numbers: part of the seed, so that no two purposes share a stream.
+ORDER = 1
+NOISE = 2
 
 
 class DeterministicSampler:
-    """The batches of a run: each pass over all examples in a new order, less what is left at its end."""
+    """The batches of a run: epochs in a new order each, without the incomplete last batch.
 
-    def __init__(self, examples: int, size: int, seed: int, weights: Tensor | None = None) -> None:
-        """Settle the order.
+    Attributes:
+        num_examples: Examples per epoch, N.
+        size: Examples per batch, B.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self,
+        examples: int,
+        size: int,
+        seed: int,
+        weights: Tensor | None = None,
+    ) -> None:
+        """Create the sampler.
 
         Args:
-            examples: N.
-            size: B.
-            seed: of the run.
-            weights: [N], how often each is drawn, in any unit: a pass then draws N times, some twice and others not at all.
+            examples: Number of examples, N.
+            size: Batch size, B.
+            seed: Seed of the run.
+            weights: Sampling weights [N] in any unit. An epoch then draws N examples with
+                replacement.
 
         Raises:
-            DatasetError: there are too few examples for a batch.
+            DatasetError: There are too few examples for one batch.
         """
         if examples < size:
             raise DatasetError(
-                f"{examples} windows don't fill a batch of {size}; lower --batch-size"
+                f"{examples} windows do not fill a batch of {size}; lower --batch-size"
             )
-        self.num_examples, self.size, self.seed = examples, size, seed
-        self._cumulated = (
-            None if weights is None else (weights.double() / weights.double().sum()).cumsum(0)
-        )
-        self._pass = lru_cache(maxsize=2)(self._shuffled)
+        self.num_examples = examples
+        self.size = size
+        self.seed = seed
+
+        self._cumulative: Tensor | None = None
+        if weights is not None:
+            weights = weights.double()
+            probabilities = weights / weights.sum()
+            self._cumulative = probabilities.cumsum(0)
+
+        # Two epochs in memory: a resumed run or a look-ahead may cross from one to the next.
+        self._epoch = lru_cache(maxsize=2)(self._epoch_order)
 
     def batch(self, step: int) -> Tensor:
-        """The examples that a step, from 0, sees: int [B]."""
-        number, place = divmod(step, self.num_examples // self.size)
-        return self._pass(number)[place * self.size : (place + 1) * self.size]
+        """Return the examples of a step, counted from 0, as int [B]."""
+        batches_per_epoch = self.num_examples // self.size
+        epoch, position = divmod(step, batches_per_epoch)
+        start = position * self.size
+        return self._epoch(epoch)[start : start + self.size]
 
-    def _shuffled(self, number: int) -> Tensor:
-        source = _generator(self.seed, ORDER, number)
-        if self._cumulated is None:
-            return torch.randperm(self.num_examples, generator=source)
-        drawn = torch.rand(self.num_examples, generator=source, dtype=torch.float64)
-        return torch.searchsorted(self._cumulated, drawn, right=True).clamp(
-            max=self.num_examples - 1
-        )
+    def _epoch_order(self, epoch: int) -> Tensor:
+        """Return the examples of an epoch in their order, int [N]."""
+        generator = _generator(self.seed, ORDER, epoch)
+        if self._cumulative is None:
+            return torch.randperm(self.num_examples, generator=generator)
+
+        # Inverse transform sampling. Rounding may leave the last cumulative value below 1.
+        quantiles = torch.rand(self.num_examples, generator=generator, dtype=torch.float64)
+        drawn = torch.searchsorted(self._cumulative, quantiles, right=True)
+        return drawn.clamp(max=self.num_examples - 1)
 
 
 def sample_generators(step: int, size: int, seed: int) -> list[torch.Generator]:
-    """A source of random numbers for each sample of a step: what it draws depends on no other sample, process or device."""
+    """Return one random generator per sample of a step.
+
+    What a sample draws does not depend on the other samples, the process or the device.
+
+    Args:
+        step: Step, counted from 0.
+        size: Samples of the step.
+        seed: Seed of the run.
+    """
     return [_generator(seed, NOISE, step, sample) for sample in range(size)]
 
 
 def _generator(*numbers: int) -> torch.Generator:
-    mixed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
+    """Return a generator whose seed mixes some numbers."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    seed = int(state[0] >> np.uint64(1))  # torch takes signed seeds
+    return torch.Generator().manual_seed(seed)

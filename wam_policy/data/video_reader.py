@@ -1,4 +1,4 @@
-"""Decodes the frames of a video file that are asked for, and no others but those they are coded from."""
+"""Decodes selected frames of a video file, and no others but those they depend on."""
 
 # N frames, H W pixels
 
@@ -17,45 +17,61 @@ from wam_policy.errors import DatasetError
 
 
 def read_frames(path: Path, numbers: Sequence[int], fps: float) -> np.ndarray:
-    """Frames of a video by number, uint8 [N, H, W, 3]; numbers may repeat.
+    """Return frames of a video by number.
 
     Args:
-        path: the file.
-        numbers: rising, from 0.
-        fps: frames per second, by which a frame's time is its number.
+        path: Video file.
+        numbers: Frame numbers from 0, in ascending order; they may repeat.
+        fps: Frames per second, which turns a frame's time into its number.
+
+    Returns:
+        Frames uint8 [N, H, W, 3], RGB.
 
     Raises:
-        DatasetError: the file can't be decoded, or ends before.
+        DatasetError: The file cannot be decoded, or ends before the last frame.
     """
     import av
 
-    wanted, last, found = set(numbers), max(numbers), dict[int, np.ndarray]()
+    requested = set(numbers)
+    last = max(numbers)
+    decoded: dict[int, np.ndarray] = {}
     try:
-        for number, frame in _from(path, min(wanted), fps):
-            if number in wanted:
-                found[number] = frame.to_ndarray(format="rgb24")
+        for number, frame in _frames_from(path, min(requested), fps):
+            # Frames in between are decoded because others depend on them.
+            if number in requested:
+                decoded[number] = frame.to_ndarray(format="rgb24")
             if number >= last:
                 break
     except (OSError, av.error.FFmpegError) as error:
-        _opened.cache_clear()
-        raise DatasetError(f"can't decode {path}: {error}") from error
-    if missing := wanted - found.keys():
+        # The decoder may be in a broken state: the next call opens the file again.
+        _open_container.cache_clear()
+        raise DatasetError(f"cannot decode {path}: {error}") from error
+
+    missing = requested - decoded.keys()
+    if missing:
         raise DatasetError(f"{path} ends before frame {min(missing)}: it is truncated")
-    return np.stack([found[number] for number in numbers])
+    return np.stack([decoded[number] for number in numbers])
 
 
-def _from(path: Path, first: int, fps: float) -> Iterator[tuple[int, Any]]:
-    """Frames from the key frame before number `first` on, with their numbers."""
-    container = _opened(path, os.getpid(), threading.get_ident())
+def _frames_from(path: Path, first: int, fps: float) -> Iterator[tuple[int, Any]]:
+    """Yield numbers and frames, from the key frame at or before number `first` on."""
+    container = _open_container(path, os.getpid(), threading.get_ident())
     stream = container.streams.video[0]
-    container.seek(round(first / fps / float(stream.time_base)), stream=stream, backward=True)
+
+    # A seek takes a time in units of the stream's time base.
+    seconds = first / fps
+    timestamp = round(seconds / float(stream.time_base))
+    container.seek(timestamp, stream=stream, backward=True)
     for frame in container.decode(stream):
         yield round(float(frame.time) * fps), frame
 
 
 @lru_cache(maxsize=32)
-def _opened(path: Path, process: int, thread: int) -> Any:
-    """A container, kept open: windows of an episode read the same file again and again. A fork or thread has its own."""
+def _open_container(path: Path, process: int, thread: int) -> Any:
+    """Open a container and keep it open: the windows of an episode read the same file repeatedly.
+
+    Process and thread are part of the key because a container must not be shared between them.
+    """
     import av
 
     return av.open(str(path))

@@ -1,90 +1,115 @@
-"""Windows of a recording as samples for anybody's `torch.utils.data.DataLoader`, in the robot's units."""
+"""Windows of a dataset for a user's own `torch.utils.data.DataLoader`, in the robot's units."""
 
-# T actions in a chunk, F pixel frames of a clip, H W pixels, A numbers per action, P numbers of state
+# T actions in a chunk, F pixel frames of a clip, H W pixels, A numbers per action,
+# P numbers of state
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch.utils.data import Dataset
 
 from wam_policy.data.lerobot_reader import LeRobotDataset
-from wam_policy.data.windows import make_windows, padded_actions
+from wam_policy.data.mixture import Mixture
+from wam_policy.data.windows import padded_actions, policy_windows
 from wam_policy.observation import IMAGE
-from wam_policy.wrappers.action import ActionMap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from wam_policy.config import PolicyConfig
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
-    """What `WAMPolicy.training_step` takes, a window at a time; only the frames of a window are decoded."""
+    """The samples that `WAMPolicy.training_step` takes, one window each.
+
+    Only the frames of the requested window are decoded. Windows, cameras and actions are those that
+    `wam train` uses.
+
+    Attributes:
+        dataset: Datasets that the windows are cut from.
+        config: Contract of the policy.
+        windows: Rows of the windows.
+    """
 
     def __init__(
         self,
-        recording: LeRobotDataset,
+        dataset: str | Path | LeRobotDataset | Mixture,
         config: PolicyConfig,
         *,
         window_stride: int = 1,
         cameras: Mapping[str, str] | None = None,
     ) -> None:
-        """Cut a recording into windows.
+        """Cut a dataset into windows.
 
         Args:
-            recording: the recording.
-            spec: the contract of the policy to be trained: cameras, frames, horizon, state.
-            every: a window begins at every so many rows.
-            cameras: camera of the policy -> feature of the recording; the default is "observation.images.<camera>".
+            dataset: Folder or Hub id of a LeRobot dataset, or a dataset that is already read.
+            config: Contract of the policy to train.
+            window_stride: Rows from the start of one window to the start of the next.
+            cameras: Feature by camera of the policy. A camera that is not named here is looked up
+                by its name, then by its aliases (`wam_policy.cameras`).
 
         Raises:
-            DatasetError: the recording lacks a camera or the state, or doesn't say what its actions mean.
-            ActionError: they can't be mapped onto the policy's.
+            DatasetError: The dataset lacks a camera or the state, or does not declare what its
+                actions mean.
+            ActionError: The recorded actions cannot be mapped onto the policy's.
         """
-        self.recording, self.config = recording, config
-        self.cameras = {
-            name: (cameras or {}).get(name, f"observation.images.{name}")
-            for name in config.cameras.names
-        }
-        for feature in self.cameras.values():
-            recording.picture_size(feature)
-        recorded, layout = recording.action_layout(), config.action.layout
-        onto = ActionMap(recorded, layout, spaces.Box(-np.inf, np.inf, (layout.dim,), np.float32))
-        self.windows = make_windows(
-            recording.episodes,
-            horizon=config.action.horizon,
-            frames=config.video.frames,
-            frame_stride=config.video.stride,
-            window_stride=window_stride,
-        )
-        self._actions = onto(padded_actions(recording.vector("action"), self.windows, recorded))
-        self._state = (
-            None
-            if config.state is None
-            else recording.columns("observation.state", config.state.names)
-        )
-        self._instructions = recording.instructions()
+        self.config = config
+        self.dataset = _as_mixture(dataset, cameras or {})
+
+        # A missing camera or action layout is reported now, not at the first batch.
+        for camera in config.cameras.names:
+            self.dataset.picture_size(camera)
+        for part in self.dataset.parts:
+            part.action_layout()
+
+        # Vectors of the whole dataset fit in memory; frames are decoded on access.
+        layout = config.action.layout
+        actions = self.dataset.actions(layout)
+        self.windows = policy_windows(self.dataset, config, window_stride=window_stride)
+        self._actions = padded_actions(actions, self.windows, layout)
+        self._instructions = self.dataset.instructions()
+        self._state = None
+        if config.state is not None:
+            self._state = self.dataset.columns("observation.state", config.state.names)
 
     def __len__(self) -> int:
         return len(self.windows.start)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """`images.<camera>` uint8 [F, H, W, 3], `state` [P], `action` [T, A], `action_is_pad` [T], `frame_is_pad` [F], …"""
-        windows, row = self.windows, self.windows.start[i]
-        episode, rows = self.recording.episodes[windows.episode[i]], windows.frame_rows[i]
-        sample: dict[str, Any] = {
-            IMAGE + name: torch.from_numpy(self.recording.pictures(feature, episode, rows))
-            for name, feature in self.cameras.items()
-        }
+        """Return one window.
+
+        Returns:
+            `images.<camera>` uint8 [F, H, W, 3], `state` float32 [P] if the policy has one,
+            `action` float32 [T, A], `action_is_pad` bool [T], `frame_is_pad` bool [F] and
+            `instruction`.
+        """
+        row = self.windows.start[i]
+        episode = self.dataset.episodes[self.windows.episode[i]]
+        frame_rows = self.windows.frame_rows[i]
+
+        sample: dict[str, Any] = {}
+        for camera in self.config.cameras.names:
+            frames = self.dataset.pictures(camera, episode, frame_rows)
+            sample[IMAGE + camera] = torch.from_numpy(frames)
         if self._state is not None:
             sample["state"] = torch.from_numpy(self._state[row])
-        return sample | {
-            "action": torch.from_numpy(self._actions[i]),
-            "action_is_pad": torch.from_numpy(windows.action_is_pad[i]),
-            "frame_is_pad": torch.from_numpy(windows.frame_is_pad[i]),
-            "instruction": self._instructions[row],
-        }
+        sample["action"] = torch.from_numpy(self._actions[i])
+        sample["action_is_pad"] = torch.from_numpy(self.windows.action_is_pad[i])
+        sample["frame_is_pad"] = torch.from_numpy(self.windows.frame_is_pad[i])
+        sample["instruction"] = self._instructions[row]
+        return sample
+
+
+def _as_mixture(
+    dataset: str | Path | LeRobotDataset | Mixture,
+    camera_map: Mapping[str, str],
+) -> Mixture:
+    """Return the dataset as a mixture that looks cameras up in `camera_map` first."""
+    if not isinstance(dataset, Mixture):
+        return Mixture([dataset], camera_map)
+    if not camera_map:
+        return dataset
+    merged = {**dataset.camera_map, **camera_map}
+    return Mixture(dataset.parts, merged)
