@@ -103,7 +103,7 @@ def test_padding_is_left_out_of_the_loss():
             DatasetError,
             r"'action': expected \[2, 4, 3\], got \[2, 3, 3\]",
         ),
-        ({"action": np.full((2, 4, 3), np.nan)}, DatasetError, "isn't finite in sample 0"),
+        ({"action": np.full((2, 4, 3), np.nan)}, DatasetError, "is not finite in sample 0"),
         ({"images.front": np.zeros((2, 1, 16, 16, 3), np.uint8)}, DatasetError, "expected clips"),
         ({"action_is_pad": np.zeros((2, 4))}, DatasetError, "expected bool"),
         ({"state": np.zeros((2, 9), np.float32)}, ObservationError, "state"),

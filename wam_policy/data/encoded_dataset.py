@@ -22,7 +22,6 @@ from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.loss import Batch, latent_padding
 from wam_policy.models.layers.text_padding import condense_padding
-from wam_policy.training.config import RunConfig
 
 # Fields of `EncodedDataset` with one entry per window; the others are shared by all windows.
 _PER_WINDOW = (
@@ -109,7 +108,7 @@ def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
 
 
 def encode_dataset(
-    config: RunConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: PromptEmbeddings
+    config: DataConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: PromptEmbeddings
 ) -> EncodedDataset:
     """Encode and normalise a whole dataset.
 
