@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wam_policy.config import PolicyConfig
-from wam_policy.data.config import DataConfig
+from wam_policy.data.config import DataConfig, resolved
 from wam_policy.data.latent_cache import LatentShards, load_or_encode
 from wam_policy.data.mixture import Mixture
 from wam_policy.data.windows import Windows, make_windows, padded_actions
@@ -79,12 +79,13 @@ class EncodedDataset:
 
 def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
     """The windows of a dataset."""
-    horizon = (config.frames - 1) * config.frame_stride
+    frames = resolved(config.frames)
+    frame_stride = resolved(config.frame_stride)
     return make_windows(
         dataset.episodes,
-        horizon=horizon,
-        frames=config.frames,
-        frame_stride=config.frame_stride,
+        horizon=(frames - 1) * frame_stride,
+        frames=frames,
+        frame_stride=frame_stride,
         window_stride=config.window_stride,
     )
 
