@@ -72,6 +72,7 @@ class TrainState:
 
         With FSDP these are the shards of this process.
         """
+        # The frozen weights come from the pretrained policy when a run is resumed.
         named: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -80,6 +81,8 @@ class TrainState:
             for name, parameter in self.ema_model.named_parameters():
                 if f"model.{name}" in named:
                     named[f"averaged.{name}"] = parameter
+
+        # Parameters are numbered in the order of the optimizer's groups.
         for i, values in self.optimizer.state_dict()["state"].items():
             for name, x in values.items():
                 named[f"optimizer.{i}.{name}"] = x
@@ -106,6 +109,7 @@ def frozen_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, x in model.named_parameters():
         if not x.requires_grad:
+            # As bytes, because numpy has no bfloat16.
             content = x.detach().cpu().contiguous().view(torch.uint8).numpy()
             digest.update(name.encode())
             digest.update(content.data)
@@ -153,9 +157,11 @@ def save_checkpoint(
             partial.replace(target)
         state.processes.barrier()
     except (OSError, SafetensorError) as error:
+        # Make room, so that the user can resume from the checkpoint before.
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_write_error(out, state.step, error)) from error
 
+    # Old checkpoints go only after the new one is in place.
     if is_main:
         for checkpoint in _complete_checkpoints(out)[:-keep]:
             shutil.rmtree(checkpoint)
@@ -176,7 +182,9 @@ def _write_policy(
 def _write_error(out: Path, step: int, error: Exception) -> str:
     """Return the message for a checkpoint that could not be written."""
     latest = latest_checkpoint(out)
-    remaining = f"the latest one is {latest}" if latest is not None else "there is none yet"
+    remaining = f"the latest one is {latest}"
+    if latest is None:
+        remaining = "there is none yet"
     return (
         f"cannot write the checkpoint of step {step} ({error}); {remaining}: free some disk space "
         f"and start the run again"
@@ -233,6 +241,7 @@ def check_same_run(folder: Path, now: Mapping[str, Any]) -> None:
     stored = _read_facts(folder)
     _check_option_names(folder, stored.get("config", {}))
 
+    # A caller may check only a part of the fingerprint.
     compared = {name: stored.get(name) for name in now}
     differences = _differences(compared, dict(now))
     if differences:
@@ -249,6 +258,7 @@ def _check_option_names(folder: Path, config: Mapping[str, Any]) -> None:
     """Check that a stored config does not use the option names of an earlier version."""
     renamed = []
     for old, new in RENAMED_OPTIONS.items():
+        # "optimizer.clip" is the option "clip" of the section "optimizer".
         section, _, option = old.rpartition(".")
         options = config.get(section, {}) if section else config
         if option in options:
@@ -279,10 +289,13 @@ def restore_checkpoint(folder: Path, state: TrainState) -> None:
     except (OSError, SafetensorError) as error:
         raise _read_error(folder, error) from error
 
-    optimizer_state = _optimizer_state(tensors, state.optimizer)
+    # Weights are copied in place: the optimizer and the compiled blocks refer to them.
     _copy_weights(state.model, tensors, "model.", folder)
     if state.ema_model is not state.model:
         _copy_weights(state.ema_model, tensors, "averaged.", folder)
+
+    # Options of the optimizer come from the config, its state from the checkpoint.
+    optimizer_state = _optimizer_state(tensors, state.optimizer)
     param_groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": optimizer_state, "param_groups": param_groups})
     state.step = facts["step"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wam_policy.config import PolicyConfig, Source
 from wam_policy.data.config import DataConfig
@@ -44,25 +45,18 @@ def embed_prompts(
 
     Raises:
         CheckpointError: The text encoder does not exist.
-        PromptError: There is a cache of embeddings but no text encoder, and the cache lacks a
-            prompt.
+        PromptError: A prompt is not in the cache and there is no text encoder.
         ConfigError: Two prompts have the same embedding.
     """
     needed = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
     length = contract.prompt.token_length
-
-    # Pretrained embeddings of more tokens than the policy reads would be cut: they are dropped.
-    known = {}
-    if begin is not None:
-        for prompt, embedding in begin.prompts.items():
-            if len(embedding) <= length:
-                known[prompt] = embedding.float()
-
-    # The text encoder is loaded only if a prompt is neither known nor cached.
+    known = _pretrained_embeddings(begin, length)
     source, folder = _text_encoder(config, begin)
     _warn_of_new_embeddings(begin, source, [prompt for prompt in needed if prompt not in known])
 
+    # Called only if a prompt is neither known nor cached.
     def load_encoder() -> TextEncoder:
+        """Load the text encoder, or build one with random weights."""
         if source is None:
             return untrained_encoder(needed, contract.model.text_dim, config.seed)
         return components.load_text(
@@ -72,6 +66,7 @@ def embed_prompts(
     cache = None
     if config.prompt_cache is not None:
         cache = PromptCache(config.prompt_cache, length)
+
     # Embeddings of an encoder with random weights must not get into a cache.
     has_encoder = cache is None or source is not None
     prompts = PromptEmbeddings(
@@ -81,10 +76,23 @@ def embed_prompts(
         encoder=load_encoder if has_encoder else None,
         cache=cache,
     )
+
+    # The encoder is far larger than the table that it fills.
     prompts.add(needed)
     prompts.drop_encoder()
     check_distinct_prompts(prompts, needed)
     return prompts
+
+
+def _pretrained_embeddings(begin: InitWeights | None, token_length: int) -> dict[str, Tensor]:
+    """Return the pretrained embeddings that fit into the token length of the policy, by prompt."""
+    if begin is None:
+        return {}
+    embeddings = {}
+    for prompt, embedding in begin.prompts.items():
+        if len(embedding) <= token_length:
+            embeddings[prompt] = embedding.float()
+    return embeddings
 
 
 def _text_encoder(config: AnyTrainConfig, begin: InitWeights | None) -> tuple[Source | None, Path]:
@@ -123,6 +131,7 @@ def check_distinct_prompts(prompts: PromptEmbeddings, wanted: Sequence[str]) -> 
     """
     first_prompts: dict[str, str] = {}  # by the hash of their embedding
     for prompt in wanted:
+        # Equal embeddings have equal bytes.
         embedding = prompts.table[prompt]
         content = embedding.float().numpy().tobytes()
         digest = hashlib.sha256(content).hexdigest()

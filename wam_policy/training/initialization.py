@@ -87,6 +87,7 @@ def read_init_weights(*places: str | Path) -> InitWeights:
         CheckpointError: A part does not exist or is no checkpoint, two parts hold the same weights
             or disagree in their sizes, or there is no video expert.
     """
+    # Parts may share sizes, but no weights.
     parts = [_read_part(checkpoint_folder(place)) for place in places]
     sizes: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
@@ -148,6 +149,7 @@ def _read_part(folder: Path) -> InitWeights:
         sizes = asdict(config.model)
         known = _policy_facts(folder, config)
 
+    # Mapped into memory, not read.
     tensors = checkpoint.checkpoint_tensors(folder, DownloadOptions())
     if sizes.get("lean_steps") is not None:
         raise CheckpointError(
@@ -219,6 +221,7 @@ def load_init_weights(model: nn.Module, start: InitWeights) -> list[str]:
         if name not in untrained and not unused:
             loaded[name] = x.float()
 
+    # Everything else must fit exactly.
     expected = {name: x for name, x in state.items() if name not in untrained}
     weights.check_fit(loaded, expected, start.folder)
     model.load_state_dict(loaded, strict=False)
@@ -233,6 +236,8 @@ def _light_wam_tensors(
     """Return the weights that a Light-WAM takes, and the names of those that stay new."""
     if _is_light_wam(start):
         return dict(start.tensors), set()
+
+    # Weights of another family: its video expert and, if it has one, its proprio encoder.
     tensors = {name: x for name, x in start.tensors.items() if name in state}
     new = {name for name in state if is_trainable(name) and name not in tensors}
     return tensors, new
@@ -249,6 +254,7 @@ def _fast_wam_tensors(state: Mapping[str, Tensor], start: InitWeights) -> dict[s
     if any(name.startswith("action.blocks.") for name in tensors):
         return tensors
 
+    # Without an action expert, make one by shrinking the video expert to its widths.
     video = _subtree(tensors, "video.")
     action = _subtree(state, "action.")
     for name, x in action_from_video(video, action).items():
@@ -262,9 +268,7 @@ def _is_light_wam(start: InitWeights) -> bool:
 
 def _subtree(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors under a prefix, by the rest of their names."""
-    return {
-        name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def new_model(policy: PolicyConfig, start: InitWeights | None, part: str = "all") -> Model:

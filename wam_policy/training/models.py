@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 def trainable_part(config: AnyTrainConfig) -> Part:
     """Return the part of a Fast-WAM to train; a Light-WAM defines its own, hence "all"."""
-    return config.trainable if isinstance(config, TrainConfig) else "all"
+    if isinstance(config, TrainConfig):
+        return config.trainable
+    return "all"
 
 
-def build_train_state(
-    config: AnyTrainConfig, model: Model, devices: ProcessGroup
-) -> TrainState:
+def build_train_state(config: AnyTrainConfig, model: Model, devices: ProcessGroup) -> TrainState:
     """Build what a run trains: models, losses and optimizer, distributed over its devices.
 
     Args:
@@ -37,10 +37,12 @@ def build_train_state(
         model: New model on the CPU, with frozen parameters marked; the state takes it over.
         devices: Processes of the run.
     """
-    frozen = frozen_hash(model)
     use_ema = config.optimizer.ema_decay > 0
     shard = config.fsdp and devices.world_size > 1
     use_lora = isinstance(config, TrainConfig) and config.trainable == "lora"
+
+    # Stored with every checkpoint, which does not hold the frozen weights.
+    frozen = frozen_hash(model)
 
     # Neither a sharded model nor one with adapters can be exported: that takes a plain copy.
     export_model = copy.deepcopy(model) if shard or use_lora else None
@@ -52,6 +54,7 @@ def build_train_state(
     if not shard:
         model = model.to(devices.device)
     ema_model = copy_model(model, average=True) if use_ema else model
+    # The average is sharded as the model is, so that each process averages its shards.
     if shard and use_ema:
         build_loss_module(config, ema_model, devices)
 
@@ -61,12 +64,13 @@ def build_train_state(
     elif not shard:
         export_model = export_model.to(devices.device)
 
-    # Compiled after the copies were made, which stay uncompiled and accept any shape.
+    # Compile after the copies were made, which stay uncompiled and accept any shape.
     compile_training(
         model,
         backend="inductor" if config.compile else None,
         checkpointing=config.gradient_checkpointing,
     )
+    # Wrap the compiled blocks, then collect the parameters, which sharding replaces.
     loss_module = build_loss_module(config, model, devices)
     model.train()
     return TrainState(

@@ -42,6 +42,7 @@ def resolve_normalization(
         CheckpointError: The statistics file cannot be read, or does not fit the vectors.
         DatasetError: The statistics file is of other data.
     """
+    # Statistics of the same data that were computed elsewhere.
     if config.stats is not None:
         state, action = _read(config.stats, config, dataset)
         fingerprint = dataset.fingerprint()
@@ -92,6 +93,8 @@ def _pretrained_normalization(
             "`keep_normalization` needs a pretrained policy to take it from: name one with "
             "--pretrained-path, or leave it out"
         )
+
+    # Statistics of other numbers would scale actions wrongly, without any error.
     names = (state_names(config, dataset), action_layout(config, dataset).names)
     pretrained_names = tuple(tuple(vector) for vector in start.normalization.names)
     if names != pretrained_names:
@@ -111,6 +114,8 @@ def _check_similar(path: Path, key: str, stated: Normalization, dataset: Mixture
         DatasetError: A statistic deviates by more than `TOLERANCE` of the data's range.
     """
     computed: Mapping[str, Sequence[float]] = compute_statistics(dataset.vector(key))
+
+    # A constant number has no range to compare with.
     data_range = np.maximum(np.subtract(computed["max"], computed["min"]), 1e-6)
     deviations = []
     for name, values in stated.statistics.items():

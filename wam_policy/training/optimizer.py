@@ -21,6 +21,7 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
     With `weight_decay_on` "matrices", vectors and the blocks' modulations do not decay.
     """
+    # Modulations are [1, 6, dim], but each row is a vector that is added or multiplied.
     decaying = []
     constant = []
     for name, parameter in model.named_parameters():
@@ -73,6 +74,7 @@ def optimizer_step(
     Returns:
         Norm of all gradients before clipping, a scalar on the device.
     """
+    # The schedule is a function of the step, so there is no scheduler state to save.
     warmup = steps // 20 if config.warmup_steps is None else config.warmup_steps
     learning_rate = config.learning_rate * warmup_cosine(step, steps, warmup)
     parameters: list[Tensor] = []
@@ -80,6 +82,7 @@ def optimizer_step(
         group["lr"] = learning_rate
         parameters.extend(group["params"])
 
+    # The norm stays on the device: reading it here would wait for the backward pass.
     norm = full_tensor(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -100,5 +103,6 @@ def update_ema(
         decay: Decay of the moving average in the long run.
         step: Step of the run, from 0.
     """
+    # One fused operation over all tensors.
     effective_decay = min(decay, (2 + step) / (11 + step))
     torch._foreach_lerp_(list(averaged), list(trained), 1 - effective_decay)

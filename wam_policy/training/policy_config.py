@@ -15,11 +15,13 @@ from wam_policy.config import (
     StateConfig,
     VideoConfig,
 )
+from wam_policy.contract import ActionLayout
 from wam_policy.data.config import resolved
 from wam_policy.data.mixture import Mixture
 from wam_policy.models.config import VIDEO_EXPERT_SIZES, FastWAMConfig, LightWAMConfig
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.variants import VariantName
+from wam_policy.normalize import Normalization
 from wam_policy.training.config import AnyTrainConfig, TrainConfig
 from wam_policy.training.initialization import InitWeights
 from wam_policy.training.normalization import resolve_normalization
@@ -93,29 +95,15 @@ def make_policy_config(
     )
     state_normalization, action_normalization = resolve_normalization(config, dataset, start)
 
-    # The families differ in what their losses define.
+    # Only a Fast-WAM has variants, and a schedule to sample its actions by.
     family: Family = "light_wam"
     variant: VariantName | None = None
     action_shift: float | None = None
-    supervised_steps: int | None = None
     if isinstance(config, TrainConfig):
         family = "fast_wam"
         variant = config.variant
         action_shift = config.loss.action_shift
-    else:
-        supervised_steps = config.loss.supervised_steps
 
-    frames = resolved(config.frames)
-    frame_stride = resolved(config.frame_stride)
-    preset = run_preset(config)
-    action = ActionConfig(
-        layout=layout,
-        normalization=action_normalization,
-        snap=None if preset is None else preset.snap,
-        horizon=(frames - 1) * frame_stride,
-        replan=resolved(config.replan),
-        supervised_steps=supervised_steps,
-    )
     prompt = PromptConfig(
         template=resolved(config.prompt_template), token_length=resolved(config.token_length)
     )
@@ -129,13 +117,34 @@ def make_policy_config(
         variant=variant,
         model=sizes,
         cameras=camera_config(config, dataset, None if start is None else start.policy),
-        video=VideoConfig(frames=frames, stride=frame_stride),
+        video=VideoConfig(frames=resolved(config.frames), stride=resolved(config.frame_stride)),
         state=StateConfig(names=names, normalization=state_normalization),
-        action=action,
+        action=_action_config(config, layout, action_normalization),
         prompt=prompt,
         sampling=sampling,
         vae=Source(subfolder="vae"),
         text=_text_source(start),
+    )
+
+
+def _action_config(
+    config: AnyTrainConfig, layout: ActionLayout, normalization: Normalization
+) -> ActionConfig:
+    """Return the contract of the actions of a new policy."""
+    # Of a Light-WAM's chunk only the first steps may be trained.
+    supervised_steps: int | None = None
+    if not isinstance(config, TrainConfig):
+        supervised_steps = config.loss.supervised_steps
+
+    # The actions of a chunk cover the time between the first and the last frame.
+    preset = run_preset(config)
+    return ActionConfig(
+        layout=layout,
+        normalization=normalization,
+        snap=None if preset is None else preset.snap,
+        horizon=(resolved(config.frames) - 1) * resolved(config.frame_stride),
+        replan=resolved(config.replan),
+        supervised_steps=supervised_steps,
     )
 
 

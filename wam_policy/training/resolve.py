@@ -62,6 +62,7 @@ def _preset_options(config: DataConfig, preset: Preset) -> dict[str, Any]:
         "token_length": preset.prompt.token_length,
         "num_inference_steps": preset.sampling.steps,
     }
+    # The papers supervise only the first steps of a Light-WAM's chunk.
     if isinstance(config, LightTrainConfig):
         options["loss"] = LightLossConfig(prefix_steps=preset.supervised_steps)
     names = {field.name for field in dataclasses.fields(config)}
@@ -147,6 +148,7 @@ def resolve_defaults(config: AnyTrainConfig, start: InitWeights | None) -> AnyTr
 
 def _resolve_prompt(config: AnyTrainConfig, start: InitWeights | None) -> AnyTrainConfig:
     """Fill in the prompt's template and length: the pretrained weights', else the papers'."""
+    # Raw Wan weights bring no prompt; the papers train them with theirs.
     if start is None:
         length = UNTRAINED_TOKEN_LENGTH
         if config.text_encoder is not None:
@@ -155,6 +157,7 @@ def _resolve_prompt(config: AnyTrainConfig, start: InitWeights | None) -> AnyTra
     else:
         prompt = start.prompt or presets.PROMPT
 
+    # The options have precedence.
     if config.prompt_template is None:
         config = replace(config, prompt_template=prompt.template)
     if config.token_length is None:
@@ -172,6 +175,7 @@ def action_layout(config: DataConfig, dataset: Mixture) -> ActionLayout:
     layout = dataset.action_layout() if preset is None else preset.layout
     length = len(dataset.names.get("action", ()))
     if length != layout.dim:
+        # Only the user can tell which of the two is wrong.
         remedy = "correct meta/wam_contract.json"
         if preset is not None:
             remedy = "use another dataset, or another preset"
@@ -217,6 +221,7 @@ def camera_config(
         DatasetError: The dataset lacks a camera, or the cameras differ in size and nothing defines
             their arrangement.
     """
+    # Also checks that the dataset has the cameras.
     preset = run_preset(config)
     names = resolved(config.cameras)
     sizes = {name: dataset.picture_size(name) for name in names}  # (height, width)

@@ -49,6 +49,7 @@ class Bfloat16Losses(nn.Module):
 
     def forward(self, batch: Batch, draws: AnyTrainingNoise) -> Parts:
         """Return the losses of a batch, given its random numbers, both in bfloat16."""
+        # Autograd goes through the cast, so that gradients arrive in float32.
         weights = {name: x.to(torch.bfloat16) for name, x in self.losses.named_parameters()}
         losses: Parts = functional_call(self.losses, weights, (batch, draws))
         return losses
@@ -67,14 +68,16 @@ def build_loss_module(
     losses = LossModule(config, model)
     compute_dtype = getattr(torch, config.compute_dtype)
 
-    # FSDP2 casts the weights itself.
+    # FSDP2 casts the weights by its own mixed-precision policy.
     if devices is not None and devices.world_size > 1 and config.fsdp:
         return devices.wrap_fsdp(losses, compute=compute_dtype)
 
     module: nn.Module = losses
     if compute_dtype != torch.float32:
         module = Bfloat16Losses(losses)
-    return module if devices is None else devices.wrap_ddp(module)
+    if devices is None:
+        return module
+    return devices.wrap_ddp(module)
 
 
 def batch_losses(
@@ -96,10 +99,12 @@ def batch_losses(
         batch: B samples, on the CPU.
         sources: B generators.
     """
+    # Sample before the cast: every dtype sees the same noise, but for rounding.
     inputs: Any = (batch, sample_batch_noise(model, batch, sources, variant_of(config)))
     if config.compute_dtype != "float32":
         inputs = tree_map(_to_bfloat16, inputs)
 
+    # A step never waits for the device; see tests/training/test_train_step.py.
     device = next(module.parameters()).device
     batch, noise = tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), inputs)
     losses: Parts = module(batch, noise)
@@ -139,13 +144,20 @@ def _sample(batch: Batch, i: int) -> Batch:
 
 def _concatenate(noise: Sequence[T]) -> T:
     """Join the random numbers of single samples along the batch axis."""
-    joined: T = tree_map(lambda *x: None if x[0] is None else torch.cat(x), *noise)
+
+    def join(*x: Any) -> Any:
+        """Join one field, which a model may not use at all."""
+        return None if x[0] is None else torch.cat(x)
+
+    joined: T = tree_map(join, *noise)
     return joined
 
 
 def variant_of(config: AnyTrainConfig) -> VariantName | None:
     """Return the variant of a Fast-WAM that a run trains; None for a Light-WAM."""
-    return config.variant if isinstance(config, TrainConfig) else None
+    if isinstance(config, TrainConfig):
+        return config.variant
+    return None
 
 
 def train_step(
@@ -167,11 +179,12 @@ def train_step(
         scalars on the device.
     """
     processes = state.processes
+    # Drawn for the whole batch: a sample is the same whichever process computes it.
     share = processes.local_slice(config.batch_size)
     index = order.batch(state.step)[share]
     sources = sample_generators(state.step, config.batch_size, config.seed)[share]
 
-    # Gradients add up over the parts of the batch.
+    # A process computes its share of the batch in parts; gradients add up over them.
     num_parts = config.gradient_accumulation_steps
     part_size = len(index) // num_parts
     means: dict[str, Tensor] = {}
