@@ -125,7 +125,8 @@ from wam_policy.errors import WAMPolicyError
 from wam_policy.training.trainer import train
 data, codec, out, steps = sys.argv[1:]
 try:
-    train(make_config(Path(data), Path(codec), Path(out), steps=int(steps), save_steps=1, logging_steps=1))
+    options = {"steps": int(steps), "save_steps": 1, "logging_steps": 1}
+    train(make_config(Path(data), Path(codec), Path(out), **options))
 except WAMPolicyError as error:
     sys.exit(str(error))
 """
@@ -195,7 +196,8 @@ def test_going_on_with_other_options_shows_what_differs(whole, tmp_path):
     changed = replace(whole, output_dir=out, batch_size=2, optimizer=replace(RECIPE, ema_decay=0.5))
     with pytest.raises(
         ConfigError,
-        match=r"config\.batch_size: was 4, is 2\n(.|\n)*config\.optimizer\.ema_decay: was 0\.998, is 0\.5",
+        match=r"config\.batch_size: was 4, is 2\n(.|\n)*"
+        r"config\.optimizer\.ema_decay: was 0\.998, is 0\.5",
     ):
         train(changed)
     train(replace(whole, output_dir=out, logging_steps=5, save_total_limit=1))  # these may change

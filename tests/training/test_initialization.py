@@ -1,4 +1,4 @@
-"""A run begins from a policy, or from raw Wan weights; what stays new is named, everything else must fit."""
+"""A run starts from a policy or raw Wan weights; new layers are named, all others must fit."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The papers' own datasets are trained on by naming the preset: they don't say what their numbers mean."""
+"""A preset defines what the numbers of the papers' datasets mean, which the data does not."""
 
 import json
 from dataclasses import replace

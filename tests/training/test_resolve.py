@@ -1,4 +1,4 @@
-"""What a run is given: weights and codec by id, prompts it can tell apart, options that make sense, caches others fill."""
+"""Resolution of a run's inputs: weights and codec by id, prompts, unset options, caches."""
 
 import shutil
 import threading
@@ -145,7 +145,8 @@ def test_prompts_that_were_cut_to_the_same_are_refused_and_long_ones_told(caplog
     assert "'the left' fills all 3 tokens" in caplog.text and "'it'" not in caplog.text
     with pytest.raises(
         ConfigError,
-        match="'the left' and 'the right' have the same embedding, because both are cut to 3 tokens",
+        match="'the left' and 'the right' have the same embedding, because both are cut to 3 "
+        "tokens: raise --token-length",
     ):
         check_distinct_prompts(prompts, ["it", "the left", "the right"])
 

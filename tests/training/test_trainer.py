@@ -1,4 +1,4 @@
-"""From an expert's demonstrations to a policy that loads: the whole way, on the toy env, in seconds."""
+"""The whole way from an expert's demonstrations to a policy that loads, on the toy env."""
 
 import json
 from dataclasses import replace

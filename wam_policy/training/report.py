@@ -184,15 +184,15 @@ def card_notes(config: AnyTrainConfig, facts: dict[str, Any], rows: list[dict[st
 
 def _pretrained_names(config: AnyTrainConfig) -> str:
     """Name the weights that a run started from; of local folders only the last part."""
-    places: tuple[str | Path, ...]
+    sources: tuple[str | Path, ...]
     if isinstance(config, TrainConfig):
-        places = config.pretrained_path
+        sources = config.pretrained_path
     else:
-        places = (config.pretrained_path,)
+        sources = (config.pretrained_path,)
 
     names = []
-    for place in places:
-        name = Path(place).name if Path(place).exists() else place
+    for source in sources:
+        name = Path(source).name if Path(source).exists() else source
         names.append(f"`{name}`")
     return ", ".join(names) or "random weights"
 

@@ -148,7 +148,7 @@ def resolve_defaults(config: AnyTrainConfig, start: InitWeights | None) -> AnyTr
 
 def _resolve_prompt(config: AnyTrainConfig, start: InitWeights | None) -> AnyTrainConfig:
     """Fill in the prompt's template and length: the pretrained weights', else the papers'."""
-    # Raw Wan weights bring no prompt; the papers train them with theirs.
+    # Raw Wan weights define no prompt format; training from them uses the papers' one.
     if start is None:
         length = UNTRAINED_TOKEN_LENGTH
         if config.text_encoder is not None:

@@ -189,14 +189,14 @@ def _read_start(
     The main process downloads; the others then find the files.
     """
     if isinstance(config, TrainConfig):
-        places = config.pretrained_path
+        sources = config.pretrained_path
     else:
-        places = (config.pretrained_path,)
+        sources = (config.pretrained_path,)
 
     with processes.main_first():
-        if not places:
+        if not sources:
             return replace(config, codec=codec_folder(config)), None
-        start = initialization.read_init_weights(*places)
+        start = initialization.read_init_weights(*sources)
         return replace(config, codec=codec_folder(config, start.policy, start.root)), start
 
 
