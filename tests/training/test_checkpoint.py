@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from wam_policy.models.layers.transformer import Block
 from wam_policy.training import checkpoint, trainer
 from wam_policy.training import train_step as step
 from wam_policy.training.checkpoint import latest_checkpoint
-from wam_policy.training.config import OptimizerConfig
+from wam_policy.training.config import RENAMED_OPTIONS, OptimizerConfig, TrainConfig
 from wam_policy.training.trainer import train
 from wam_policy.utils.io import locked
 
@@ -125,7 +125,8 @@ from wam_policy.errors import WAMPolicyError
 from wam_policy.training.trainer import train
 data, codec, out, steps = sys.argv[1:]
 try:
-    train(make_config(Path(data), Path(codec), Path(out), steps=int(steps), save_every=1, log_every=1))
+    options = {"steps": int(steps), "save_steps": 1, "logging_steps": 1}
+    train(make_config(Path(data), Path(codec), Path(out), **options))
 except WAMPolicyError as error:
     sys.exit(str(error))
 """
@@ -195,10 +196,52 @@ def test_going_on_with_other_options_shows_what_differs(whole, tmp_path):
     changed = replace(whole, output_dir=out, batch_size=2, optimizer=replace(RECIPE, ema_decay=0.5))
     with pytest.raises(
         ConfigError,
-        match=r"config\.batch_size: was 4, is 2\n(.|\n)*config\.optimizer\.ema: was 0\.998, is 0\.5",
+        match=r"config\.batch_size: was 4, is 2\n(.|\n)*"
+        r"config\.optimizer\.ema_decay: was 0\.998, is 0\.5",
     ):
         train(changed)
     train(replace(whole, output_dir=out, logging_steps=5, save_total_limit=1))  # these may change
+
+
+def rename_options_back(out):
+    """Store the options of a run as the version before the rename did."""
+    file = latest_checkpoint(out) / "training/state.json"
+    facts = json.loads(file.read_text())
+    for old, new in RENAMED_OPTIONS.items():
+        section, _, option = old.rpartition(".")
+        options = facts["config"][section] if section else facts["config"]
+        options[option] = options.pop(new.rpartition(".")[2])
+    file.write_text(json.dumps(facts))
+
+
+def test_a_run_under_old_option_names_is_refused_with_their_new_names(whole, tmp_path):
+    out = shutil.copytree(whole.output_dir, tmp_path / "run")
+    rename_options_back(out)
+    with pytest.raises(
+        ConfigError,
+        match=r"earlier version .*`every` is now `window_stride`, .*`threads` is now `num_threads`"
+        r".*that version, or begin anew in another --output-dir",
+    ):
+        train(replace(whole, output_dir=out))
+
+
+@pytest.mark.parametrize("old", RENAMED_OPTIONS)
+def test_each_old_option_name_alone_is_recognised(whole, tmp_path, old):
+    checkpoint_dir = shutil.copytree(latest_checkpoint(whole.output_dir), tmp_path / "step_1")
+    file = checkpoint_dir / "training/state.json"
+    facts = json.loads(file.read_text())
+    section, _, option = old.rpartition(".")
+    (facts["config"][section] if section else facts["config"])[option] = 1
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=f"`{old}` is now `{RENAMED_OPTIONS[old]}`"):
+        checkpoint.check_same_run(checkpoint_dir, {})
+
+
+def test_renamed_options_lead_to_options_that_exist():
+    names = {field.name for field in fields(TrainConfig)}
+    nested = {f"optimizer.{field.name}" for field in fields(OptimizerConfig)}
+    assert set(RENAMED_OPTIONS.values()) <= names | nested
+    assert not RENAMED_OPTIONS.keys() & (names | nested)
 
 
 def test_rows_are_averages_also_where_a_run_goes_on_with_other_rows(whole, tmp_path, monkeypatch):
@@ -354,7 +397,7 @@ def test_a_compiled_run_learns_what_an_uncompiled_one_learns(whole, data, codec,
 def test_options_that_can_t_be_are_refused(whole):
     with pytest.raises(ConfigError, match="equal parts"):
         replace(whole, gradient_accumulation_steps=3)
-    with pytest.raises(ConfigError, match="`keep` must be positive"):
+    with pytest.raises(ConfigError, match="`save_total_limit` must be positive"):
         replace(whole, save_total_limit=0)
     with pytest.raises(ConfigError, match="`ema_decay`"):
         OptimizerConfig(ema_decay=1.0)

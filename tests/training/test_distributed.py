@@ -105,7 +105,7 @@ def test_two_processes_with_a_shard_each_learn_what_one_learns_and_go_on(alone, 
     with pytest.raises(ConfigError, match="processes: was 2, is 1"):
         train(config)
     done = run(config, 2)
-    assert done.returncode == 0 and "going on from" in done.stderr, done.stderr[-6000:]
+    assert done.returncode == 0 and "resuming from" in done.stderr, done.stderr[-6000:]
     assert alike(curve(config.output_dir), curve(alone.output_dir), abs=1e-5, rel=1e-5)
 
 
@@ -131,7 +131,7 @@ def test_sigterm_to_torchrun_saves_whatever_is_logged(alone, tmp_path):
         live.send_signal(signal.SIGTERM)
         _, told = live.communicate(timeout=60)
     step = int(latest_checkpoint(config.output_dir).name.removeprefix("step_"))
-    assert 0 < step < 100_000 and f"stopped at step {step}; it is saved" in told
+    assert 0 < step < 100_000 and f"stopped at step {step}; a checkpoint is saved" in told
 
 
 def test_copies_and_shards_compute_in_bfloat16_what_one_process_computes(alone, tmp_path):
@@ -198,7 +198,7 @@ def test_a_batch_that_can_t_be_shared_equally_is_refused(alone, tmp_path):
     done = run(replace(alone, output_dir=tmp_path / "run", batch_size=3), 2)
     assert (
         done.returncode != 0
-        and "a batch of 3 can't be computed by 2 processes in equal parts" in done.stderr
+        and "a batch of 3 cannot be split into equal parts for 2 processes" in done.stderr
     )
 
 

@@ -1,4 +1,4 @@
-"""A run begins from a policy, or from raw Wan weights; what stays new is named, everything else must fit."""
+"""A run starts from a policy or raw Wan weights; new layers are named, all others must fit."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def test_of_a_policy_the_video_expert_alone_makes_a_new_action_expert(policy_fol
 def test_a_light_wam_s_weights_don_t_begin_a_fast_wam(tmp_path):
     folder = make_light_policy().save_pretrained(tmp_path / "light")
     with pytest.raises(
-        CheckpointError, match="is a Light-WAM's checkpoint: begin `wam train-light`"
+        CheckpointError, match="is a Light-WAM's checkpoint: start `wam train-light`"
     ):
         initialization.load_init_weights(fresh(), initialization.read_init_weights(folder))
 
@@ -139,7 +139,9 @@ def test_an_action_expert_s_own_file_goes_with_a_raw_video_expert(tmp_path, wan)
         initialization.read_init_weights(folder, folder)
     wide = backbone | {"text_embedding.0.weight": torch.zeros(12, 16)}
     torch.save({"backbone_state_dict": wide, "meta": {"attn_head_dim": 12}}, tmp_path / "wide.pt")
-    with pytest.raises(CheckpointError, match=r"doesn't go with the other parts: \['text_dim'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the other parts: they differ in \['text_dim'\]"
+    ):
         initialization.read_init_weights(
             folder, convert(ConvertConfig(src=str(tmp_path / "wide.pt"), dst=tmp_path / "wide"))
         )

@@ -1,4 +1,4 @@
-"""What a run is given: weights and codec by id, prompts it can tell apart, options that make sense, caches others fill."""
+"""Resolution of a run's inputs: weights and codec by id, prompts, unset options, caches."""
 
 import shutil
 import threading
@@ -47,7 +47,7 @@ def test_a_run_begins_from_a_hub_id_and_takes_its_codec(data, first, tmp_path, m
                 for one in (made, WAMPolicy.from_pretrained(first))
             )
         )
-        assert "another contract than the policy's that it begins from: video" in caplog.text
+        assert "the contract differs from the pretrained policy's: video" in caplog.text
         assert "lab/policy" in (config.output_dir / "checkpoint/README.md").read_text()
         with pytest.raises(CheckpointError, match="no Hub repository 'lab/nothing'"):
             train(replace(config, output_dir=tmp_path / "third", pretrained_path=("lab/nothing",)))
@@ -58,11 +58,11 @@ def test_a_run_begins_from_a_hub_id_and_takes_its_codec(data, first, tmp_path, m
 
 def test_what_a_run_does_not_say_is_as_in_the_policy_it_begins_from(data, first, tmp_path, caplog):
     unsaid = {
-        "cameras": (),
-        "frames": 0,
-        "frame_stride": 0,
-        "replan": 0,
-        "num_inference_steps": 0,
+        "cameras": None,
+        "frames": None,
+        "frame_stride": None,
+        "replan": None,
+        "num_inference_steps": None,
         "steps": 1,
     }
     theirs = WAMPolicy.from_pretrained(first).config
@@ -87,7 +87,7 @@ def test_what_a_run_does_not_say_is_as_in_the_policy_it_begins_from(data, first,
         == (theirs.action.horizon, theirs.action.replan)
         == (4, 2)
     )
-    assert "another contract" not in caplog.text
+    assert "the contract differs" not in caplog.text
     usual = resolve.inherit_from_policy(replace(run, pretrained_path=()), None)
     assert (usual.cameras, usual.frames, usual.frame_stride, usual.replan) == (
         ("front", "wrist"),
@@ -145,7 +145,8 @@ def test_prompts_that_were_cut_to_the_same_are_refused_and_long_ones_told(caplog
     assert "'the left' fills all 3 tokens" in caplog.text and "'it'" not in caplog.text
     with pytest.raises(
         ConfigError,
-        match="'the left' and 'the right' have the same embedding: raise --token-length 3",
+        match="'the left' and 'the right' have the same embedding, because both are cut to 3 "
+        "tokens: raise --token-length",
     ):
         check_distinct_prompts(prompts, ["it", "the left", "the right"])
 
@@ -154,7 +155,7 @@ def test_prompts_that_were_cut_to_the_same_are_refused_and_long_ones_told(caplog
     ("change", "match"),
     [
         ({"compute_dtype": "bfloat16", "gradient_checkpointing": True}, "compile them"),
-        ({"trainable": "lora"}, "freezes weights nobody trained"),
+        ({"trainable": "lora"}, "freezes weights that were never trained"),
     ],
 )
 def test_options_that_don_t_go_together_are_refused(data, codec, tmp_path, change, match):

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class NoValueIsAsked(TorchDispatchMode):
-    """Raises where Python asks for a tensor's value: on CUDA it would wait for all that was begun."""
+    """Raises where Python reads a tensor's value: on CUDA it would wait for all queued work."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (

@@ -1,4 +1,4 @@
-"""From an expert's demonstrations to a policy that loads: the whole way, on the toy env, in seconds."""
+"""The whole way from an expert's demonstrations to a policy that loads, on the toy env."""
 
 import json
 from dataclasses import replace
@@ -221,7 +221,7 @@ def test_statistics_may_be_given_and_are_refused_if_they_are_of_other_data(data,
     assert train(make_config(data, codec, tmp_path / "fourth", steps=1, stats=stats))
     reference["action"]["default"]["global_max"][1] += 0.5
     stats.write_text(json.dumps(reference))
-    with pytest.raises(DatasetError, match=r"those of action are off by \d+% of its range"):
+    with pytest.raises(DatasetError, match=r"those of action deviate by \d+% of its range"):
         train(make_config(data, codec, tmp_path / "fifth", steps=1, stats=stats))
 
 
@@ -231,7 +231,7 @@ def test_the_scaling_of_the_policy_begun_from_is_kept_for_the_same_robot_only(
     first = train(
         make_config(data, codec, tmp_path / "first", steps=1, state_normalization="quantile")
     )
-    with pytest.raises(ConfigError, match="There is no policy to begin from"):
+    with pytest.raises(ConfigError, match="needs a pretrained policy"):
         train(make_config(data, codec, tmp_path / "none", steps=1, keep_normalization=True))
     second = train(
         make_config(
@@ -252,7 +252,7 @@ def test_the_scaling_of_the_policy_begun_from_is_kept_for_the_same_robot_only(
     config = json.loads((first / "config.json").read_text())
     config["state"]["names"][0] = "elsewhere"
     (first / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"has the numbers .*elsewhere"):
+    with pytest.raises(ConfigError, match=r"the state and actions of .*elsewhere"):
         train(
             make_config(
                 data,

@@ -165,7 +165,7 @@ def test_checkpoints_are_played_in_an_env_while_a_run_trains(data, codec, tmp_pa
 
 
 def test_a_compiled_run_is_validated_in_shapes_of_its_own(data, codec, tmp_path):
-    """Other shapes than those that are trained on compile nothing anew, and run into no limit of that."""
+    """Shapes that only a validation uses trigger no recompilation, and so reach no limit of it."""
     optimizer = OptimizerConfig(learning_rate=1e-3)  # nothing is averaged
     changes = {
         "compile": True,

@@ -1,13 +1,17 @@
-"""The options for reading and encoding a dataset."""
+"""The options of reading and encoding a dataset."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from wam_policy.config import Family
+from wam_policy.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def _default_device() -> str:
@@ -19,42 +23,58 @@ class DataConfig:
     """Windows of a LeRobot dataset, and the codec that encodes them."""
 
     dataset: tuple[str, ...]
-    """LeRobot v2.1 or v3.0 datasets, as folders or Hub ids. Each needs `meta/wam_contract.json`, as
-    `wam record` writes it, or a `preset`."""
+    """LeRobot v2.1 or v3.0 folders or Hub ids. Each holds `meta/wam_contract.json`, which
+    `wam record` writes, unless `preset` is set."""
     codec: Path | None = None
-    """Folder of the video codec in diffusers' layout; by default that of the initial policy."""
+    """Folder of the video codec in the diffusers layout; default: the codec of the policy that
+    `pretrained_path` names."""
     preset: str | None = None
-    """Dataset of the papers: "libero" or "robotwin" ("real_robot" for a Light-WAM). It sets
-    cameras, canvas, frames, names, normalisation, prompts and replanning; do not set these too."""
+    """Dataset of the papers: "libero", "robotwin" or, for a Light-WAM, "real_robot". It sets
+    cameras, canvas, frames, names, normalisation, prompts and actions per chunk, which must then
+    not be set to other values."""
     cache: Path | None = None
-    """Folder for the encoded windows, created if it does not exist. None keeps them in memory; with
-    several processes the first one encodes them into `latents/` of the run."""
-    cameras: tuple[str, ...] = ()
-    """Cameras in canvas order; by default those of the initial policy, or else front and wrist."""
+    """Folder of the encoded windows, created if it does not exist. Default: the windows stay in
+    memory; a run of several processes writes them to `latents/` in its output folder."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras in canvas order; default: those of the pretrained policy, else front and wrist."""
     camera_map: dict[str, str] = field(default_factory=dict)
-    """Features that hold the cameras: NAME FEATURE NAME FEATURE …; by default
-    `observation.images.<name>`, or that of an alias of the name (`wam_policy.cameras`)."""
-    frames: int = 0
-    """Pixel frames per window, the observation included; 0: as the initial policy, or else 5."""
-    frame_stride: int = 0
-    """Rows from one frame to the next; 0: as the initial policy, or else 4. The horizon is
-    (frames - 1) * frame_stride actions."""
+    """Dataset feature of each camera: name, feature, name, feature, …; default:
+    `observation.images.<name>`, or the feature of an alias of the camera (`wam_policy.cameras`)."""
+    frames: int | None = None
+    """Video frames per window, the observation included; default: as the pretrained policy,
+    else 5."""
+    frame_stride: int | None = None
+    """Dataset rows from one frame to the next; default: as the pretrained policy, else 4. The
+    action horizon is (frames - 1) * frame_stride."""
     window_stride: int = 1
-    """Rows from the start of one window to the start of the next."""
+    """Dataset rows from the start of one window to the start of the next."""
     num_threads: int = field(default_factory=torch.get_num_threads)
     """CPU threads."""
     device: str = field(default_factory=_default_device)
-    """Device to compute on; with several processes (`torchrun`) each takes its own."""
+    """Device to compute on; each of several processes (`torchrun`) takes its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig(DataConfig):
-    """Encoding of a dataset's windows before training; an interrupted run resumes."""
+    """Encoding of a dataset before a training run; a command that was stopped can be repeated."""
 
     cache: Path
-    """Folder for the encoded windows."""
+    """Folder of the encoded windows."""
     pretrained_path: str | Path | None = None
-    """Policy that training will start from and whose contract the windows follow: a folder, a Hub
+    """Policy that the training run starts from, whose contract the windows follow: a folder, a Hub
     id or "embedded:<name>"."""
     family: Family = "fast_wam"
-    """Policy family that a `preset` is meant for: the families resize camera frames differently."""
+    """Model family that a `preset` is for; the families resize images differently."""
+
+
+def resolved(value: T | None) -> T:
+    """Return the value of an option that `wam_policy.training.resolve` has filled in.
+
+    Raises:
+        ConfigError: The option is still unset.
+    """
+    if value is None:
+        raise ConfigError(
+            "an option is still unset: call `resolve.inherit_from_policy` on the config first"
+        )
+    return value

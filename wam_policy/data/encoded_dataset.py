@@ -102,13 +102,12 @@ class EncodedDataset:
         return dataclasses.replace(self, contexts=contexts, text_bias=bias)
 
 
-def windows_of(config: DataConfig, dataset: Mixture) -> Windows:
-    """Return the windows of a run; another name of `policy_windows`."""
-    return policy_windows(dataset, config)
-
-
 def encode_dataset(
-    config: DataConfig, contract: PolicyConfig, dataset: Mixture, vae: VAE, prompts: PromptEmbeddings
+    config: DataConfig,
+    contract: PolicyConfig,
+    dataset: Mixture,
+    vae: VAE,
+    prompts: PromptEmbeddings,
 ) -> EncodedDataset:
     """Encode and normalise a whole dataset.
 

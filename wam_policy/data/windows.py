@@ -10,7 +10,7 @@ import numpy as np
 
 from wam_policy.config import PolicyConfig
 from wam_policy.contract import ActionLayout
-from wam_policy.data.config import DataConfig
+from wam_policy.data.config import DataConfig, resolved
 from wam_policy.data.lerobot_reader import Episode
 from wam_policy.data.mixture import Mixture
 
@@ -77,9 +77,9 @@ def policy_windows(
         Windows over the rows of the dataset.
     """
     if isinstance(config, DataConfig):
-        horizon = (config.frames - 1) * config.frame_stride
-        frames = config.frames
-        frame_stride = config.frame_stride
+        frames = resolved(config.frames)
+        frame_stride = resolved(config.frame_stride)
+        horizon = (frames - 1) * frame_stride
         default_stride = config.window_stride
     else:
         horizon = config.action.horizon

@@ -1,1 +1,1 @@
-"""Recording, datasets and training."""
+"""Training of policies on recorded datasets."""

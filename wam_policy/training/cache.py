@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from wam_policy.data.config import CacheConfig
-from wam_policy.data.encoded_dataset import windows_of
 from wam_policy.data.latent_cache import load_or_encode
 from wam_policy.data.mixture import Mixture
+from wam_policy.data.windows import policy_windows
 from wam_policy.hub import checkpoint
 from wam_policy.training import initialization, resolve
 from wam_policy.training.components import codec_folder, load_codec
@@ -18,29 +18,31 @@ from wam_policy.training.distributed import init_processes
 
 
 def cache(config: CacheConfig) -> Path:
-    """Encode a dataset's windows into `config.cache` and return it; what is there already isn't encoded again.
+    """Encode the windows of a dataset into `config.cache`; those already there are skipped.
+
+    Args:
+        config: Options of the encoding.
+
+    Returns:
+        `config.cache`.
 
     Raises:
-        DatasetError: the dataset is broken, or the cache holds other latents.
+        DatasetError: The dataset is broken, or the cache holds other latents.
     """
     torch.set_num_threads(config.num_threads)
     dataset = Mixture(config.dataset, config.camera_map)
-    with init_processes(config.device) as devices:
-        with devices.main_first():
-            folder = (
-                None
-                if config.pretrained_path is None
-                else initialization.checkpoint_folder(config.pretrained_path)
-            )
-            policy = None if folder is None else checkpoint.read_config(folder)
+    with init_processes(config.device) as processes:
+        # The first process downloads; the others then find the files.
+        folder = None
+        policy = None
+        with processes.main_first():
+            if config.pretrained_path is not None:
+                folder = initialization.checkpoint_folder(config.pretrained_path)
+                policy = checkpoint.read_config(folder)
             config = replace(config, codec=codec_folder(config, policy, folder))
+
         config = resolve.inherit_from_policy(config, policy)
-        vae = load_codec(config, devices.device)
-        load_or_encode(
-            config,
-            resolve.camera_config(config, dataset, policy),
-            vae,
-            dataset,
-            windows_of(config, dataset),
-        )
+        vae = load_codec(config, processes.device)
+        cameras = resolve.camera_config(config, dataset, policy)
+        load_or_encode(config, cameras, vae, dataset, policy_windows(dataset, config))
     return config.cache

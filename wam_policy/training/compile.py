@@ -1,4 +1,7 @@
-"""The compiled training entry point: every block of a model compiled in place, its names as they were."""
+"""Compilation of a model for training: every block in place, so that names of weights stay.
+
+See docs/method.md, "Exact savings".
+"""
 
 from __future__ import annotations
 
@@ -19,35 +22,44 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def compile_training(
     model: ModelT, *, backend: Backend | None = "inductor", checkpointing: bool = False
 ) -> ModelT:
-    """Compile each block of a model in place, without graph breaks and for the shapes it meets; names of weights stay.
+    """Compile each block of a model in place, without graph breaks and for static shapes.
 
-    Blocks of one expert share their code, so a deep model compiles as fast as a shallow one. Where no gradients are wanted the
-    model computes as before, in any shape.
+    The blocks of one expert share their compiled code, so compile time does not grow with depth.
+    Without gradients the model runs uncompiled, in any shape.
 
     Args:
-        model: a Fast-WAM or a fat Light-WAM.
-        backend: of `torch.compile`; None: blocks are not compiled.
-        checkpointing: compute the inside of blocks anew on the way back instead of keeping it.
+        model: A Fast-WAM or a fat Light-WAM; changed.
+        backend: Backend of `torch.compile`; None leaves the blocks uncompiled.
+        checkpointing: Recompute the activations inside blocks in the backward pass.
+
+    Returns:
+        The same model.
 
     Raises:
-        CompileError: it has no blocks that can be trained.
+        CompileError: The model has no blocks that can be trained.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     if not blocks:
         raise CompileError(
-            "this model has no blocks to train: a lean checkpoint only acts, begin from a fat or slim one"
+            "this model has no blocks to train: a lean checkpoint can only act, start from a fat "
+            "or slim one"
         )
+
+    # Compiled code is cached on the disk, and shared by all blocks of the same sizes.
     persist_compile_cache()
-    learning = with_own_code(_anew if checkpointing else Block.block_forward)
+    forward = with_own_code(_checkpointed_forward if checkpointing else Block.block_forward)
     if backend is not None:
-        learning = torch.compile(learning, backend=backend, fullgraph=True, dynamic=False)
+        forward = torch.compile(forward, backend=backend, fullgraph=True, dynamic=False)
     for block in blocks:
-        block.train_forward = learning
+        block.train_forward = forward
     return model
 
 
-def _anew(*arguments: Any) -> tuple[Tensor, KeyValue | None]:
-    """`Block.through`, whose inside is computed again on the way back; compiled as one, so that it is compiled once."""
+def _checkpointed_forward(*arguments: Any) -> tuple[Tensor, KeyValue | None]:
+    """Run `Block.block_forward`, whose activations the backward pass recomputes.
+
+    Compiled as a whole, so that the compiler sees both passes at once.
+    """
     result: tuple[Tensor, KeyValue | None] = checkpoint(
         Block.block_forward, *arguments, use_reentrant=False
     )

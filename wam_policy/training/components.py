@@ -8,103 +8,143 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wam_policy.config import PolicyConfig, Source
 from wam_policy.data.config import DataConfig
 from wam_policy.data.mixture import Mixture
 from wam_policy.errors import ConfigError
-from wam_policy.hub import components as frozen
+from wam_policy.hub import components
 from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.prompt_cache import PromptCache
 from wam_policy.models.encoders.text import PromptEmbeddings, TextEncoder, untrained_encoder
 from wam_policy.models.encoders.vae import VAE
-from wam_policy.training.config import LightTrainConfig, TrainConfig
+from wam_policy.training.config import AnyTrainConfig
 from wam_policy.training.initialization import InitWeights
 
 logger = logging.getLogger(__name__)
 
 
 def embed_prompts(
-    config: TrainConfig | LightTrainConfig,
+    config: AnyTrainConfig,
     contract: PolicyConfig,
     dataset: Mixture,
     begin: InitWeights | None,
 ) -> PromptEmbeddings:
-    """The prompts of a dataset: as the weights a run begins from know them, else as their text encoder embeds them; and theirs.
+    """Return embeddings of the prompts of a dataset and of the pretrained policy.
 
-    Where there is none, a small encoder with random weights makes embeddings that tell the sentences apart.
+    Pretrained embeddings are kept. Other prompts go through the text encoder: the one of
+    `config.text_encoder`, else the pretrained one. Without either, a small encoder with random
+    weights makes embeddings that distinguish the prompts.
+
+    Args:
+        config: Options of the run.
+        contract: Contract of the new policy.
+        dataset: Data with the instructions.
+        begin: Weights that the run starts from; None: new ones.
 
     Raises:
-        CheckpointError: no text encoder where one was said to be.
-        PromptError: no text encoder, and a cache of embeddings that lacks one.
+        CheckpointError: The text encoder does not exist.
+        PromptError: A prompt is not in the cache and there is no text encoder.
+        ConfigError: Two prompts have the same embedding.
     """
-    wanted = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
-    length, width, source = (
-        contract.prompt.token_length,
-        contract.model.text_dim,
-        None if begin is None else begin.text,
-    )
-    theirs = {} if begin is None else begin.prompts
-    known = {
-        prompt: embedding.float()
-        for prompt, embedding in theirs.items()
-        if len(embedding) <= length
-    }
-    place = config.output_dir if begin is None else begin.root
-    if config.text_encoder is not None:
-        source, place = Source(subfolder=config.text_encoder.name), config.text_encoder.parent
+    needed = sorted({contract.prompt.prompt(sentence) for sentence in dataset.instructions()})
+    length = contract.prompt.token_length
+    known = _pretrained_embeddings(begin, length)
+    source, folder = _text_encoder(config, begin)
+    _warn_of_new_embeddings(begin, source, [prompt for prompt in needed if prompt not in known])
 
-    def encoder() -> TextEncoder:
-        if source is not None:
-            return frozen.load_text(
-                source, place, DownloadOptions(), dtype=torch.float32, device=torch.device("cpu")
-            )
-        return untrained_encoder(wanted, width, config.seed)
-
-    if (
-        begin is not None
-        and source is None
-        and (new := [prompt for prompt in wanted if prompt not in known])
-    ):
-        logger.warning(
-            "%s has no text encoder, and no embeddings of %s: they get new ones",
-            begin.folder,
-            "; ".join(new),
+    # Called only if a prompt is neither known nor cached.
+    def load_encoder() -> TextEncoder:
+        """Load the text encoder, or build one with random weights."""
+        if source is None:
+            return untrained_encoder(needed, contract.model.text_dim, config.seed)
+        return components.load_text(
+            source, folder, DownloadOptions(), dtype=torch.float32, device=torch.device("cpu")
         )
-    cache = None if config.prompt_cache is None else PromptCache(config.prompt_cache, length)
-    unknown = cache is not None and source is None  # random embeddings don't go into a cache
+
+    cache = None
+    if config.prompt_cache is not None:
+        cache = PromptCache(config.prompt_cache, length)
+
+    # Embeddings of an encoder with random weights must not get into a cache.
+    has_encoder = cache is None or source is not None
     prompts = PromptEmbeddings(
         known,
         token_length=length,
-        text_dim=width,
-        encoder=None if unknown else encoder,
+        text_dim=contract.model.text_dim,
+        encoder=load_encoder if has_encoder else None,
         cache=cache,
     )
-    prompts.add(wanted)
+
+    # The encoder is far larger than the table that it fills.
+    prompts.add(needed)
     prompts.drop_encoder()
-    check_distinct_prompts(prompts, wanted)
+    check_distinct_prompts(prompts, needed)
     return prompts
 
 
+def _pretrained_embeddings(begin: InitWeights | None, token_length: int) -> dict[str, Tensor]:
+    """Return the pretrained embeddings that fit into the token length of the policy, by prompt."""
+    if begin is None:
+        return {}
+    embeddings = {}
+    for prompt, embedding in begin.prompts.items():
+        if len(embedding) <= token_length:
+            embeddings[prompt] = embedding.float()
+    return embeddings
+
+
+def _text_encoder(config: AnyTrainConfig, begin: InitWeights | None) -> tuple[Source | None, Path]:
+    """Return the text encoder of a run (None: it has none) and the folder it is relative to."""
+    if config.text_encoder is not None:
+        return Source(subfolder=config.text_encoder.name), config.text_encoder.parent
+    if begin is None:
+        return None, config.output_dir
+    return begin.text, begin.root
+
+
+def _warn_of_new_embeddings(
+    begin: InitWeights | None, source: Source | None, unknown: Sequence[str]
+) -> None:
+    """Warn that prompts get embeddings that the pretrained weights have never read."""
+    if begin is not None and source is None and unknown:
+        logger.warning(
+            "%s has no text encoder and no embeddings of these prompts, which get new ones: %s",
+            begin.folder,
+            "; ".join(unknown),
+        )
+
+
 def check_distinct_prompts(prompts: PromptEmbeddings, wanted: Sequence[str]) -> None:
-    """Refuse prompts of which nothing is left that tells them apart.
+    """Check that every prompt has an embedding of its own.
+
+    Prompts longer than the policy's token length are cut, possibly before the words that
+    distinguish them. A prompt that fills all tokens is logged.
+
+    Args:
+        prompts: Embeddings of all prompts.
+        wanted: Prompts to check.
 
     Raises:
-        ConfigError: two have the same embedding, as they were cut.
+        ConfigError: Two prompts have the same embedding.
     """
-    seen: dict[str, str] = {}
+    first_prompts: dict[str, str] = {}  # by the hash of their embedding
     for prompt in wanted:
+        # Equal embeddings have equal bytes.
         embedding = prompts.table[prompt]
-        twin = seen.setdefault(
-            hashlib.sha256(embedding.float().numpy().tobytes()).hexdigest(), prompt
-        )
-        if twin != prompt:
+        content = embedding.float().numpy().tobytes()
+        digest = hashlib.sha256(content).hexdigest()
+
+        first = first_prompts.setdefault(digest, prompt)
+        if first != prompt:
             raise ConfigError(
-                f"{twin!r} and {prompt!r} have the same embedding: raise --token-length {prompts.token_length}"
+                f"{first!r} and {prompt!r} have the same embedding, because both are cut to "
+                f"{prompts.token_length} tokens: raise --token-length"
             )
         if len(embedding) == prompts.token_length:
             logger.warning(
-                "%r fills all %d tokens: it may have been cut, --token-length",
+                "%r fills all %d tokens and may have been cut: raise --token-length",
                 prompt,
                 prompts.token_length,
             )
@@ -113,27 +153,37 @@ def check_distinct_prompts(prompts: PromptEmbeddings, wanted: Sequence[str]) -> 
 def codec_folder(
     config: DataConfig, policy: PolicyConfig | None = None, folder: Path | None = None
 ) -> Path:
-    """The folder of a run's codec: the one that is named, else that of the policy, and its folder, that it begins from.
+    """Return the folder of a run's video codec: that of the options, else the pretrained policy's.
+
+    Args:
+        config: Options of the run.
+        policy: Contract of the pretrained policy; None: there is none.
+        folder: Folder of the pretrained policy.
 
     Raises:
-        ConfigError: there is neither.
-        CheckpointError: it can't be found.
+        ConfigError: There is neither.
+        CheckpointError: The pretrained policy's codec does not exist.
     """
     if config.codec is not None:
         return config.codec
     if policy is None or folder is None:
         raise ConfigError(
-            "which video codec? There is no policy to take it from: name its folder, --codec"
+            "a run without a pretrained policy needs a video codec: name its folder with --codec"
         )
-    return frozen.component_folder(policy.vae, folder, DownloadOptions())
+    return components.component_folder(policy.vae, folder, DownloadOptions())
 
 
 def load_codec(config: DataConfig, device: torch.device) -> VAE:
-    """The codec of a run, in float32."""
-    place = codec_folder(config)
-    return frozen.load_vae(
-        Source(subfolder=place.name),
-        place.parent,
+    """Load the video codec of a run, in float32.
+
+    Args:
+        config: Options of the run, with `codec` set.
+        device: Device to load it to.
+    """
+    folder = codec_folder(config)
+    return components.load_vae(
+        Source(subfolder=folder.name),
+        folder.parent,
         DownloadOptions(),
         dtype=torch.float32,
         device=device,

@@ -1,4 +1,4 @@
-"""The options of training: what both families share, and what each adds."""
+"""The options of training: those that both families share, and those that each one adds."""
 
 from __future__ import annotations
 
@@ -16,149 +16,228 @@ from wam_policy.normalize import Mode
 Part = Literal["all", "video", "action", "embodiment", "lora"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
+# Former names of options, by which a checkpoint of an earlier version stores them in
+# training/state.json. A dot separates a nested config from its option.
+RENAMED_OPTIONS = {
+    "every": "window_stride",
+    "stride": "frame_stride",
+    "threads": "num_threads",
+    "out": "output_dir",
+    "text": "text_encoder",
+    "state_scaling": "state_normalization",
+    "action_scaling": "action_normalization",
+    "keep_scaling": "keep_normalization",
+    "weights": "dataset_weights",
+    "sampling_steps": "num_inference_steps",
+    "template": "prompt_template",
+    "accumulate": "gradient_accumulation_steps",
+    "compute": "compute_dtype",
+    "checkpointing": "gradient_checkpointing",
+    "shard": "fsdp",
+    "save_every": "save_steps",
+    "keep": "save_total_limit",
+    "validation": "validation_fraction",
+    "track": "report_to",
+    "log_every": "logging_steps",
+    "init": "pretrained_path",
+    "take": "pretrained_part",
+    "train": "trainable",
+    "sizes": "model",
+    "optimizer.warmup": "optimizer.warmup_steps",
+    "optimizer.clip": "optimizer.max_grad_norm",
+    "optimizer.ema": "optimizer.ema_decay",
+    "optimizer.decay": "optimizer.weight_decay_on",
+}
+
+# Options that must be at least 1 where they are set.
+POSITIVE_OPTIONS = (
+    "steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "frames",
+    "frame_stride",
+    "window_stride",
+    "replan",
+    "num_inference_steps",
+    "num_threads",
+    "validation_windows",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and the averaged weights; the defaults are the papers', but that gradients are really clipped."""
+    """AdamW and the averaged weights; the papers' values, but with effective gradient clipping."""
 
     learning_rate: float = 1e-4
+    """Highest learning rate, reached at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
     weight_decay_on: Literal["all", "matrices"] = "all"
-    """What decays: every weight, as in the papers, or not the norms, biases, modulations and other vectors."""
+    """Weights that decay: all, as in the papers, or only matrices, which excludes norms, biases,
+    modulations and other vectors."""
     warmup_steps: int | None = None
-    """Steps in which the rate rises to its full height; the default is a twentieth of the run."""
+    """Steps of linear learning-rate warm-up; default: a twentieth of the run."""
     max_grad_norm: float = 1.0
-    """Largest norm of all gradients together; "inf" leaves them alone, as the references in effect do."""
+    """Largest norm of all gradients together; "inf" turns clipping off, which is in effect what the
+    reference implementations do."""
     ema_decay: float = 0.0
-    """Decay of the averaged weights, which are then the ones that are kept; 0: there are none."""
+    """Decay of the exponential moving average of the weights, which is then the policy that is
+    saved; 0: no average."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ema_decay < 1 or self.max_grad_norm <= 0 or self.learning_rate < 0:
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"`ema_decay` must lie in [0, 1), got {self.ema_decay}")
+        if self.max_grad_norm <= 0:
             raise ConfigError(
-                f"`ema_decay` must lie in [0, 1), `max_grad_norm` be positive, `learning_rate` not negative, got {self}"
+                f"`max_grad_norm` must be positive, got {self.max_grad_norm}; "
+                f"use inf to turn clipping off"
             )
+        if self.learning_rate < 0:
+            raise ConfigError(f"`learning_rate` must not be negative, got {self.learning_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(DataConfig):
-    """Training of a policy on a LeRobot dataset: what every family needs."""
+    """Training of a policy on a LeRobot dataset: the options of every family."""
 
     output_dir: Path
-    """Folder of the run: `checkpoint/`, `checkpoints/`, `curve.jsonl`; started again, a run goes on where it was."""
+    """Folder of the run: `checkpoint/`, `checkpoints/`, `curve.jsonl`. The same command resumes a
+    run that was stopped."""
     text_encoder: Path | None = None
-    """Folder of the text encoder (`text_encoder/`, `tokenizer/`) that embeds prompts which the weights a run begins from don't
-    know; the default is theirs, else a small one with random weights."""
+    """Folder of the text encoder (`text_encoder/`, `tokenizer/`) for prompts that the pretrained
+    weights bring no embeddings of; default: the pretrained policy's own, else a small one with
+    random weights."""
     prompt_cache: Path | None = None
-    """Folder of that encoder's embeddings, ours or the reference implementations': what is in it isn't made again."""
+    """Folder of prompt embeddings of that encoder, in the format of this package or of the
+    reference implementations; prompts found there are not encoded again."""
     state_normalization: Mode = "min_max"
-    """How the state is normalised."""
+    """Normalisation of the state."""
     action_normalization: Mode = "min_max"
-    """How the actions are."""
+    """Normalisation of the actions."""
     stats: Path | None = None
-    """Statistics of this data to normalise by, a `dataset_stats.json`; the default is to compute them."""
+    """`dataset_stats.json` with the statistics of this dataset; default: compute them."""
     keep_normalization: bool = False
-    """Normalise as the policy that a run begins from does, not by this data's statistics: for the same robot, another task."""
+    """Keep the normalisation of the pretrained policy instead of this dataset's statistics: for
+    another task on the same robot."""
     dataset_weights: tuple[float, ...] = ()
-    """How often windows of each dataset are drawn, in any unit; the default is as often as there are."""
-    replan: int = 0
-    """Actions played before the next chunk; 0: as the policy a run begins from plays, else 8."""
-    num_inference_steps: int = 0
-    """Denoising steps, of actions or of imagined frames; 0: likewise, else 10."""
+    """Relative sampling weight of each dataset; default: its number of windows."""
+    replan: int | None = None
+    """Actions executed before the next chunk is predicted; default: as the pretrained policy,
+    else 8."""
+    num_inference_steps: int | None = None
+    """Denoising steps of actions or imagined frames; default: as the pretrained policy, else 10."""
     prompt_template: str | None = None
-    """Prompt template; the default is that of the policy a run begins from, of raw weights the papers', else "{task}"."""
+    """Prompt template; default: that of the pretrained policy, for raw weights that of the papers,
+    else "{task}"."""
     token_length: int | None = None
-    """Tokens that prompts are padded to; the default is likewise, 128 for a text encoder's own, else 8."""
+    """Tokens that a prompt is padded to; default: as the pretrained policy, 128 with
+    `text_encoder`, else 8."""
     steps: int = 20_000
     """Updates of the weights."""
     batch_size: int = 32
     """Windows per update."""
     gradient_accumulation_steps: int = 1
-    """Parts that a batch is computed in, one after the other."""
+    """Equal parts that a batch is computed in, one after the other."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What passes are computed in; weights, gradients and what the optimizer keeps are float32."""
+    """Dtype of the forward and backward pass; weights, gradients and optimizer state stay
+    float32."""
     compile: bool = True
-    """Compile every block; worth it for more than some hundred steps."""
+    """Compile every transformer block; pays off after a few hundred steps."""
     gradient_checkpointing: bool = False
-    """Compute the inside of blocks anew on the way back instead of keeping it: less memory, a third more time."""
+    """Recompute activations inside blocks in the backward pass: less memory, a third more time."""
     fsdp: bool = False
-    """Of several processes: cut weights, gradients and what the optimizer keeps over them (FSDP2) instead of copying them."""
+    """With several processes: shard weights, gradients and optimizer state (FSDP2) instead of
+    replicating them (DDP)."""
     seed: int = 0
+    """Seed of new weights, of the order of the windows and of the noise."""
     save_steps: int = 1000
     """Steps between checkpoints."""
     save_total_limit: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     validation_fraction: float = 0.0
-    """Part of the episodes that are held out; what the policy is worth on them is measured at every checkpoint."""
+    """Fraction of the episodes to hold out; the policy is evaluated on them at every checkpoint."""
     validation_windows: int = 64
-    """Windows of them that are used."""
+    """Windows of the held-out episodes to evaluate on."""
     validation_videos: int = 4
-    """How many of these have their future imagined, for the PSNR and the contact sheet; 0: none."""
+    """Windows whose future is imagined for the PSNR and the contact sheet; 0: none."""
     eval_env: str | None = None
-    """Play every checkpoint in this env (a Gymnasium id) too; results in `eval/`."""
+    """Gymnasium id of an environment to roll every checkpoint out in; results go to `eval/`."""
     eval_tasks: tuple[str, ...] = ()
-    """Values of the env's `task` argument; none: the env is made without it."""
+    """Values of the environment's `task` argument; default: make it without that argument."""
     eval_episodes: int = 10
-    """Episodes per task, from seed 0."""
+    """Episodes per task, seeded from 0 on."""
     report_to: tuple[Tracker, ...] = ()
-    """Also hand the rows of the curve to these."""
+    """Experiment trackers that also receive the rows of the curve."""
     logging_steps: int = 50
     """Steps between rows of the curve."""
 
     def __post_init__(self) -> None:
-        counts = (
-            "steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "save_steps",
-            "save_total_limit",
-            "logging_steps",
-            "window_stride",
-            "num_threads",
-            "validation_windows",
-        )
-        if small := [name for name in counts if getattr(self, name) < 1]:
-            raise ConfigError(f"{', '.join(f'`{name}`' for name in small)} must be positive")
-        if self.dataset_weights and (
-            len(self.dataset_weights) != len(self.dataset) or min(self.dataset_weights) <= 0
-        ):
+        self._check_positive()
+        self._check_data()
+        self._check_batch()
+
+    def _check_positive(self) -> None:
+        values = {name: getattr(self, name) for name in POSITIVE_OPTIONS}
+        for name, value in values.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"`{name}` must be positive, got {value}")
+
+    def _check_data(self) -> None:
+        weights = self.dataset_weights
+        if weights and (len(weights) != len(self.dataset) or min(weights) <= 0):
             raise ConfigError(
-                f"`dataset_weights` must be positive, one for each of {len(self.dataset)} datasets, got {self.dataset_weights}"
+                f"`dataset_weights` must be positive, one for each of {len(self.dataset)} "
+                f"datasets, got {weights}"
             )
         if self.keep_normalization and self.stats is not None:
             raise ConfigError(
-                "`keep_normalization` and `stats` both say how to normalise: leave one of them out"
+                "`keep_normalization` and `stats` both set the normalisation: leave one of them out"
             )
         if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
                 f"`validation_fraction` must lie in [0, 1), got {self.validation_fraction}"
             )
+
+    def _check_batch(self) -> None:
+        # The bfloat16 copies of the weights exist only during the forward pass.
         if self.gradient_checkpointing and self.compute_dtype == "bfloat16" and not self.compile:
             raise ConfigError(
-                "uncompiled, `gradient_checkpointing` computes blocks anew when their bfloat16 weights are gone: compile them"
+                "`gradient_checkpointing` in bfloat16 needs compiled blocks: without `--compile` "
+                "the bfloat16 weights are gone when the backward pass recomputes a block; "
+                "compile them or use --compute-dtype float32"
             )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ConfigError(
-                f"a batch of {self.batch_size} can't be computed in {self.gradient_accumulation_steps} equal parts"
+                f"a batch of {self.batch_size} cannot be split into "
+                f"{self.gradient_accumulation_steps} equal parts: choose a multiple as --batch-size"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeConfig:
-    """Sizes of the two experts; the defaults make the embedded policy."""
+    """Sizes of the two experts of a new Fast-WAM; the defaults are the embedded policy's."""
 
     patch_size: tuple[int, int, int] = (1, 1, 1)
+    """Latent frames, rows and columns per video token."""
     video_dim: int = 128
+    """Width of the video expert."""
     video_ffn_dim: int = 512
     action_expert_dim: int = 96
+    """Width of the action expert."""
     action_expert_ffn_dim: int = 384
     layers: int = 6
+    """Transformer blocks of each expert."""
     heads: int = 4
     head_dim: int = 32
     text_dim: int = 64
+    """Width of the prompt embeddings."""
     freq_dim: int = 64
+    """Width of the sinusoidal timestep embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,65 +245,86 @@ class TrainConfig(RunConfig):
     """Training of a Fast-WAM on a LeRobot dataset."""
 
     pretrained_path: tuple[str | Path, ...] = ()
-    """What to begin from, folders, Hub ids or "embedded:<name>": a policy, or the parts that `wam convert` made of raw Wan
-    weights and of an action expert's; their sizes count, not `sizes`."""
+    """Weights to start from: folders, Hub ids or "embedded:<name>". Either a policy, or the parts
+    that `wam convert` wrote from raw Wan weights and from an action expert's weights. Their sizes
+    replace those of `model`."""
     variant: VariantName = "fast"
-    """What the actions see: the observed frame, the video being denoised ("joint"), or the finished video ("idm")."""
+    """What the actions attend to: the observed frame ("fast"), the video while it is denoised
+    ("joint"), or the finished video ("idm")."""
     pretrained_part: Literal["all", "video"] = "all"
-    """What is taken of `pretrained_path`: everything, or only the video expert, out of which a new action expert is made."""
+    """Part of `pretrained_path` to load: everything, or only the video expert, from which a new
+    action expert is then initialised."""
     trainable: Part = "all"
-    """What is trained: everything, only the video expert, all but the video expert, only the layers that the robot's own
-    numbers go through, or these and low-rank additions to every layer of the blocks, which are merged into checkpoints."""
+    """Part to train: everything; only the video expert; everything but the video expert
+    ("action"); only the layers that read or write the robot's state and actions ("embodiment"); or
+    those and LoRA on every layer of the blocks, merged into the checkpoints ("lora")."""
     lora_rank: int = 16
-    """Of the additions."""
+    """Rank of the LoRA adapters."""
     lora_alpha: float = 32.0
-    """They are weighed by this over the rank."""
+    """Scale of the LoRA adapters, divided by the rank."""
     model: SizeConfig = field(default_factory=SizeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        RunConfig.__post_init__(self)
-        lost = {"video": "action", "action": "video", "embodiment": "video"}.get(self.trainable)
-        if lost is not None and getattr(self.loss, f"lambda_{lost}"):
-            raise ConfigError(
-                f"`trainable` {self.trainable!r} freezes the {lost} expert, whose loss would be lost: `--loss.lambda-{lost} 0`"
-            )
+        super().__post_init__()
         if self.lora_rank < 1:
             raise ConfigError(f"`lora_rank` must be positive, got {self.lora_rank}")
-        if self.trainable != "all" and self.trainable != "video" and not self.pretrained_path:
+
+        # A frozen expert cannot lower its loss.
+        frozen = {"video": "action", "action": "video", "embodiment": "video"}.get(self.trainable)
+        if frozen is not None and getattr(self.loss, f"lambda_{frozen}"):
             raise ConfigError(
-                f"`trainable` {self.trainable!r} freezes weights nobody trained: say what to begin from, `--pretrained-path`"
+                f"`trainable` {self.trainable!r} freezes the {frozen} expert, so its loss must be "
+                f"turned off: --loss.lambda-{frozen} 0"
             )
-        if self.pretrained_part != "all" and not self.pretrained_path:
+        if self.pretrained_path:
+            return
+
+        # Parts of a model that is not pretrained can be neither frozen nor selected.
+        if self.trainable not in ("all", "video"):
             raise ConfigError(
-                f"`pretrained_part` {self.pretrained_part!r} of nothing: say what to begin from, `--pretrained-path`"
+                f"`trainable` {self.trainable!r} freezes weights that were never trained: set "
+                f"--pretrained-path"
+            )
+        if self.pretrained_part != "all":
+            raise ConfigError(
+                f"`pretrained_part` {self.pretrained_part!r} needs weights to take it from: set "
+                f"--pretrained-path"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightSizeConfig:
-    """Sizes of what is trained beside the frozen video expert; the defaults make the embedded policy."""
+    """Sizes of the parts trained beside the frozen video expert; the embedded policy's."""
 
     taps: tuple[int, ...] = (1, 3, 4)
+    """Blocks of the video expert after which an adapter sits and the action head reads features."""
     adapter_dim: int = 32
+    """Inner width of the adapters."""
     lora_rank: int = 32
     lora_alpha: float = 64.0
     queries: int = 16
+    """Learned queries that pool the features of each tap."""
     pool_heads: int = 4
     layer_dim: int = 192
+    """Width of the pooled features of one tap."""
     trunk_dim: int = 384
+    """Width of the action head's trunk."""
     trunk_blocks: int = 1
     step_dim: int = 64
+    """Width of the embedding of an action's step in the chunk."""
     video_pool: int = 2
+    """Side of the square of latent pixels that is averaged for the video loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightTrainConfig(RunConfig):
-    """Training of a Light-WAM, on a frozen video expert, on a LeRobot dataset."""
+    """Training of a Light-WAM on a frozen video expert and a LeRobot dataset."""
 
     pretrained_path: str | Path
-    """What holds the video expert, a folder, a Hub id or "embedded:<name>": a policy, or what `wam convert` made of raw Wan
-    weights. A Light-WAM's own sizes count, not `sizes`."""
+    """Source of the video expert: a folder, a Hub id or "embedded:<name>" of a policy, or the
+    folder that `wam convert` wrote from raw Wan weights. The sizes of a Light-WAM replace those of
+    `model`."""
     model: LightSizeConfig = field(default_factory=LightSizeConfig)
     loss: LightLossConfig = field(default_factory=LightLossConfig)
 

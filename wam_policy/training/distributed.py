@@ -1,7 +1,7 @@
-"""The processes of a run, one a device: who they are, how a model is spread over them, what they tell each other.
+"""The processes of a run, one per device, and how a model is distributed over them.
 
-Without `torchrun` there is one. Copies of the whole model (DDP) go through accelerate; a model cut into shards (FSDP2) is
-PyTorch's own `fully_shard`, which accelerate calls too, but on GPUs only.
+Without `torchrun` there is one process. Replicas of the model (DDP) go through accelerate; its
+shards (FSDP2) go through PyTorch's `fully_shard`, which accelerate supports on GPUs only.
 """
 
 from __future__ import annotations
@@ -24,102 +24,129 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
-TIMEOUT = timedelta(
-    hours=4
-)  # that processes wait for the first one, which alone encodes, validates and plays
+
+# The other processes wait while the first one alone encodes, validates and rolls out.
+TIMEOUT = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of a run."""
+    """This process among the processes of a run.
+
+    Every process must call the collective methods: `all_reduce_mean`, `any_process`, `broadcast`,
+    `barrier` and `main_first`.
+    """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    accelerator: Any = None  # accelerate's, where there are several
-    mesh: Any = None  # PyTorch's, likewise
-    cpu_group: Any = None  # a group of theirs on the CPU: what is said there waits for no device
+    # `accelerate.Accelerator` and PyTorch's device mesh; None with a single process.
+    accelerator: Any = None
+    mesh: Any = None
+    # A gloo group on the CPU, whose messages do not wait for a device; None with a single process.
+    cpu_group: Any = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the one that writes files."""
         return self.rank == 0
 
     def local_slice(self, total: int) -> slice:
-        """This process' part of a batch.
+        """Return this process's part of a batch of `total` samples.
 
         Raises:
-            ConfigError: it can't be cut into equal parts.
+            ConfigError: The batch cannot be split into equal parts.
         """
         if total % self.world_size:
             raise ConfigError(
-                f"a batch of {total} can't be computed by {self.world_size} processes in equal parts"
+                f"a batch of {total} cannot be split into equal parts for {self.world_size} "
+                f"processes: choose a multiple as --batch-size"
             )
         size = total // self.world_size
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
-        """A module whose gradients are those of all processes' samples; each has all of its weights."""
-        return module if self.accelerator is None else self.accelerator.prepare_model(module)
+        """Replicate a module: gradients are averaged over all processes, each has all weights."""
+        if self.accelerator is None:
+            return module
+        replica: nn.Module = self.accelerator.prepare_model(module)
+        return replica
 
     def wrap_fsdp(self, module: nn.Module, *, compute: torch.dtype) -> nn.Module:
-        """The same, its weights, gradients and what the optimizer keeps cut over the processes, a block at a time."""
+        """Shard weights, gradients and optimizer state of a module over the processes (FSDP2).
+
+        Args:
+            module: Module with transformer blocks, which are sharded one by one; changed.
+            compute: Dtype of the forward and backward pass.
+        """
         from torch.distributed.fsdp import (
             MixedPrecisionPolicy,
             fully_shard,
             register_fsdp_forward_method,
         )
 
-        narrow = None if compute == torch.float32 else compute
+        # Inputs are cast by the training step, which leaves the timesteps in float32.
         policy = MixedPrecisionPolicy(
-            param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False
+            param_dtype=None if compute == torch.float32 else compute,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
         )
-        for block in [part for part in module.modules() if isinstance(part, Block)]:
+        # FSDP2 gathers the weights of a block for its `forward`; `self_key_value` reads them too.
+        blocks = [part for part in module.modules() if isinstance(part, Block)]
+        for block in blocks:
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
             register_fsdp_forward_method(block, "self_key_value")
         fully_shard(module, mesh=self.mesh, mp_policy=policy)
         return module
 
     def accumulate(self, module: nn.Module, *, last: bool) -> Any:
-        """Inside, gradients are only added up; with the last part of a batch they are exchanged."""
-        if self.world_size == 1 or is_sharded(
-            module
-        ):  # of shards every part's are exchanged: whole gradients are kept nowhere
+        """Return a context in which gradients add up, exchanged only with the last part of a batch.
+
+        Shards exchange theirs with every part, because no process has room for all gradients.
+
+        Args:
+            module: Module from `wrap_ddp` or `wrap_fsdp`.
+            last: Whether this is the last part of the batch.
+        """
+        if last or self.world_size == 1 or is_sharded(module):
             return nullcontext()
-        return nullcontext() if last else self.accelerator.no_sync(module)
+        return self.accelerator.no_sync(module)
 
     def all_reduce_mean(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The means of some numbers over all processes, on the device."""
+        """Return the means of scalars over all processes, on the device."""
         if self.world_size == 1:
             return dict(numbers)
-        together = torch.stack([x.float() for x in numbers.values()])
-        dist.all_reduce(together)
-        return dict(zip(numbers, (together / self.world_size).unbind(), strict=True))
+        # One message for all numbers.
+        stacked = torch.stack([x.float() for x in numbers.values()])
+        dist.all_reduce(stacked)
+        means = (stacked / self.world_size).unbind()
+        return dict(zip(numbers, means, strict=True))
 
     def any_process(self, wanted: bool) -> bool:
-        """Whether any process wants something; all must ask."""
+        """Return whether the flag is set in any process."""
         if self.world_size == 1:
             return wanted
+        # On the CPU, so that the answer does not wait for work queued on a GPU.
         flag = torch.tensor(float(wanted))
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.cpu_group)
         return bool(flag)
 
     def broadcast(self, value: T) -> T:
-        """What the first process has; all must ask."""
+        """Return the first process's value of an object that can be pickled."""
         if self.world_size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.cpu_group)
+        return values[0]
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait until every process is here."""
         if self.world_size > 1:
             dist.barrier()
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process goes through, then the others."""
+        """Let the first process run the body of the `with` before the others."""
         if not self.is_main:
             self.barrier()
         yield
@@ -128,61 +155,81 @@ class ProcessGroup:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a module's weights are cut over processes."""
+    """Return whether the weights of a module are sharded over processes."""
     return any(hasattr(parameter, "to_local") for parameter in module.parameters())
 
 
 def local_tensor(x: Tensor) -> Tensor:
-    """What of a tensor lies here."""
+    """Return this process's shard of a tensor; the tensor itself if it is not sharded."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """All of a tensor; where it is cut, every process must ask."""
+    """Return the whole of a tensor; if it is sharded, every process must call this."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def shard_like(x: Tensor, other: Tensor) -> Tensor:
-    """Numbers that lie here as a part of a tensor that is cut as another is."""
+    """Return local numbers as the shard of a tensor that is sharded as another one is.
+
+    Args:
+        x: This process's shard, or a scalar, which is returned as it is.
+        other: Tensor to take the sharding from; if it is not sharded, `x` is returned as it is.
+    """
+    # Step counters of the optimizer are scalars, which every process has.
     if not hasattr(other, "to_local") or x.shape != other.to_local().shape or x.ndim == 0:
         return x
     from torch.distributed.tensor import DTensor
 
-    cut: DTensor = other  # type: ignore[assignment]  # it has `to_local`
+    sharded: DTensor = other  # type: ignore[assignment]  # it has `to_local`
     return DTensor.from_local(
-        x, cut.device_mesh, cut.placements, shape=cut.shape, stride=cut.stride()
+        x, sharded.device_mesh, sharded.placements, shape=sharded.shape, stride=sharded.stride()
     )
 
 
 @contextmanager
 def init_processes(device: str) -> Iterator[ProcessGroup]:
-    """The processes that `torchrun` started; without it, this one alone.
+    """Join the processes that `torchrun` started; without it, this one is alone.
+
+    Args:
+        device: Device to compute on, such as "cuda"; each of several processes takes its own.
 
     Raises:
-        ConfigError: there is no such device.
-        MissingExtraError: accelerate isn't installed.
+        ConfigError: There is no such device.
+        MissingExtraError: There are several processes and accelerate is not installed.
     """
-    kind = torch.device(device)
-    if kind.type == "cuda" and not torch.cuda.is_available():
+    requested = torch.device(device)
+    if requested.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"`device` {device!r}: PyTorch finds no CUDA device; say --device cpu, or install its CUDA build"
+            f"`device` {device!r}: PyTorch finds no CUDA device; use --device cpu, or install a "
+            f"CUDA build of PyTorch"
         )
+
+    # `torchrun` sets WORLD_SIZE.
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ProcessGroup(kind)
+        yield ProcessGroup(requested)
         return
+
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ImportError as error:
         raise MissingExtraError("accelerate", "train") from error
-    unused = DistributedDataParallelKwargs(
-        find_unused_parameters=True
-    )  # what only a loss reads that is left out
-    patient = InitProcessGroupKwargs(timeout=TIMEOUT)
-    accelerator = Accelerator(cpu=kind.type == "cpu", kwargs_handlers=[unused, patient])
+
+    # With a loss turned off, the weights that only this loss reads get no gradients.
+    ddp_options = DistributedDataParallelKwargs(find_unused_parameters=True)
+    group_options = InitProcessGroupKwargs(timeout=TIMEOUT)
+    accelerator = Accelerator(
+        cpu=requested.type == "cpu", kwargs_handlers=[ddp_options, group_options]
+    )
     try:
-        place, count = accelerator.device, accelerator.num_processes
-        mesh = dist.device_mesh.init_device_mesh(place.type, (count,))
-        talk = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        yield ProcessGroup(place, accelerator.process_index, count, accelerator, mesh, talk)
+        world_size = accelerator.num_processes
+        yield ProcessGroup(
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=world_size,
+            accelerator=accelerator,
+            mesh=dist.device_mesh.init_device_mesh(accelerator.device.type, (world_size,)),
+            cpu_group=dist.new_group(backend="gloo", timeout=TIMEOUT),
+        )
     finally:
         accelerator.end_training()

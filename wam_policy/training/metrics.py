@@ -1,4 +1,4 @@
-"""What a run tells of itself while it runs: rows of numbers in `curve.jsonl`, on the terminal, and in whatever tracks them."""
+"""The metrics of a run while it trains: rows in `curve.jsonl`, a progress bar, and trackers."""
 
 from __future__ import annotations
 
@@ -24,22 +24,16 @@ from wam_policy.training.checkpoint import TrainState, latest_checkpoint
 from wam_policy.training.config import RunConfig, Tracker
 from wam_policy.utils.io import write_text
 
-CURVE = "curve.jsonl"
-STEPS = "steps"  # how many a sum holds
-ROUNDED = ("seconds", "samples_per_s")
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
+CURVE = "curve.jsonl"  # in the folder of a run
+STEPS = "steps"  # key of the number of steps that the sums are over
+ROUNDED = ("seconds", "samples_per_s")  # numbers written with six digits
+
+# Takes a row: a number for each name, "step" among them.
 Sink = Callable[[Mapping[str, Any]], None]
-"""Takes a row: a number for each name, "step" among them."""
 
 
 class MetricsLogger:
-    """The losses of a run: summed on the device, written as a row now and then, shown while it runs."""
+    """The losses of a run: summed on the device, and written as a row of means now and then."""
 
     def __init__(
         self,
@@ -48,35 +42,64 @@ class MetricsLogger:
         order: DeterministicSampler,
         names: Sequence[str],
     ) -> None:
-        """Begin, or go on after the rows that a stopped run wrote up to its checkpoint; `names` are the examples'."""
-        self.config, self.state, self.order, self.names, self.path = (
-            config,
-            state,
-            order,
-            names,
-            config.output_dir / CURVE,
-        )
-        rows = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.step]
+        """Start a curve, or continue the one of a stopped run after its checkpoint's step.
+
+        Args:
+            config: Resolved options of the run.
+            state: State of the run; its `sums` are updated.
+            order: The windows of each step.
+            names: Where each window comes from, for messages.
+        """
+        self.config = config
+        self.state = state
+        self.order = order
+        self.names = names
+        self.path = config.output_dir / CURVE
         self.first = state.processes.is_main
+        previous_rows = self._drop_later_rows()
+
+        # Time goes on from the last row of the stopped run.
+        previous_seconds = [row.get("seconds", 0.0) for row in previous_rows]
+        self.before = max(previous_seconds, default=0.0)
+        self.began = time.monotonic()
+        self.start = state.step
+
+        self.progress = _progress_bar(self.first)
+        self.sums: dict[str, Tensor] = {}
+        for name, value in state.sums.items():
+            self.sums[name] = torch.tensor(value)
+        self.sinks: list[Sink] = []
         if self.first:
-            write_text(self.path, "".join(kept))
-        self.before = max((json.loads(row).get("seconds", 0.0) for row in kept), default=0.0)
-        self.began, self.start = time.monotonic(), state.step
-        self.progress = Progress(*COLUMNS, disable=not self.first)
-        self.sums: dict[str, Tensor] = {
-            name: torch.tensor(value) for name, value in state.sums.items()
-        }
-        self.sinks = [make_sink(kind, config) for kind in config.report_to if self.first]
-        self.first_bad: Tensor | None = None
+            self.sinks = [make_sink(kind, config) for kind in config.report_to]
+        self.first_bad: Tensor | None = None  # first step with a loss that is not finite
+
+    def _drop_later_rows(self) -> list[dict[str, Any]]:
+        """Remove the rows after the step of the state; return the remaining ones."""
+        lines = []
+        if self.path.is_file():
+            lines = self.path.read_text().splitlines(keepends=True)
+
+        remaining = []
+        rows = []
+        for line in lines:
+            # A killed run may have left half a line.
+            if not line.endswith("\n"):
+                continue
+            row = json.loads(line)
+            if row["step"] <= self.state.step:
+                remaining.append(line)
+                rows.append(row)
+        if self.first:
+            write_text(self.path, "".join(remaining))
+        return rows
 
     def holds(self, name: str) -> bool:
-        """Whether there is a row of the newest checkpoint's step with numbers of a name that begins so."""
-        rows = map(json.loads, self.path.read_text().splitlines())
-        return any(
-            row["step"] == self.state.step and any(key.startswith(name) for key in row)
-            for row in rows
-        )
+        """Return whether a row of the current step has a number whose name starts with `name`."""
+        for line in self.path.read_text().splitlines():
+            row = json.loads(line)
+            if row["step"] == self.state.step and any(key.startswith(name) for key in row):
+                return True
+        return False
 
     def __enter__(self) -> MetricsLogger:
         self.progress.start()
@@ -89,89 +112,133 @@ class MetricsLogger:
         self.progress.stop()
 
     def add_step(self, numbers: dict[str, Tensor]) -> None:
-        """Add a step's numbers; nothing is waited for."""
-        counted = numbers | {STEPS: torch.ones(())}
-        self.sums = {
-            name: self.sums[name] + x if name in self.sums else x for name, x in counted.items()
-        }
-        good = torch.stack([x.isfinite() for x in numbers.values()]).all()
-        bad = torch.where(good, torch.inf, float(self.state.step))
-        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
+        """Add the scalars of a step to the sums, without waiting for the device."""
+        # Tensors on the device: nothing here reads a value.
+        sums = {}
+        for name, x in (numbers | {STEPS: torch.ones(())}).items():
+            sums[name] = self.sums[name] + x if name in self.sums else x
+        self.sums = sums
+
+        # Remember only the first step that is not finite; the ones after it follow from it.
+        finite = torch.stack([x.isfinite() for x in numbers.values()]).all()
+        bad_step = torch.where(finite, torch.inf, float(self.state.step))
+        if self.first_bad is not None:
+            bad_step = torch.minimum(self.first_bad, bad_step)
+        self.first_bad = bad_step
 
     def check(self) -> None:
-        """Note the sums in the state, to be saved with it.
+        """Store the sums in the state, so that they are saved with it.
 
         Raises:
-            TrainingError: a loss wasn't finite; its step and the examples are named.
+            TrainingError: A loss was not finite; the message names its step and windows.
         """
         self.state.sums = {name: float(x) for name, x in self.sums.items()}
-        if self.first_bad is not None and self.first_bad.isfinite():
-            step = int(self.first_bad)
-            index = self.order.batch(step - 1).tolist()
-            raise TrainingError(
-                f"a loss or gradient isn't finite in step {step}: "
-                f"{', '.join(self.names[i] for i in index)}; look at these, or lower the learning rate; the last checkpoint, "
-                f"before it, is {latest_checkpoint(self.config.output_dir)}"
-            )
+        if self.first_bad is None or not self.first_bad.isfinite():
+            return
+
+        # Step n, counted from 1, is made of batch n - 1.
+        step = int(self.first_bad)
+        index = self.order.batch(step - 1).tolist()
+        windows = ", ".join(self.names[i] for i in index)
+        raise TrainingError(
+            f"a loss or gradient is not finite in step {step}: {windows}; inspect these windows, "
+            f"or lower the learning rate; the last checkpoint before it is "
+            f"{latest_checkpoint(self.config.output_dir)}"
+        )
 
     def log_row(self) -> None:
-        """Write a row of averages since the last one, and begin anew."""
+        """Write a row with the means since the last one, and start new sums.
+
+        Raises:
+            TrainingError: A loss was not finite.
+        """
+        # `check` has stored the sums as numbers.
         self.check()
-        step, config = self.state.step, self.config
+        step = self.state.step
         count = self.state.sums.pop(STEPS)
-        row: dict[str, Any] = {"step": step} | {
-            name: total / count for name, total in self.state.sums.items()
-        }
-        passed = time.monotonic() - self.began
-        row |= {
-            "samples_per_s": (step - self.start) * config.batch_size / passed,
-            "seconds": self.before + passed,
-        }
+        row: dict[str, Any] = {"step": step}
+        for name, total in self.state.sums.items():
+            row[name] = total / count
+
+        # Throughput since this start of the run, time since its first start.
+        seconds = time.monotonic() - self.began
+        samples = (step - self.start) * self.config.batch_size
+        row["samples_per_s"] = samples / seconds
+        row["seconds"] = self.before + seconds
         self.write(row)
-        self.sums, self.state.sums = {}, {}
-        text = f"video {row['video']:.3f} action {row['action']:.3f}, {row['samples_per_s']:.1f} samples/s"
-        self.progress.update(self.bar, completed=step, description=text)
+
+        self.sums = {}
+        self.state.sums = {}
+        losses = f"video {row['video']:.3f} action {row['action']:.3f}"
+        description = f"{losses}, {row['samples_per_s']:.1f} samples/s"
+        self.progress.update(self.bar, completed=step, description=description)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row to the file, and hand it to the trackers; of several processes the first does."""
+        """Append a row to the file and send it to the trackers, in the main process."""
         if not self.first:
             return
+        written = {}
+        for name, value in row.items():
+            written[name] = float(f"{value:.6g}") if name in ROUNDED else value
         with self.path.open("a") as file:
-            file.write(
-                json.dumps(
-                    {name: float(f"{x:.6g}") if name in ROUNDED else x for name, x in row.items()}
-                )
-                + "\n"
-            )
-        for take in self.sinks:
-            take(row)
+            file.write(json.dumps(written) + "\n")
+        for send in self.sinks:
+            send(row)
+
+
+def _progress_bar(visible: bool) -> Progress:
+    """Return a progress bar with the time that has passed and the time that remains."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not visible,
+    )
 
 
 def make_sink(kind: Tracker, config: RunConfig) -> Sink:
-    """What hands rows to a tracker.
+    """Return the function that sends rows to an experiment tracker.
+
+    Args:
+        kind: Name of the tracker.
+        config: Options of the run, which names it in the tracker.
 
     Raises:
-        MissingExtraError: it isn't installed.
+        MissingExtraError: The tracker is not installed.
     """
     if kind == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtraError("tensorboard", "track") from error
-        writer = SummaryWriter(str(config.output_dir / "tensorboard"))
-
-        def write(row: Mapping[str, Any]) -> None:
-            for name, value in row.items():
-                if name != "step":
-                    writer.add_scalar(name, value, row["step"])
-            writer.flush()
-
-        return write
+        return _tensorboard_sink(config)
     try:
         tracker = __import__(kind)
     except ImportError as error:
         raise MissingExtraError(kind, "track") from error
+
+    # wandb and trackio have the same interface.
     tracker.init(project="wam-policy", name=config.output_dir.name)
-    return lambda row: tracker.log(
-        {name: value for name, value in row.items() if name != "step"}, step=row["step"]
-    )
+
+    def send(row: Mapping[str, Any]) -> None:
+        """Send a row to wandb or trackio."""
+        values = {name: value for name, value in row.items() if name != "step"}
+        tracker.log(values, step=row["step"])
+
+    return send
+
+
+def _tensorboard_sink(config: RunConfig) -> Sink:
+    """Return the function that writes rows for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "track") from error
+    writer = SummaryWriter(str(config.output_dir / "tensorboard"))
+
+    def send(row: Mapping[str, Any]) -> None:
+        """Write a row for TensorBoard, and flush it so that it shows at once."""
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, row["step"])
+        writer.flush()
+
+    return send

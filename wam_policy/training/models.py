@@ -1,4 +1,4 @@
-"""The models of a run: the one that is trained, its moving average, and the one that is exported."""
+"""The models of a run: the trained one, its moving average, and the one that is exported."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TypeVar
 from torch import nn
 
 from wam_policy.models.registry import Model
-from wam_policy.training import lora as adapters
+from wam_policy.training import lora
 from wam_policy.training.checkpoint import TrainState, frozen_hash
 from wam_policy.training.compile import compile_training
-from wam_policy.training.config import LightTrainConfig, Part, TrainConfig
+from wam_policy.training.config import AnyTrainConfig, Part, TrainConfig
 from wam_policy.training.distributed import ProcessGroup
 from wam_policy.training.optimizer import adamw
 from wam_policy.training.train_step import build_loss_module
@@ -22,61 +22,102 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
 
-def trainable_part(config: TrainConfig | LightTrainConfig) -> Part:
-    """What of a model is trained; a Light-WAM knows itself."""
-    return config.trainable if isinstance(config, TrainConfig) else "all"
+def trainable_part(config: AnyTrainConfig) -> Part:
+    """Return the part of a Fast-WAM to train; a Light-WAM defines its own, hence "all"."""
+    if isinstance(config, TrainConfig):
+        return config.trainable
+    return "all"
 
 
-def build_train_state(
-    config: TrainConfig | LightTrainConfig, model: Model, devices: ProcessGroup
-) -> TrainState:
-    """What a run trains, spread over its devices."""
-    frozen, average = frozen_hash(model), config.optimizer.ema_decay > 0
-    cut, lora = config.fsdp and devices.world_size > 1, trainable_part(config) == "lora"
-    kept = copy.deepcopy(model) if cut or lora else None
-    if isinstance(config, TrainConfig) and lora:
-        adapters.attach_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha)
-    sizes = [
-        sum(p.numel() for p in model.parameters() if p.requires_grad >= wanted) / 1e6
-        for wanted in (False, True)
-    ]
-    logger.info("%.2f M parameters, %.2f M of them trained", *sizes)
-    model = model if cut else model.to(devices.device)
-    averaged = copy_model(model, average=True) if average else model
-    if cut and average:
-        build_loss_module(config, averaged, devices)
-    if kept is None:
-        kept = averaged if average else copy_model(model, average=False)
-    elif not cut:
-        kept = kept.to(devices.device)
+def build_train_state(config: AnyTrainConfig, model: Model, devices: ProcessGroup) -> TrainState:
+    """Build what a run trains: models, losses and optimizer, distributed over its devices.
+
+    Args:
+        config: Resolved options of the run.
+        model: New model on the CPU, with frozen parameters marked; the state takes it over.
+        devices: Processes of the run.
+    """
+    use_ema = config.optimizer.ema_decay > 0
+    shard = config.fsdp and devices.world_size > 1
+    use_lora = isinstance(config, TrainConfig) and config.trainable == "lora"
+
+    # Stored with every checkpoint, which does not hold the frozen weights.
+    frozen = frozen_hash(model)
+
+    # Neither a sharded model nor one with adapters can be exported: that takes a plain copy.
+    export_model = copy.deepcopy(model) if shard or use_lora else None
+    if isinstance(config, TrainConfig) and use_lora:
+        lora.attach_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    _log_sizes(model)
+
+    # FSDP2 moves the shards to the devices itself.
+    if not shard:
+        model = model.to(devices.device)
+    ema_model = copy_model(model, average=True) if use_ema else model
+    # The average is sharded as the model is, so that each process averages its shards.
+    if shard and use_ema:
+        build_loss_module(config, ema_model, devices)
+
+    # The exported model is the average where there is one, else it shares the trained weights.
+    if export_model is None:
+        export_model = ema_model if use_ema else copy_model(model, average=False)
+    elif not shard:
+        export_model = export_model.to(devices.device)
+
+    # Compile after the copies were made, which stay uncompiled and accept any shape.
     compile_training(
         model,
         backend="inductor" if config.compile else None,
         checkpointing=config.gradient_checkpointing,
     )
-    module = build_loss_module(config, model, devices)
+    # Wrap the compiled blocks, then collect the parameters, which sharding replaces.
+    loss_module = build_loss_module(config, model, devices)
     model.train()
     return TrainState(
-        model, averaged, adamw(model, config.optimizer), module, devices, frozen, kept
+        model=model,
+        ema_model=ema_model,
+        optimizer=adamw(model, config.optimizer),
+        loss_module=loss_module,
+        processes=devices,
+        frozen=frozen,
+        export_model=export_model,
     )
 
 
+def _log_sizes(model: nn.Module) -> None:
+    """Log the number of parameters, in millions, and of those that are trained."""
+    total = 0
+    trained = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
+    logger.info("%.2f M parameters, %.2f M of them trained", total / 1e6, trained / 1e6)
+
+
 def update_export_model(state: TrainState) -> None:
-    """Bring the kept weights up to date, where what is trained has adapters or lies on many devices; elsewhere they are."""
-    trained, kept = next(state.ema_model.parameters()), next(state.export_model.parameters())
-    if trained is not kept:
-        adapters.copy_merged(state.ema_model, state.export_model)
+    """Copy the trained weights into the exported model, unless the two share them."""
+    trained = next(state.ema_model.parameters())
+    exported = next(state.export_model.parameters())
+    if trained is not exported:
+        lora.copy_merged(state.ema_model, state.export_model)
 
 
 def copy_model(model: ModelT, *, average: bool) -> ModelT:
-    """A copy for all but training, which stays as it is when the model is compiled.
+    """Copy a model for everything but training; the copy stays as it is when `model` is compiled.
 
     Args:
-        model: the model that is trained.
-        average: the copy has what is trained for itself, to be averaged; else it shares that too.
+        model: The model that is trained.
+        average: The copy gets trainable weights of its own, to be averaged, and shares only the
+            frozen ones; otherwise it shares all of them.
     """
-    shared = {id(p): p for p in model.parameters() if not (average and p.requires_grad)}
-    made = copy.deepcopy(model, shared)
+    shared = {}
+    for parameter in model.parameters():
+        if not (average and parameter.requires_grad):
+            shared[id(parameter)] = parameter
+
+    # `deepcopy` does not copy the objects in its memo.
+    duplicate = copy.deepcopy(model, shared)
     if average:
-        made.requires_grad_(False)
-    return made
+        duplicate.requires_grad_(False)
+    return duplicate

@@ -1,4 +1,4 @@
-"""What a finished run shows: its curves, imagined beside real futures, and the notes of its card."""
+"""The report on a finished run: its curves, imagined futures, and the notes of its model card."""
 
 # B samples, F frames of a clip, H W pixels, C latent channels, f latent frames, h w latent grid
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,121 +19,223 @@ from wam_policy import images
 from wam_policy.errors import MissingExtraError
 from wam_policy.evaluation.metrics import psnr_over
 from wam_policy.models.encoders.vae import VAE
-from wam_policy.training.config import LightTrainConfig, TrainConfig
+from wam_policy.training.config import AnyTrainConfig, TrainConfig
 from wam_policy.utils.environment import commit
 from wam_policy.utils.io import write_bytes
 
+# Names of the numbers in each panel of the plot.
 PANELS = {
     "losses": ("video", "action", "val_video", "val_action"),
     "action error": ("val_error",),
     "PSNR, dB": ("val_psnr",),
 }
+SUCCESS = "success_"  # prefix of the success rate of a task
+
+MAX_MARKED_POINTS = 29  # curves of more points are drawn without markers
 
 
 @torch.no_grad()
 def decode_clips(vae: VAE, latents: Tensor) -> np.ndarray:
-    """Latents [B, C, f, h, w] as the codec shows them, uint8 [B, F, H, W, 3]."""
-    return images.to_pixels(vae.decode(latents.to(vae.mean.device)).float().cpu().numpy())
+    """Decode latents [B, C, f, h, w] to clips, uint8 [B, F, H, W, 3]."""
+    video = vae.decode(latents.to(vae.mean.device))
+    return images.to_pixels(video.float().cpu().numpy())
 
 
 def video_psnr(real: np.ndarray, imagined: np.ndarray) -> float:
-    """PSNR of the frames after the first, uint8 [B, F, H, W, 3], in dB, at most 100."""
+    """Return the PSNR of imagined clips, without their first frame, which is observed.
+
+    Args:
+        real: Recorded clips, uint8 [B, F, H, W, 3].
+        imagined: Imagined clips of the same shape.
+
+    Returns:
+        PSNR in dB, at most 100.
+    """
     return psnr_over([(real[:, 1:], imagined[:, 1:])])
 
 
 def contact_sheet(
     real: np.ndarray, imagined: np.ndarray, path: Path, *, narrowest: int = 96
 ) -> None:
-    """Write clips, uint8 [B, F, H, W, 3], as one picture: a row of real frames, below it the same as imagined, and so on."""
-    rows = [
-        np.concatenate(list(clip), axis=1)
-        for pair in zip(real, imagined, strict=True)
-        for clip in pair
-    ]
+    """Write clips as one image: a row of real frames, below it the imagined ones, and so on.
+
+    Args:
+        real: Recorded clips, uint8 [B, F, H, W, 3].
+        imagined: Imagined clips of the same shape.
+        path: PNG file to write.
+        narrowest: Smallest height of a frame in pixels; smaller frames are enlarged by an integer.
+    """
+    # Frames of a clip stand side by side, clips below each other.
+    rows = []
+    for pair in zip(real, imagined, strict=True):
+        for clip in pair:
+            rows.append(np.concatenate(list(clip), axis=1))
     sheet = Image.fromarray(np.concatenate(rows))
-    factor = max(1, -(-narrowest // real.shape[2]))
-    large = sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
-    _write(path, lambda file: large.save(file, "PNG"))
+
+    # Enlarge by a whole number, rounded up, so that pixels stay squares.
+    height = real.shape[2]
+    factor = max(1, -(-narrowest // height))
+    size = (sheet.width * factor, sheet.height * factor)
+    enlarged = sheet.resize(size, Image.Resampling.NEAREST)
+    _write_drawing(path, lambda file: enlarged.save(file, "PNG"))
 
 
 def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the rows of a `curve.jsonl`: losses, what was measured on held-out episodes, and success.
+    """Plot losses, validation metrics and success rates over the steps of a run.
+
+    Args:
+        rows: Rows of its `curve.jsonl`.
+        path: PNG file to write.
 
     Raises:
-        MissingExtraError: matplotlib isn't installed.
+        MissingExtraError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "train") from error
-    found = {name for row in rows for name in row}
-    panels = PANELS | {
-        "success": tuple(sorted(name for name in found if name.startswith("success_")))
-    }
-    shown = {title: [name for name in names if name in found] for title, names in panels.items()}
-    shown = {title: names for title, names in shown.items() if names}
-    figure = Figure(figsize=(5 * len(shown), 3.5), layout="constrained")
-    for axis, (title, names) in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-    ):
+
+    panels = _panels(rows)
+    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
+        # Rows do not all hold the same numbers.
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), ".-" if len(points) < 30 else "-", label=name)
-        axis.set(title=title, xlabel="step", yscale="log" if title == "losses" else "linear")
+            steps, values = zip(*points, strict=True)
+            style = ".-" if len(points) <= MAX_MARKED_POINTS else "-"
+            axis.plot(steps, values, style, label=name)
+
+        # Losses fall over orders of magnitude.
+        scale = "log" if title == "losses" else "linear"
+        axis.set(title=title, xlabel="step", yscale=scale)
         axis.grid(alpha=0.3)
         axis.legend()
-    _write(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    _write_drawing(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def _write(path: Path, draw: Callable[[io.BytesIO], object]) -> None:
-    """Write what is drawn, whole or not at all."""
-    file = io.BytesIO()
-    draw(file)
-    write_bytes(path, file.getvalue())
+def _panels(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the names to plot in each panel; panels without any are left out."""
+    present: set[str] = set()
+    for row in rows:
+        present.update(row)
+
+    success = sorted(name for name in present if name.startswith(SUCCESS))
+    panels = {}
+    for title, names in {**PANELS, "success": tuple(success)}.items():
+        plotted = [name for name in names if name in present]
+        if plotted:
+            panels[title] = plotted
+    return panels
+
+
+def _write_drawing(path: Path, draw: Callable[[io.BytesIO], object]) -> None:
+    """Write what a function draws into a buffer, so that the file is complete or absent."""
+    buffer = io.BytesIO()
+    draw(buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `curve.jsonl`."""
+    """Read the rows of a `curve.jsonl`."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def card_notes(
-    config: TrainConfig | LightTrainConfig, facts: dict[str, Any], rows: list[dict[str, Any]]
-) -> str:
-    """The end of a checkpoint's card: what it was trained on, how, and what was measured."""
-    optimizer, latest = (
-        config.optimizer,
-        {name: value for row in rows for name, value in row.items()},
-    )
-    command = "train" if isinstance(config, TrainConfig) else "train-light"
-    begun = config.pretrained_path if isinstance(config, TrainConfig) else (config.pretrained_path,)
-    data = ", ".join(f"`{Path(name).name}`" for name in config.dataset)
-    schedule = f"AdamW at {optimizer.learning_rate:g}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, decay "
-    schedule += f"{optimizer.weight_decay:g}" + (
-        f", averaged with {optimizer.ema_decay:g}" if optimizer.ema_decay else ""
-    )
+def card_notes(config: AnyTrainConfig, facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Return the section of a model card about the training: data, schedule and measurements.
+
+    Args:
+        config: Resolved options of the run.
+        facts: Its fingerprint, with "dataset_sha256".
+        rows: Rows of its `curve.jsonl`.
+
+    Returns:
+        Markdown.
+    """
+    # Later rows overwrite earlier ones: what remains is the latest value of each number.
+    latest: dict[str, Any] = {}
+    for row in rows:
+        latest |= row
+
+    datasets = ", ".join(f"`{Path(name).name}`" for name in config.dataset)
+    # What the policy was trained on, and how.
     lines = {
-        "Data": f"{data} (sha256 `{facts['dataset_sha256'][:16]}`)",
-        "Begun from": ", ".join(
-            f"`{Path(one).name if Path(one).exists() else one}`" for one in begun
-        )
-        or "random weights",
-        "Updates": f"{latest['step']} of {config.batch_size} windows, {schedule}, {config.compute_dtype}",
+        "Data": f"{datasets} (sha256 `{facts['dataset_sha256'][:16]}`)",
+        "Initialised from": _pretrained_names(config),
+        "Updates": _updates(config, latest["step"]),
     }
     if isinstance(config, TrainConfig) and config.trainable != "all":
-        lines["Trained"] = {"lora": f"LoRA of rank {config.lora_rank}, merged"}.get(
-            config.trainable, config.trainable
-        )
+        lines["Trained"] = config.trainable
+        if config.trainable == "lora":
+            lines["Trained"] = f"LoRA of rank {config.lora_rank}, merged"
+
+    # What was measured.
     lines["Losses"] = f"video {latest['video']:.4g}, action {latest['action']:.4g}"
     if "val_error" in latest:
-        held = f"{config.validation_fraction:.0%} of the episodes held out: video {latest['val_video']:.4g}, action "
-        held += f"{latest['val_action']:.4g}, mean action error {latest['val_error']:.3g}"
-        lines["Validation"] = held + (
-            f", video PSNR {latest['val_psnr']:.1f} dB" if "val_psnr" in latest else ""
-        )
-    if success := {name: value for name, value in latest.items() if name.startswith("success_")}:
-        played = (f"{name.removeprefix('success_')} {value:.0%}" for name, value in success.items())
-        lines[f"Success in {config.eval_env}"] = ", ".join(played)
-    lines["Code"] = f"`wam {command}`" + (f", commit `{made[:7]}`" if (made := commit()) else "")
+        lines["Validation"] = _validation(config, latest)
+    success = _success(latest)
+    if success:
+        lines[f"Success in {config.eval_env}"] = success
+    lines["Code"] = _code(config)
+
     table = "\n".join(f"| {name} | {text} |" for name, text in lines.items())
     return f"## Training\n\n| | |\n|---|---|\n{table}\n"
+
+
+def _pretrained_names(config: AnyTrainConfig) -> str:
+    """Name the weights that a run started from; of local folders only the last part."""
+    sources: tuple[str | Path, ...]
+    if isinstance(config, TrainConfig):
+        sources = config.pretrained_path
+    else:
+        sources = (config.pretrained_path,)
+
+    names = []
+    for source in sources:
+        name = Path(source).name if Path(source).exists() else source
+        names.append(f"`{name}`")
+    return ", ".join(names) or "random weights"
+
+
+def _updates(config: AnyTrainConfig, step: int) -> str:
+    """Describe the updates of the weights."""
+    optimizer = config.optimizer
+    beta1, beta2 = optimizer.betas
+    average = ""
+    if optimizer.ema_decay:
+        average = f", averaged with {optimizer.ema_decay:g}"
+    return (
+        f"{step} of {config.batch_size} windows, "
+        f"AdamW at {optimizer.learning_rate:g}, betas {beta1:g} and {beta2:g}, "
+        f"decay {optimizer.weight_decay:g}{average}, {config.compute_dtype}"
+    )
+
+
+def _validation(config: AnyTrainConfig, latest: Mapping[str, Any]) -> str:
+    """Describe the latest measurements on held-out episodes."""
+    psnr = ""
+    if "val_psnr" in latest:
+        psnr = f", video PSNR {latest['val_psnr']:.1f} dB"
+    return (
+        f"{config.validation_fraction:.0%} of the episodes held out: "
+        f"video {latest['val_video']:.4g}, action {latest['val_action']:.4g}, "
+        f"mean action error {latest['val_error']:.3g}{psnr}"
+    )
+
+
+def _success(latest: Mapping[str, Any]) -> str:
+    """List the latest success rate of each task; empty if none was measured."""
+    rates = []
+    for name, value in latest.items():
+        if name.startswith(SUCCESS):
+            rates.append(f"{name.removeprefix(SUCCESS)} {value:.0%}")
+    return ", ".join(rates)
+
+
+def _code(config: AnyTrainConfig) -> str:
+    """Name the command that trained the policy, and its commit if it is known."""
+    command = "train" if isinstance(config, TrainConfig) else "train-light"
+    revision = commit()
+    if revision:
+        return f"`wam {command}`, commit `{revision[:7]}`"
+    return f"`wam {command}`"

@@ -1,4 +1,7 @@
-"""Resolves the options a run leaves unset: from its preset, from the policy it starts from, or the defaults."""
+"""Resolves the options that a run leaves unset: from its preset, its pretrained policy or defaults.
+
+The functions below `inherit_from_policy` expect a config that it has resolved.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from wam_policy import presets
-from wam_policy.config import (
-    CameraConfig,
-    PolicyConfig,
-    PromptConfig,
-)
+from wam_policy.config import CameraConfig, PolicyConfig, PromptConfig
 from wam_policy.contract import ActionLayout
-from wam_policy.data.config import CacheConfig, DataConfig
+from wam_policy.data.config import CacheConfig, DataConfig, resolved
 from wam_policy.data.mixture import Mixture
 from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.models.fast_wam.loss import DEFAULT_SHIFT
@@ -22,31 +21,37 @@ from wam_policy.presets import Preset
 from wam_policy.training.config import AnyTrainConfig, DataT, LightTrainConfig, TrainConfig
 from wam_policy.training.initialization import InitWeights
 
+# Values of options that neither the config, its preset nor its pretrained policy sets.
+DEFAULTS = {
+    "cameras": ("front", "wrist"),
+    "frames": 5,
+    "frame_stride": 4,
+    "replan": 8,
+    "num_inference_steps": 10,
+}
+
+# Tokens per prompt for the small text encoder with random weights.
+UNTRAINED_TOKEN_LENGTH = 8
+
 
 def run_preset(config: DataConfig) -> Preset | None:
-    """What the papers say of the data.
+    """Return the papers' settings for the dataset that `config.preset` names; None if it is unset.
 
     Raises:
-        ConfigError: the family has no such preset.
+        ConfigError: The model family has no such preset.
     """
     if config.preset is None:
         return None
-    given = config.family if isinstance(config, CacheConfig) else "fast_wam"
-    return presets.preset_of(
-        "light_wam" if isinstance(config, LightTrainConfig) else given, config.preset
-    )
+    if isinstance(config, CacheConfig):
+        return presets.preset_of(config.family, config.preset)
+    if isinstance(config, LightTrainConfig):
+        return presets.preset_of("light_wam", config.preset)
+    return presets.preset_of("fast_wam", config.preset)
 
 
-def apply_preset(config: DataT) -> DataT:
-    """The config with what its preset says.
-
-    Raises:
-        ConfigError: the config says something of it too.
-    """
-    preset = run_preset(config)
-    if preset is None:
-        return config
-    said: dict[str, Any] = {
+def _preset_options(config: DataConfig, preset: Preset) -> dict[str, Any]:
+    """Return the options of a config that its preset sets, by name."""
+    options: dict[str, Any] = {
         "cameras": preset.cameras.names,
         "frames": preset.video.frames,
         "frame_stride": preset.video.stride,
@@ -57,122 +62,178 @@ def apply_preset(config: DataT) -> DataT:
         "token_length": preset.prompt.token_length,
         "num_inference_steps": preset.sampling.steps,
     }
+    # The papers supervise only the first steps of a Light-WAM's chunk.
     if isinstance(config, LightTrainConfig):
-        said["loss"] = LightLossConfig(prefix_steps=preset.supervised_steps)
-    fields = {field.name: field.default for field in dataclasses.fields(config)} | {
-        "loss": LightLossConfig()
-    }
-    said = {name: value for name, value in said.items() if name in fields}
-    twice = [
-        name for name, value in said.items() if getattr(config, name) not in (fields[name], value)
-    ]
-    if twice:
+        options["loss"] = LightLossConfig(prefix_steps=preset.supervised_steps)
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in options.items() if name in names}
+
+
+def apply_preset(config: DataT) -> DataT:
+    """Return the config with the options of its preset filled in.
+
+    Raises:
+        ConfigError: The config sets one of these options to another value.
+    """
+    preset = run_preset(config)
+    if preset is None:
+        return config
+    options = _preset_options(config, preset)
+
+    # An option that still has its default counts as unset.
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config)}
+    defaults["loss"] = LightLossConfig()
+    conflicts = []
+    for name, value in options.items():
+        if getattr(config, name) not in (defaults[name], value):
+            conflicts.append(f"`{name}`")
+
+    if conflicts:
         raise ConfigError(
-            f"the preset {config.preset!r} says {', '.join(f'`{name}`' for name in twice)}: leave that out"
+            f"the preset {config.preset!r} sets {', '.join(conflicts)}: leave these options out"
         )
-    return replace(config, **said)
-
-
-DEFAULTS = {
-    "cameras": ("front", "wrist"),
-    "frames": 5,
-    "frame_stride": 4,
-    "replan": 8,
-    "num_inference_steps": 10,
-}
+    return replace(config, **options)
 
 
 def inherit_from_policy(config: DataT, policy: PolicyConfig | None) -> DataT:
-    """The config with what it doesn't say: as its preset has it, else the policy a run begins from, else as is usual.
+    """Return the config with its unset options filled in.
+
+    Values come from its preset, else from the pretrained policy, else from `DEFAULTS`.
+
+    Args:
+        config: Options of a run or of an encoding.
+        policy: Contract of the policy that the run starts from; None for raw or new weights.
 
     Raises:
-        ConfigError: the config says something that its preset says too.
+        ConfigError: The config sets an option that its preset sets to another value.
     """
-    config, theirs = apply_preset(config), dict[str, Any]()
+    config = apply_preset(config)
+    values: dict[str, Any] = dict(DEFAULTS)
     if policy is not None:
-        theirs = {
+        values = {
             "cameras": policy.cameras.names,
             "frames": policy.video.frames,
             "frame_stride": policy.video.stride,
+            "replan": policy.action.replan,
+            "num_inference_steps": policy.sampling.steps,
         }
-        theirs |= {"replan": policy.action.replan, "num_inference_steps": policy.sampling.steps}
-    unsaid = [name for name in DEFAULTS if not getattr(config, name, True)]
-    return replace(config, **{name: theirs.get(name, DEFAULTS[name]) for name in unsaid})
 
-
-def action_layout(config: DataConfig, dataset: Mixture) -> ActionLayout:
-    """What the actions mean: as the preset says, else the dataset.
-
-    Raises:
-        DatasetError: nobody says, or it is another number of them.
-    """
-    preset = run_preset(config)
-    found = dataset.action_layout() if preset is None else preset.layout
-    there = len(dataset.names.get("action", ()))
-    if there != found.dim:
-        raise DatasetError(
-            f"{dataset.folder}: its actions have {there} numbers, but {found.dim} names: {', '.join(found.names)}; "
-            f"{'another dataset, or another preset' if preset else 'mend meta/wam_contract.json'}"
-        )
-    return found
-
-
-def state_names(config: DataConfig, dataset: Mixture) -> tuple[str, ...]:
-    """What the numbers of the state are called: as the preset says, else the dataset.
-
-    Raises:
-        DatasetError: there is no state, or it is another number of them.
-    """
-    preset, theirs = run_preset(config), dataset.names.get("observation.state", ())
-    found = theirs if preset is None else preset.state_names
-    if not theirs or len(found) != len(theirs):
-        wanted = len(found) or "some"
-        raise DatasetError(
-            f"{dataset.folder}: `observation.state` should have {wanted} numbers, it has {len(theirs)}"
-        )
-    return tuple(found)
+    # A `CacheConfig` has only some of these options.
+    names = {field.name for field in dataclasses.fields(config)}
+    unset = [name for name in DEFAULTS if name in names and getattr(config, name) is None]
+    return replace(config, **{name: values[name] for name in unset})
 
 
 def resolve_defaults(config: AnyTrainConfig, start: InitWeights | None) -> AnyTrainConfig:
-    """The config with what it leaves to a preset or to what a run begins from: contract, prompts' form, the actions' shift."""
-    config = inherit_from_policy(config, None if start is None else start.policy)
-    usual = PromptConfig(
-        template="{task}",
-        token_length=8 if config.text_encoder is None else presets.PROMPT.token_length,
-    )
-    if start is not None:
-        usual = presets.PROMPT if start.prompt is None else start.prompt
-    template = usual.template if config.prompt_template is None else config.prompt_template
-    length = usual.token_length if config.token_length is None else config.token_length
-    config = replace(config, prompt_template=template, token_length=length)
+    """Return the config of a run with every unset option filled in.
+
+    Args:
+        config: Options of the run.
+        start: Weights that it starts from; None: new ones.
+
+    Raises:
+        ConfigError: The config sets an option that its preset sets to another value.
+    """
+    policy = None if start is None else start.policy
+    config = _resolve_prompt(inherit_from_policy(config, policy), start)
+
+    # Only a Fast-WAM samples its actions, so only its loss has a schedule for them.
     if not isinstance(config, TrainConfig) or config.loss.action_shift is not None:
         return config
-    shift = None if start is None else start.action_shift
-    return replace(
-        config, loss=replace(config.loss, action_shift=DEFAULT_SHIFT if shift is None else shift)
-    )
+    shift = DEFAULT_SHIFT
+    if start is not None and start.action_shift is not None:
+        shift = start.action_shift
+    return replace(config, loss=replace(config.loss, action_shift=shift))
+
+
+def _resolve_prompt(config: AnyTrainConfig, start: InitWeights | None) -> AnyTrainConfig:
+    """Fill in the prompt's template and length: the pretrained weights', else the papers'."""
+    # Raw Wan weights define no prompt format; training from them uses the papers' one.
+    if start is None:
+        length = UNTRAINED_TOKEN_LENGTH
+        if config.text_encoder is not None:
+            length = presets.PROMPT.token_length
+        prompt = PromptConfig(template="{task}", token_length=length)
+    else:
+        prompt = start.prompt or presets.PROMPT
+
+    # The options have precedence.
+    if config.prompt_template is None:
+        config = replace(config, prompt_template=prompt.template)
+    if config.token_length is None:
+        config = replace(config, token_length=prompt.token_length)
+    return config
+
+
+def action_layout(config: DataConfig, dataset: Mixture) -> ActionLayout:
+    """Return the layout of the action vector, from the preset or else from the dataset.
+
+    Raises:
+        DatasetError: Neither defines one, or the dataset's actions have another length.
+    """
+    preset = run_preset(config)
+    layout = dataset.action_layout() if preset is None else preset.layout
+    length = len(dataset.names.get("action", ()))
+    if length != layout.dim:
+        # Only the user can tell which of the two is wrong.
+        remedy = "correct meta/wam_contract.json"
+        if preset is not None:
+            remedy = "use another dataset, or another preset"
+        raise DatasetError(
+            f"{dataset.folder}: expected actions of {layout.dim} numbers "
+            f"({', '.join(layout.names)}), got {length}; {remedy}"
+        )
+    return layout
+
+
+def state_names(config: DataConfig, dataset: Mixture) -> tuple[str, ...]:
+    """Return the names of the numbers of the state, from the preset or else from the dataset.
+
+    Raises:
+        DatasetError: The dataset has no state, or one of another length than the preset's.
+    """
+    preset = run_preset(config)
+    recorded = dataset.names.get("observation.state", ())
+    names = recorded if preset is None else preset.state_names
+    if not recorded or len(names) != len(recorded):
+        expected = len(names) or "some"
+        raise DatasetError(
+            f"{dataset.folder}: expected `observation.state` with {expected} numbers, "
+            f"got {len(recorded)}; use another dataset, or another preset"
+        )
+    return tuple(names)
 
 
 def camera_config(
     config: DataConfig, dataset: Mixture, policy: PolicyConfig | None = None
 ) -> CameraConfig:
-    """The cameras of the policy a run makes.
+    """Return the cameras of a new policy and their arrangement on the canvas.
 
-    As the preset puts them together, else the policy it begins from where it has the same ones, else as large as they were
-    recorded, side by side.
+    It is that of the preset, else that of the pretrained policy if it has the same cameras, else
+    all cameras side by side in the size they were recorded in.
+
+    Args:
+        config: Resolved options.
+        dataset: Dataset that has these cameras.
+        policy: Contract of the policy that the run starts from; None for raw or new weights.
 
     Raises:
-        DatasetError: the dataset lacks one, or they differ in size and nothing says how they are put together.
+        DatasetError: The dataset lacks a camera, or the cameras differ in size and nothing defines
+            their arrangement.
     """
+    # Also checks that the dataset has the cameras.
     preset = run_preset(config)
-    sizes = {name: dataset.picture_size(name) for name in config.cameras}
+    names = resolved(config.cameras)
+    sizes = {name: dataset.picture_size(name) for name in names}  # (height, width)
     if preset is not None:
         return preset.cameras
-    if policy is not None and policy.cameras.names == config.cameras:
+    if policy is not None and policy.cameras.names == names:
         return policy.cameras
+
     if len(set(sizes.values())) != 1:
         raise DatasetError(
-            f"{dataset.folder}: cameras of different sizes don't stand side by side: {sizes}"
+            f"{dataset.folder}: cameras of different sizes cannot be placed side by side: {sizes}; "
+            f"record them in one size, or set --preset or --pretrained-path"
         )
-    height, width = sizes[config.cameras[0]]
-    return CameraConfig(names=config.cameras, height=height, width=width)
+    height, width = sizes[names[0]]
+    return CameraConfig(names=names, height=height, width=width)

@@ -1,8 +1,10 @@
-"""One update of the weights: draw, compute the losses, go back, clip, step, average."""
+"""One update of the weights: sample a batch, compute losses and gradients, clip, step, average."""
+
+# B batch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +19,7 @@ from wam_policy.models.fast_wam.loss import Batch
 from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.models.registry import AnyTrainingNoise, Model, Parts
 from wam_policy.training.checkpoint import TrainState
-from wam_policy.training.config import LightTrainConfig, TrainConfig
+from wam_policy.training.config import AnyTrainConfig, TrainConfig
 from wam_policy.training.distributed import ProcessGroup, local_tensor
 from wam_policy.training.optimizer import optimizer_step, update_ema
 
@@ -25,135 +27,199 @@ T = TypeVar("T")
 
 
 class LossModule(nn.Module):
-    """A model's losses as one module, so that its weights can be replaced for a pass, or spread over devices."""
+    """The losses of a model as a module, which DDP and FSDP can wrap."""
 
-    def __init__(self, config: TrainConfig | LightTrainConfig, model: Model) -> None:
+    def __init__(self, config: AnyTrainConfig, model: Model) -> None:
         super().__init__()
-        self.loss, self.variant, self.model = config.loss, variant_of(config), model
+        self.loss = config.loss
+        self.variant = variant_of(config)
+        self.model = model
 
     def forward(self, batch: Batch, draws: AnyTrainingNoise) -> Parts:
-        """The losses of a batch, given its random numbers."""
+        """Return the losses of a batch, given its random numbers."""
         return registry.compute_losses(self.model, batch, draws, self.loss, self.variant)
 
 
 class Bfloat16Losses(nn.Module):
-    """Losses computed in bfloat16: weights are cast for the pass, they themselves and their gradients stay float32."""
+    """Losses computed in bfloat16 from a cast copy; weights and their gradients stay float32."""
 
     def __init__(self, losses: LossModule) -> None:
         super().__init__()
         self.losses = losses
 
     def forward(self, batch: Batch, draws: AnyTrainingNoise) -> Parts:
-        """As `Losses`."""
+        """Return the losses of a batch, given its random numbers, both in bfloat16."""
+        # Autograd goes through the cast, so that gradients arrive in float32.
         weights = {name: x.to(torch.bfloat16) for name, x in self.losses.named_parameters()}
-        found: Parts = functional_call(self.losses, weights, (batch, draws))
-        return found
+        losses: Parts = functional_call(self.losses, weights, (batch, draws))
+        return losses
 
 
 def build_loss_module(
-    config: TrainConfig | LightTrainConfig, model: Model, devices: ProcessGroup | None = None
+    config: AnyTrainConfig, model: Model, devices: ProcessGroup | None = None
 ) -> nn.Module:
-    """What computes a model's losses, on all the devices of a run; None: on this one."""
-    plain = LossModule(config, model)
-    compute = getattr(torch, config.compute_dtype)
+    """Build the module that computes a model's losses.
+
+    Args:
+        config: Options of the run.
+        model: Model that the losses are of.
+        devices: Processes to replicate or shard the model over; None: this process alone.
+    """
+    losses = LossModule(config, model)
+    compute_dtype = getattr(torch, config.compute_dtype)
+
+    # FSDP2 casts the weights by its own mixed-precision policy.
     if devices is not None and devices.world_size > 1 and config.fsdp:
-        return devices.wrap_fsdp(plain, compute=compute)
-    module = plain if compute == torch.float32 else Bfloat16Losses(plain)
-    return module if devices is None else devices.wrap_ddp(module)
+        return devices.wrap_fsdp(losses, compute=compute_dtype)
+
+    module: nn.Module = losses
+    if compute_dtype != torch.float32:
+        module = Bfloat16Losses(losses)
+    if devices is None:
+        return module
+    return devices.wrap_ddp(module)
 
 
 def batch_losses(
-    config: TrainConfig | LightTrainConfig,
+    config: AnyTrainConfig,
     model: Model,
     module: nn.Module,
     batch: Batch,
     sources: Sequence[torch.Generator],
 ) -> Parts:
-    """The losses of one batch, with new random numbers: each sample's from a source of its own, on the CPU.
+    """Return the losses of one batch, for newly sampled noise and timesteps.
+
+    Each sample has a generator of its own, on the CPU: its random numbers depend neither on the
+    batch it is in nor on the device.
 
     Args:
-        config: of the run.
-        model: what learns.
-        module: from `losses_of`.
-        batch: the samples, on the CPU.
-        sources: one for each.
+        config: Options of the run.
+        model: Model that is trained.
+        module: Its losses, from `build_loss_module`.
+        batch: B samples, on the CPU.
+        sources: B generators.
     """
-    given: Any = (batch, sample_batch_noise(model, batch, sources, variant_of(config)))
+    # Sample before the cast: every dtype sees the same noise, but for rounding.
+    inputs: Any = (batch, sample_batch_noise(model, batch, sources, variant_of(config)))
     if config.compute_dtype != "float32":
-        given = tree_map(_narrow, given)
+        inputs = tree_map(_to_bfloat16, inputs)
+
+    # A step never waits for the device; see tests/training/test_train_step.py.
     device = next(module.parameters()).device
-    batch, draws = tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), given)
-    found: Parts = module(batch, draws)
-    return found
+    batch, noise = tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), inputs)
+    losses: Parts = module(batch, noise)
+    return losses
 
 
-def _narrow(x: Any) -> Any:
-    """Anything but flags, and numbers of which there is one a sample: timesteps come from those."""
-    return (
-        x.to(torch.bfloat16)
-        if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1
-        else x
-    )
+def _to_bfloat16(x: Any) -> Any:
+    """Cast a floating tensor, unless it is [B]: timesteps are computed from those, in float32."""
+    if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1:
+        return x.to(torch.bfloat16)
+    return x
 
 
 def sample_batch_noise(
     model: Model, batch: Batch, sources: Sequence[torch.Generator], variant: VariantName | None
 ) -> AnyTrainingNoise:
-    """The random numbers of one batch, each sample's from its own source."""
-    samples = [
-        tree_map(lambda x, i=i: None if x is None else x[i : i + 1], batch)
-        for i in range(len(batch.latents))
-    ]
-    pairs = zip(samples, sources, strict=True)
-    return _joined(
-        [registry.sample_noise(model, sample, source, variant) for sample, source in pairs]
-    )
+    """Sample the random numbers of one batch, each sample's from its own generator.
+
+    Args:
+        model: Model that is trained.
+        batch: B samples.
+        sources: B generators.
+        variant: Variant of a Fast-WAM; None for a Light-WAM.
+    """
+    noise = []
+    for i, source in zip(range(len(batch.latents)), sources, strict=True):
+        sample = _sample(batch, i)
+        noise.append(registry.sample_noise(model, sample, source, variant))
+    return _concatenate(noise)
 
 
-def variant_of(config: TrainConfig | LightTrainConfig) -> VariantName | None:
-    """What a Fast-WAM's run trains; a Light-WAM has no variants."""
-    return config.variant if isinstance(config, TrainConfig) else None
+def _sample(batch: Batch, i: int) -> Batch:
+    """Return sample `i` of a batch as a batch of one."""
+    sample: Batch = tree_map(lambda x: None if x is None else x[i : i + 1], batch)
+    return sample
 
 
-def _joined(draws: Sequence[T]) -> T:
-    """The random numbers of samples as those of a batch."""
-    joined: T = tree_map(lambda *x: None if x[0] is None else torch.cat(x), *draws)
+def _concatenate(noise: Sequence[T]) -> T:
+    """Join the random numbers of single samples along the batch axis."""
+
+    def join(*x: Any) -> Any:
+        """Join one field, which a model may not use at all."""
+        return None if x[0] is None else torch.cat(x)
+
+    joined: T = tree_map(join, *noise)
     return joined
 
 
+def variant_of(config: AnyTrainConfig) -> VariantName | None:
+    """Return the variant of a Fast-WAM that a run trains; None for a Light-WAM."""
+    if isinstance(config, TrainConfig):
+        return config.variant
+    return None
+
+
 def train_step(
-    config: TrainConfig | LightTrainConfig,
+    config: AnyTrainConfig,
     state: TrainState,
     data: EncodedDataset,
     order: DeterministicSampler,
 ) -> dict[str, Tensor]:
-    """One update of the weights; its losses, over all processes, and the norm of its gradients, on the device."""
-    devices = state.processes
-    share = devices.local_slice(config.batch_size)
-    index, sources = (
-        order.batch(state.step)[share],
-        sample_generators(state.step, config.batch_size, config.seed)[share],
-    )
-    size, sums = len(index) // config.gradient_accumulation_steps, dict[str, Tensor]()
-    for i in range(config.gradient_accumulation_steps):
-        part = slice(i * size, (i + 1) * size)
-        with devices.accumulate(
-            state.loss_module, last=i == config.gradient_accumulation_steps - 1
-        ):
-            found = batch_losses(
-                config, state.model, state.loss_module, data.batch(index[part]), sources[part]
-            )
-            (found.total / config.gradient_accumulation_steps).backward()
-        for name in ("video", "action"):
-            value = getattr(found, name).detach() / config.gradient_accumulation_steps
-            sums[name] = sums[name] + value if name in sums else value
-    sums = devices.all_reduce_mean(sums)
-    sums["norm"] = optimizer_step(state.optimizer, config.optimizer, state.step, config.steps)
+    """Make one update of the weights, without waiting for the device.
+
+    Args:
+        config: Resolved options of the run.
+        state: Models, optimizer and step; changed.
+        data: Windows to train on.
+        order: The windows of each step.
+
+    Returns:
+        The mean losses "video" and "action" over all processes and the gradient norm "norm",
+        scalars on the device.
+    """
+    processes = state.processes
+    # Drawn for the whole batch: a sample is the same whichever process computes it.
+    share = processes.local_slice(config.batch_size)
+    index = order.batch(state.step)[share]
+    sources = sample_generators(state.step, config.batch_size, config.seed)[share]
+
+    # A process computes its share of the batch in parts; gradients add up over them.
+    num_parts = config.gradient_accumulation_steps
+    part_size = len(index) // num_parts
+    means: dict[str, Tensor] = {}
+    for i in range(num_parts):
+        part = slice(i * part_size, (i + 1) * part_size)
+        batch = data.batch(index[part])
+        with processes.accumulate(state.loss_module, last=i == num_parts - 1):
+            losses = batch_losses(config, state.model, state.loss_module, batch, sources[part])
+            (losses.total / num_parts).backward()
+        _add(means, losses, num_parts)
+
+    # Update the weights, then their moving average.
+    means = processes.all_reduce_mean(means)
+    means["norm"] = optimizer_step(state.optimizer, config.optimizer, state.step, config.steps)
     if state.ema_model is not state.model:
-        pairs = zip(state.ema_model.parameters(), state.model.parameters(), strict=True)
-        averaged, trained = zip(
-            *((local_tensor(a), local_tensor(b)) for a, b in pairs if b.requires_grad), strict=True
-        )
-        update_ema(averaged, trained, config.optimizer.ema_decay, state.step)
+        _update_average(state, config.optimizer.ema_decay)
     state.step += 1
-    return sums
+    return means
+
+
+def _add(means: dict[str, Tensor], losses: Parts, num_parts: int) -> None:
+    """Add the share of one part of the batch to the mean losses."""
+    values: Mapping[str, Tensor] = {"video": losses.video, "action": losses.action}
+    for name, value in values.items():
+        share = value.detach() / num_parts
+        means[name] = means[name] + share if name in means else share
+
+
+def _update_average(state: TrainState, decay: float) -> None:
+    """Move the averaged weights towards the trained ones; of shards, those of this process."""
+    averaged = []
+    trained = []
+    pairs = zip(state.ema_model.parameters(), state.model.parameters(), strict=True)
+    for average, weight in pairs:
+        if weight.requires_grad:
+            averaged.append(local_tensor(average))
+            trained.append(local_tensor(weight))
+    update_ema(averaged, trained, decay, state.step)
