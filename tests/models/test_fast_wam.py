@@ -118,14 +118,17 @@ def test_losses_are_weighted_means_over_what_is_not_padded(model):
             flow_matching.timesteps(u[i : i + 1], 5.0) for u in (draws.u_action, draws.u_video)
         )
         errors = [
-            ((losses.velocity_action[i, t] - (draws.noise_action - batch.action)[i, t]) ** 2).mean()
+            (
+                (losses.action_prediction[i, t] - (draws.noise_action - batch.action)[i, t]) ** 2
+            ).mean()
             for t in range(4)
             if not batch.action_is_pad[i, t]
         ]
         action += flow_matching.loss_weight(t_action, 5.0) * sum(errors) / max(1, len(errors)) / 3
         errors = [
             (
-                (losses.velocity_video[i, :, f] - (draws.noise_video - batch.latents)[i, :, f]) ** 2
+                (losses.video_prediction[i, :, f] - (draws.noise_video - batch.latents)[i, :, f])
+                ** 2
             ).mean()
             for f in (1, 2)
             if not batch.latent_is_pad[i, f - 1]
@@ -275,7 +278,7 @@ def test_with_one_loss_left_out_the_other_and_its_gradients_are_as_they_were(
         found.append((losses, gradients))
     (whole, expected), (short, gradients) = found
     assert torch.allclose(getattr(short, kept), getattr(whole, kept), atol=1e-6)
-    assert getattr(short, left_out) == 0 and getattr(short, f"velocity_{left_out}") is None
+    assert getattr(short, left_out) == 0 and getattr(short, f"{left_out}_prediction") is None
     assert expected.keys() == gradients.keys()
     assert all(torch.allclose(gradients[name], expected[name], atol=1e-6) for name in expected)
 
@@ -286,7 +289,7 @@ def test_optional_idm_is_idm_where_it_sees_all_and_fast_where_it_does_not(model)
 
     def action_velocity(variant, probability=1.0):
         config = LossConfig(action_idm_prob=probability)
-        return fast_wam_losses(model, batch, draws, config, variant).velocity_action
+        return fast_wam_losses(model, batch, draws, config, variant).action_prediction
 
     assert torch.allclose(action_velocity("optional_idm", 1.0), action_velocity("idm"), atol=1e-5)
     assert torch.allclose(action_velocity("optional_idm", 0.0), action_velocity("fast"), atol=1e-5)

@@ -240,7 +240,7 @@ def test_without_video_co_training_the_action_loss_and_its_gradients_are_the_sam
         gradients.append(
             {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
         )
-    assert losses.velocity_video is None and losses.video == 0
+    assert losses.video_prediction is None and losses.video == 0
     assert gradients[0].keys() == gradients[1].keys()
     assert all(
         torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0]

@@ -125,12 +125,12 @@ def training(
         model, batch, recorded_draws(recorded, folder, variant), config, variant
     )
     losses.total.backward()
-    assert losses.velocity_video is not None
+    assert losses.video_prediction is not None
     yield f"{folder}/train/loss", losses.total
     yield f"{folder}/train/loss_video", losses.video
     yield f"{folder}/train/loss_action", losses.action
-    yield f"{folder}/train/pred_video", losses.velocity_video
-    yield f"{folder}/train/pred_action", losses.velocity_action
+    yield f"{folder}/train/pred_video", losses.video_prediction
+    yield f"{folder}/train/pred_action", losses.action_prediction
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name, gradient in key_mapping.from_native(gradients).items():
         yield f"{folder}/train/grad/{name}", gradient

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
 from wam_policy.errors import ConfigError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam.loss import (
     Batch,
     LossConfig,
+    LossOutput,
     TrainingNoise,
     fast_wam_losses,
     sample_fast_noise,
@@ -30,23 +28,15 @@ from wam_policy.models.light_wam.model import LightWAM
 Model = FastWAM | LightWAM
 
 
-def build_model(sizes: FastWAMConfig | LightWAMConfig, precision: Precision = FAST) -> Model:
+def build_model(config: FastWAMConfig | LightWAMConfig, precision: Precision = FAST) -> Model:
     """A new model of these sizes; under `torch.device("meta")` without memory of its own."""
-    if isinstance(sizes, FastWAMConfig):
-        return FastWAM(sizes, precision)
-    return LightWAM(sizes, precision)
+    if isinstance(config, FastWAMConfig):
+        return FastWAM(config, precision)
+    return LightWAM(config, precision)
 
 
 AnyTrainingNoise = TrainingNoise | LightTrainingNoise
 AnyLossConfig = LossConfig | LightLossConfig
-
-
-class Parts(NamedTuple):
-    """The losses of one batch."""
-
-    total: Tensor
-    video: Tensor
-    action: Tensor
 
 
 def sample_noise(
@@ -64,7 +54,7 @@ def compute_losses(
     noise: AnyTrainingNoise,
     config: AnyLossConfig,
     variant: VariantName | None,
-) -> Parts:
+) -> LossOutput:
     """The losses of a batch, given its random numbers.
 
     Raises:
@@ -74,10 +64,10 @@ def compute_losses(
         if not isinstance(config, LossConfig) or not isinstance(noise, TrainingNoise):
             raise ConfigError("a Fast-WAM's loss is a `LossConfig`, its random numbers are `Draws`")
         fast = fast_wam_losses(model, batch, noise, config, variant or "fast")
-        return Parts(fast.total, fast.video, fast.action)
+        return LossOutput(fast.total, fast.video, fast.action)
     if not isinstance(config, LightLossConfig) or not isinstance(noise, LightTrainingNoise):
         raise ConfigError(
             "a Light-WAM's loss is a `LightLossConfig`, its random numbers are `LightDraws`"
         )
     light = light_wam_losses(model, batch, noise, config)
-    return Parts(light.total, light.video, light.action)
+    return LossOutput(light.total, light.video, light.action)

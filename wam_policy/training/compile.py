@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wam_policy.errors import CompileError
 from wam_policy.models.layers.attention import KeyValue
-from wam_policy.models.layers.transformer import Block
+from wam_policy.models.layers.transformer import Block, BlockInput
 from wam_policy.utils.compiler import Backend, persist_compile_cache, with_own_code
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -42,13 +42,13 @@ def compile_training(
     if backend is not None:
         learning = torch.compile(learning, backend=backend, fullgraph=True, dynamic=False)
     for block in blocks:
-        block.train_forward = learning
+        block.set_train_forward(learning)
     return model
 
 
-def _anew(*arguments: Any) -> tuple[Tensor, KeyValue | None]:
-    """`Block.through`, whose inside is computed again on the way back; compiled as one, so that it is compiled once."""
+def _anew(block: Block, inputs: BlockInput) -> tuple[Tensor, KeyValue | None]:
+    """`Block.block_forward`, whose inside is computed again on the way back; compiled as one, so that it is compiled once."""
     result: tuple[Tensor, KeyValue | None] = checkpoint(
-        Block.block_forward, *arguments, use_reentrant=False
+        Block.block_forward, block, inputs, use_reentrant=False
     )
     return result

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_map, tree_map_only
 from wam_policy.data.encoded_dataset import EncodedDataset
 from wam_policy.data.sampler import DeterministicSampler, sample_generators
 from wam_policy.models import registry
-from wam_policy.models.fast_wam.loss import Batch
+from wam_policy.models.fast_wam.loss import Batch, LossOutput
 from wam_policy.models.fast_wam.variants import VariantName
-from wam_policy.models.registry import AnyTrainingNoise, Model, Parts
+from wam_policy.models.registry import AnyTrainingNoise, Model
 from wam_policy.training.checkpoint import TrainState
 from wam_policy.training.config import LightTrainConfig, TrainConfig
 from wam_policy.training.distributed import ProcessGroup, local_tensor
@@ -31,7 +31,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.loss, self.variant, self.model = config.loss, variant_of(config), model
 
-    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> Parts:
+    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> LossOutput:
         """The losses of a batch, given its random numbers."""
         return registry.compute_losses(self.model, batch, draws, self.loss, self.variant)
 
@@ -43,10 +43,10 @@ class Bfloat16Losses(nn.Module):
         super().__init__()
         self.losses = losses
 
-    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> Parts:
+    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> LossOutput:
         """As `Losses`."""
         weights = {name: x.to(torch.bfloat16) for name, x in self.losses.named_parameters()}
-        found: Parts = functional_call(self.losses, weights, (batch, draws))
+        found: LossOutput = functional_call(self.losses, weights, (batch, draws))
         return found
 
 
@@ -68,7 +68,7 @@ def batch_losses(
     module: nn.Module,
     batch: Batch,
     sources: Sequence[torch.Generator],
-) -> Parts:
+) -> LossOutput:
     """The losses of one batch, with new random numbers: each sample's from a source of its own, on the CPU.
 
     Args:
@@ -83,7 +83,7 @@ def batch_losses(
         given = tree_map(_narrow, given)
     device = next(module.parameters()).device
     batch, draws = tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), given)
-    found: Parts = module(batch, draws)
+    found: LossOutput = module(batch, draws)
     return found
 
 

@@ -63,8 +63,8 @@ class LossOutput(NamedTuple):
     total: Tensor
     video: Tensor
     action: Tensor
-    velocity_video: Tensor | None  # [B, C, F, h, w]; None where the video loss is off
-    velocity_action: Tensor | None  # [B, T, A]; None where the action loss is off
+    video_prediction: Tensor | None = None  # [B, C, F, h, w]; None where the video loss is off
+    action_prediction: Tensor | None = None  # [B, T, A]; None where the action loss is off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from wam_policy.models.layers.linear import Linear, linear
+from wam_policy.models.layers.linear import FusedLinear, Linear
 from wam_policy.models.layers.precision import Precision
 
 
@@ -42,22 +42,6 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(
             x.dtype
         ) * self.weight
-
-
-def _join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape, one after the other: where they lie so already, that memory, else new memory."""
-    first = parts[0]
-    storage, size = first.untyped_storage(), first.numel()
-    for i, part in enumerate(parts):
-        beside = (
-            part.untyped_storage()._cdata == storage._cdata
-            and part.is_contiguous()
-            and part.shape == first.shape
-        )
-        if not beside or part.storage_offset() != first.storage_offset() + i * size:
-            return torch.cat(list(parts))
-    shape = (len(parts) * len(first), *first.shape[1:])
-    return first.detach().as_strided(shape, first.stride(), first.storage_offset())
 
 
 def attend(
@@ -95,40 +79,27 @@ def attend(
 class Attention(nn.Module):
     """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
 
-    fused_weight: Tensor
-    fused_bias: Tensor
-
     def __init__(
         self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision
     ) -> None:
         super().__init__()
         inner = heads * head_dim
-        self.heads, self.fused = heads, ""
+        self.heads = heads
+        self.fused: FusedLinear | None = None
         self.q, self.k, self.v = Linear(dim, inner), Linear(dim, inner), Linear(dim, inner)
         self.o = Linear(inner, dim)
         self.norm_q, self.norm_k = (
             RMSNorm(inner, eps, fused=precision.fused_norm) for _ in range(2)
         )
 
-    @torch.no_grad()
     def fuse(self, names: str) -> None:
-        """Keep the matrices of the projections `names`, "qkv" or "kv", as one, of which they become parts: one product.
-
-        Names and values of the parameters stay as they are. For inference only: no gradient reaches the parts.
-        """
-        layers = [getattr(self, name) for name in names]
-        for kind in ("weight", "bias"):
-            parameters = [getattr(layer, kind) for layer in layers]
-            whole = _join_rows(parameters)
-            for parameter, part in zip(parameters, whole.chunk(len(layers)), strict=True):
-                parameter.data = part
-            self.register_buffer(f"fused_{kind}", whole, persistent=False)
-        self.fused = names
+        """Compute the projections `names`, "qkv" or "kv", as one product from now on; see `FusedLinear`."""
+        self.fused = FusedLinear({name: getattr(self, name) for name in names})
 
     def _project(self, names: str, x: Tensor) -> Sequence[Tensor]:
         """Each named projection of tokens [B, S, D], [B, S, H·d]."""
-        if self.fused == names:
-            return linear(x, self.fused_weight, self.fused_bias).chunk(len(names), dim=-1)
+        if self.fused is not None and self.fused.names == tuple(names):
+            return self.fused(x)
         return [getattr(self, name)(x) for name in names]
 
     def _split(self, x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ time, so that it is still in the cache when it is multiplied; sums are in float3
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
@@ -54,3 +56,56 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         return linear(x, self.weight, self.bias)
+
+
+class FusedLinear(nn.Module):
+    """Several linear layers of the same input and output width, computed as one product.
+
+    The layers keep their parameters, which become rows of this module's buffers; see `share_rows`. For inference only:
+    gradients do not reach the layers.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        """Join the layers, named in the order of the results."""
+        super().__init__()
+        self.names = tuple(layers)
+        for kind in ("weight", "bias"):
+            joined = share_rows([getattr(layer, kind) for layer in layers.values()])
+            self.register_buffer(kind, joined, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[..., in] -> each layer's [..., out]."""
+        return linear(x, self.weight, self.bias).chunk(len(self.names), dim=-1)
+
+
+@torch.no_grad()
+def share_rows(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Join parameters of one shape along their first axis, without a second copy of them.
+
+    Afterwards each parameter is a view of its rows in the result, so that writing to one writes to the other. This is the one
+    place where the memory behind a parameter is exchanged. Parameters that lie in one memory already, one after the other,
+    stay there.
+    """
+    joined = _join_rows(parameters)
+    for parameter, rows in zip(parameters, joined.chunk(len(parameters)), strict=True):
+        parameter.data = rows
+    return joined
+
+
+def _join_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape, one after the other: where they lie so already, that memory, else new memory."""
+    first = parts[0]
+    storage, size = first.untyped_storage(), first.numel()
+    for i, part in enumerate(parts):
+        beside = (
+            part.untyped_storage()._cdata == storage._cdata
+            and part.is_contiguous()
+            and part.shape == first.shape
+        )
+        if not beside or part.storage_offset() != first.storage_offset() + i * size:
+            return torch.cat(list(parts))
+    shape = (len(parts) * len(first), *first.shape[1:])
+    return first.detach().as_strided(shape, first.stride(), first.storage_offset())

@@ -9,14 +9,21 @@ action expert: no mask over all tokens is needed, and a pass that changes nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wam_policy.models.layers.attention import KeyValue
 from wam_policy.models.layers.rope import Rope
-from wam_policy.models.layers.transformer import Block, DiT, SharedInput, SharedText, Text
+from wam_policy.models.layers.transformer import (
+    Block,
+    BlockInput,
+    DiT,
+    SharedInput,
+    SharedText,
+    Text,
+)
 
 
 class Stream(NamedTuple):
@@ -62,18 +69,18 @@ def run_blocks(
         block, modulation = stream.expert.blocks[i], stream.modulations[i]
         if need_output or i < last:
             sees = tuple(sequence[i] for sequence in context_kv)
-            x, own = _block_region(
-                block,
-                x,
-                modulation,
-                stream.rope,
-                text.layers[i],
-                text.bias,
-                sees,
-                num_observed_tokens,
-                mask,
-                return_kv,
+            inputs = BlockInput(
+                tokens=x,
+                modulation=modulation,
+                rope=stream.rope,
+                text=text.layers[i],
+                text_bias=text.bias,
+                context_kv=sees,
+                num_observed_tokens=num_observed_tokens,
+                mask=mask,
+                return_kv=return_kv,
             )
+            x, own = _block_region(block, inputs)
         else:
             own = block.self_key_value(x, modulation, stream.rope)
         if own is not None:
@@ -86,9 +93,9 @@ def run_blocks(
 # Compiled once, not once for every block. In PyTorch 2.13 such a region may write into none of its inputs (the order of writes
 # is lost) and return no views (their offset is lost); two are one only if their inputs are laid out alike, offsets included.
 @torch.compiler.nested_compile_region
-def _block_region(block: Block, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
-    """A block's `through`."""
-    result: tuple[Tensor, KeyValue | None] = block(*arguments)
+def _block_region(block: Block, inputs: BlockInput) -> tuple[Tensor, KeyValue | None]:
+    """Run one block."""
+    result: tuple[Tensor, KeyValue | None] = block(inputs)
     return result
 
 

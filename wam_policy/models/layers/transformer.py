@@ -8,7 +8,7 @@ Source: spec/fastwam.md sections 2.1 to 2.5. Parameter names are the reference c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -48,6 +48,24 @@ class SharedText(NamedTuple):
 
     layers: Sequence[SharedInput]
     bias: Tensor | None = None  # as in `Text`
+
+
+class BlockInput(NamedTuple):
+    """Input of one transformer block."""
+
+    tokens: Tensor  # [B, S, D]
+    modulation: Tensor | SharedInput  # [B, G, 6, D], or the source the block adds its table to
+    rope: Rope
+    text: KeyValue | SharedInput  # keys and values, or the embedded text [B, L, D]
+    text_bias: Tensor | None = None  # as in `Text`
+    context_kv: Sequence[KeyValue] = ()  # see `attend`, as the next two
+    num_observed_tokens: int = 0
+    mask: Tensor | None = None
+    return_kv: bool = True  # whether the keys and values of the tokens are returned
+
+
+TrainForward = Callable[["Block", BlockInput], tuple[Tensor, KeyValue | None]]
+"""A replacement of `Block.block_forward` for training."""
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -94,9 +112,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.train_forward: Callable[..., tuple[Tensor, KeyValue | None]] | None = (
-            None  # `through` as `compile_training` wants it
-        )
+        self._train_forward: TrainForward | None = None
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
@@ -105,46 +121,39 @@ class Block(nn.Module):
             Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim)
         )
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
-        """`through`; where gradients are wanted as `compile_training` says: compiled, or computed anew on the way back."""
-        if self.train_forward is None or not torch.is_grad_enabled():
-            return self.block_forward(*arguments)
-        return self.train_forward(self, *arguments)
+    def set_train_forward(self, forward: TrainForward | None) -> None:
+        """Replace the forward pass wherever gradients are recorded.
 
-    def block_forward(
-        self,
-        x: Tensor,
-        modulation: Tensor | SharedInput,
-        rope: Rope,
-        text: KeyValue | SharedInput,
-        text_bias: Tensor | None,
-        context_kv: Sequence[KeyValue],
-        num_observed_tokens: int,
-        mask: Tensor | None,
-        return_kv: bool,
-    ) -> tuple[Tensor, KeyValue | None]:
-        """Tokens [B, S, D] after the block, and their keys and values in it where they are kept.
+        `compile_training` installs a compiled or checkpointed form of `block_forward` here. A wrapper module is not an option:
+        it would rename the block's parameters.
 
         Args:
-            x: [B, S, D].
-            modulation: [B, G, 6, D], or what the block's own is to be added to.
-            rope: of the tokens.
-            text: keys and values of the text, or the embedded text [B, L, D].
-            text_bias: as in `Text`.
-            context_kv: see `attend`, like the next two.
-            num_observed_tokens: see `attend`.
-            mask: see `attend`.
-            return_kv: whether keys and values are wanted.
+            forward: Takes the block and its input, and computes what `block_forward` computes; None: `block_forward`.
         """
-        modulation = self.add_modulation(modulation)
-        text = self.text_key_value(text.source) if isinstance(text, SharedInput) else text
-        query, own = self.attention_inputs(x, modulation, rope)
+        self._train_forward = forward
+
+    def forward(self, inputs: BlockInput) -> tuple[Tensor, KeyValue | None]:
+        """Run `block_forward`, or what `set_train_forward` installed where gradients are recorded."""
+        if self._train_forward is None or not torch.is_grad_enabled():
+            return self.block_forward(inputs)
+        return self._train_forward(self, inputs)
+
+    def block_forward(self, inputs: BlockInput) -> tuple[Tensor, KeyValue | None]:
+        """Return the tokens [B, S, D] after the block, and their keys and values if `return_kv` is set."""
+        modulation = self.add_modulation(inputs.modulation)
+        text = inputs.text
+        if isinstance(text, SharedInput):
+            text = self.text_key_value(text.source)
+        query, self_kv = self.attention_inputs(inputs.tokens, modulation, inputs.rope)
         attended = attend(
-            query, own, context_kv, num_observed_tokens=num_observed_tokens, mask=mask
+            query,
+            self_kv,
+            inputs.context_kv,
+            num_observed_tokens=inputs.num_observed_tokens,
+            mask=inputs.mask,
         )
-        return self.finish_block(
-            x, attended, modulation, text, text_bias
-        ), own.returned() if return_kv else None
+        tokens = self.finish_block(inputs.tokens, attended, modulation, text, inputs.text_bias)
+        return tokens, self_kv.returned() if inputs.return_kv else None
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from wam_policy.errors import ConfigError
 from wam_policy.models import flow_matching
-from wam_policy.models.fast_wam.loss import Batch, noise_clip, squared_error, weighted_mean
+from wam_policy.models.fast_wam.loss import (
+    Batch,
+    LossOutput,
+    noise_clip,
+    squared_error,
+    weighted_mean,
+)
 from wam_policy.models.layers.video_dit import VideoDiT
 from wam_policy.models.light_wam.model import LightWAM, pool_latents
 
@@ -25,18 +31,6 @@ class LightTrainingNoise(NamedTuple):
 
     u_video: Tensor  # [B] uniform
     noise_video: Tensor  # like the pooled latents
-
-
-class LightLossOutput(NamedTuple):
-    """Losses of one batch and the predictions they come from."""
-
-    total: Tensor
-    video: Tensor
-    action: Tensor
-    velocity_video: (
-        Tensor | None
-    )  # [B, C, F, h, w] on the pooled grid; None where the video loss is off
-    actions: Tensor  # [B, T, A]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +80,7 @@ def sample_light_noise(
 
 def light_wam_losses(
     model: LightWAM, batch: Batch, noise: LightTrainingNoise, config: LightLossConfig
-) -> LightLossOutput:
+) -> LossOutput:
     """Losses of one batch; both passes share the embedded text."""
     assert isinstance(model.video, VideoDiT), "a lean model only acts"
     text = model.video.shared_text(model.context(batch.context, batch.proprio), batch.text_bias)
@@ -110,4 +104,4 @@ def light_wam_losses(
             error, ~batch.latent_is_pad, flow_matching.loss_weight(t, config.video_shift)
         )
     total = config.lambda_video * video + config.lambda_action * action
-    return LightLossOutput(total, video, action, velocity, actions)
+    return LossOutput(total, video, action, velocity, actions)
