@@ -1,4 +1,7 @@
-"""The action expert: a small DiT over the actions of one chunk. Source: spec/fastwam.md section 2.4."""
+"""The action expert: a small transformer over the actions of one chunk.
+
+See docs/method.md, "Action expert".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ from wam_policy.models.layers.transformer import DiT
 
 
 class ActionDiT(DiT):
-    """Embeds noisy actions [B, T, A] as tokens and reads tokens back as velocities; both are bare linear layers."""
+    """The diffusion transformer of actions.
+
+    `action_encoder` maps noisy actions [B, T, A] to tokens, `head` maps tokens to velocities. Both
+    are linear layers without a norm or modulation.
+    """
 
     def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
         super().__init__(

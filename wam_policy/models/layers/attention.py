@@ -1,4 +1,9 @@
-"""Attention: RMS norm, the projections of queries, keys and values, and attention over cached keys and values."""
+"""Attention: RMS norm, projections of queries, keys and values, and the attention product.
+
+See docs/method.md, "Transformer block".
+"""
+
+# B batch, S tokens, D width, H heads, d head width
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.models.layers.linear import FusedLinear, Linear
@@ -20,28 +25,50 @@ class KeyValue(NamedTuple):
     value: Tensor
 
     def returned(self) -> KeyValue:
-        """As a region that is compiled once may return them: tensors of their own, not views of what they were computed in."""
+        """Return the pair in a form that a nested compile region may return.
+
+        While compiling, keys and values are copied: a region must not return views of the tensors
+        it computed them in.
+        """
         if not torch.compiler.is_compiling():
             return self
-        return KeyValue(*(x.clone(memory_format=torch.contiguous_format) for x in self))
+        return KeyValue(
+            self.key.clone(memory_format=torch.contiguous_format),
+            self.value.clone(memory_format=torch.contiguous_format),
+        )
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, in float32; unless fused, the weight is applied in the input's dtype."""
+    """Root-mean-square norm over the last axis, with statistics in float32.
+
+    Unless fused, the result is rounded to the input's type before the weight is applied.
+    """
 
     def __init__(self, dim: int, eps: float, *, fused: bool) -> None:
         super().__init__()
-        self.eps, self.fused = eps, fused
+        self.eps = eps
+        self.fused = fused
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., D]."""
         if self.fused:
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(
-            x.dtype
-        ) * self.weight
+        mean_square = wide.square().mean(-1, keepdim=True)
+        normalized = wide * torch.rsqrt(mean_square + self.eps)
+        return normalized.to(x.dtype) * self.weight
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Split [B, S, H·d] into heads, [B, H, S, d]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Join the heads of [B, H, S, d] into [B, S, H·d]."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def attend(
@@ -52,32 +79,50 @@ def attend(
     num_observed_tokens: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one expert's tokens, [B, H, S, d].
+    """Compute the attention of one expert's tokens.
 
     Args:
         query: [B, H, S, d].
-        self_kv: keys and values of the same tokens.
-        context_kv: keys and values of other tokens, which all of them see too.
-        num_observed_tokens: the first so many tokens see only each other (the observed frame of a clip).
-        mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
+        self_kv: Keys and values of the same tokens.
+        context_kv: Keys and values of other tokens that all of them attend to.
+        num_observed_tokens: Number of leading tokens (the observed frame of a clip) that attend
+            only to each other; the others attend to all tokens.
+        mask: bool [B, 1, 1, context + S]; False hides a key from a sample.
+
+    Returns:
+        [B, H, S, d].
     """
     if num_observed_tokens:
-        key, value = (x.narrow(2, 0, num_observed_tokens) for x in self_kv)
-        observing, later = query.split(
-            (num_observed_tokens, query.shape[2] - num_observed_tokens), dim=2
-        )
-        observed = F.scaled_dot_product_attention(observing, key, value)
-        return torch.cat((observed, F.scaled_dot_product_attention(later, *self_kv)), dim=2)
-    key, value = (
-        self_kv
-        if not context_kv
-        else (torch.cat(parts, dim=2) for parts in zip(*context_kv, self_kv, strict=True))
-    )
+        return _attend_causally(query, self_kv, num_observed_tokens)
+
+    key, value = self_kv
+    if context_kv:
+        pairs = (*context_kv, self_kv)
+        key = torch.cat([pair.key for pair in pairs], dim=2)
+        value = torch.cat([pair.value for pair in pairs], dim=2)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+def _attend_causally(query: Tensor, self_kv: KeyValue, num_observed_tokens: int) -> Tensor:
+    """Compute attention in which the first tokens attend only to each other.
+
+    Two products without a mask replace one with a mask, so fast kernels remain available.
+    """
+    observed_key = self_kv.key.narrow(2, 0, num_observed_tokens)
+    observed_value = self_kv.value.narrow(2, 0, num_observed_tokens)
+    sections = (num_observed_tokens, query.shape[2] - num_observed_tokens)
+    observed_query, future_query = query.split(sections, dim=2)
+
+    observed = F.scaled_dot_product_attention(observed_query, observed_key, observed_value)
+    future = F.scaled_dot_product_attention(future_query, *self_kv)
+    return torch.cat((observed, future), dim=2)
+
+
 class Attention(nn.Module):
-    """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
+    """Projections of multi-head attention, with RMS norms of queries and keys over all heads.
+
+    The inner width, heads times head width, may differ from the width of the tokens.
+    """
 
     def __init__(
         self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision
@@ -86,41 +131,45 @@ class Attention(nn.Module):
         inner = heads * head_dim
         self.heads = heads
         self.fused: FusedLinear | None = None
-        self.q, self.k, self.v = Linear(dim, inner), Linear(dim, inner), Linear(dim, inner)
+        self.q = Linear(dim, inner)
+        self.k = Linear(dim, inner)
+        self.v = Linear(dim, inner)
         self.o = Linear(inner, dim)
-        self.norm_q, self.norm_k = (
-            RMSNorm(inner, eps, fused=precision.fused_norm) for _ in range(2)
-        )
+        self.norm_q = RMSNorm(inner, eps, fused=precision.fused_norm)
+        self.norm_k = RMSNorm(inner, eps, fused=precision.fused_norm)
 
     def fuse(self, names: str) -> None:
-        """Compute the projections `names`, "qkv" or "kv", as one product from now on; see `FusedLinear`."""
-        self.fused = FusedLinear({name: getattr(self, name) for name in names})
+        """Compute projections of the same input as one product, for inference.
+
+        Args:
+            names: Projections to fuse, "qkv" or "kv".
+        """
+        layers = {name: getattr(self, name) for name in names}
+        self.fused = FusedLinear(layers)
 
     def _project(self, names: str, x: Tensor) -> Sequence[Tensor]:
-        """Each named projection of tokens [B, S, D], [B, S, H·d]."""
+        """Apply the named projections to tokens [B, S, D]; one [B, S, H·d] for each name."""
         if self.fused is not None and self.fused.names == tuple(names):
             return self.fused(x)
         return [getattr(self, name)(x) for name in names]
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
     def query(self, x: Tensor) -> Tensor:
-        """Normalised queries [B, H, S, d] of tokens [B, S, D]."""
-        return self._split(self.norm_q(self.q(x)))
+        """Return the normalised queries [B, H, S, d] of tokens [B, S, D]."""
+        return split_heads(self.norm_q(self.q(x)), self.heads)
 
     def key_value(self, x: Tensor) -> KeyValue:
-        """Normalised keys and values of tokens [B, S, D]."""
+        """Return the normalised keys, and the values, of tokens [B, S, D]."""
         key, value = self._project("kv", x)
-        return KeyValue(self._split(self.norm_k(key)), self._split(value))
+        key = self.norm_k(key)
+        return KeyValue(split_heads(key, self.heads), split_heads(value, self.heads))
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, KeyValue]:
-        """Both, of the same tokens."""
+        """Return the queries [B, H, S, d], and the keys and values, of tokens [B, S, D]."""
         query, key, value = self._project("qkv", x)
-        return self._split(self.norm_q(query)), KeyValue(
-            self._split(self.norm_k(key)), self._split(value)
-        )
+        query = split_heads(self.norm_q(query), self.heads)
+        key = split_heads(self.norm_k(key), self.heads)
+        return query, KeyValue(key, split_heads(value, self.heads))
 
     def merge(self, x: Tensor) -> Tensor:
-        """Project attention outputs [B, H, S, d] back to [B, S, D]."""
-        return self.o(x.transpose(1, 2).flatten(2))
+        """Project attention outputs [B, H, S, d] back to tokens [B, S, D]."""
+        return self.o(merge_heads(x))
