@@ -298,7 +298,7 @@ def test_optional_idm_is_idm_where_it_sees_all_and_fast_where_it_does_not(model)
 
 def test_a_variant_with_a_copy_needs_its_draws(model):
     batch = make_batch(model)
-    with pytest.raises(ConfigError, match="draws of its own"):
+    with pytest.raises(ConfigError, match="needs random numbers for its context clip"):
         fast_wam_losses(model, batch, sample_fast_noise(batch), LossConfig(), "idm")
 
 

@@ -258,14 +258,14 @@ def test_a_missing_state_is_an_error_and_not_a_dropped_row():
     [
         ({"taps": (0, 4)}, "taps must be blocks 0 … 3"),
         ({"taps": (2, 0)}, "in rising order"),
-        ({"features": (("adapted",),)}, "each of the 2 taps"),
+        ({"features": (("adapted",),)}, "at least one feature for each of the 2 taps"),
         ({"features": (("adapted",), ("velocity",))}, "unknown features"),
         ({"lora_layers": (0, 9)}, "there are blocks 0 … 3"),
         ({"lora_targets": ("ffn.1",)}, "targets are"),
-        ({"pool_heads": 3}, "don't divide the width"),
+        ({"pool_heads": 3}, "must be a multiple of `pool_heads` 3"),
         ({"step_dim": 7}, "must be even"),
         ({"video_dim": 0}, "must be positive"),
-        ({"lean_steps": 4}, "has no LoRA and ends at its last tap"),
+        ({"lean_steps": 4}, "has at least one step, has no LoRA and ends at its last tap"),
     ],
 )
 def test_sizes_that_no_model_has_are_refused(changes, message):
@@ -408,7 +408,7 @@ def test_pooling_averages_squares_of_every_frame_and_channel():
 
 
 def test_the_lean_form_refuses_more_steps_than_it_holds():
-    with pytest.raises(ConfigError, match="knows 4 steps of a chunk, 5 are wanted"):
+    with pytest.raises(ConfigError, match="knows 4 steps of a chunk, got a horizon of 5"):
         act(fold_to_lean(make(), 4), 5)
 
 

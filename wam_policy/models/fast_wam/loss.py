@@ -18,7 +18,7 @@ from torch import Tensor
 from wam_policy.errors import ConfigError
 from wam_policy.models import flow_matching
 from wam_policy.models.fast_wam.model import FastWAM
-from wam_policy.models.fast_wam.variants import VARIANTS, Variant, VariantName
+from wam_policy.models.fast_wam.variants import VARIANTS, VariantName
 
 DEFAULT_SHIFT = 5.0  # of a schedule that is not configured
 NOISED_CONTEXT_CLIPS = 0.5  # fraction of samples whose context clip is noised, as in the reference
@@ -153,15 +153,13 @@ def fast_wam_losses(
     Raises:
         ConfigError: The variant needs noise for a context clip and there is none.
     """
-    kind = VARIANTS[variant]
     with_video = config.lambda_video != 0
     with_action = config.lambda_action != 0
-    attend_video = kind.attends_to == "video"
+    attend_video = VARIANTS[variant].attends_to == "video"
 
     # Frames after the first are needed for the video loss or as context of the actions.
-    clean = batch.latents
-    if not with_video and not attend_video:
-        clean = clean[:, :, :1]
+    needs_future = with_video or attend_video
+    clean = batch.latents if needs_future else batch.latents[:, :, :1]
     noise_video = noise.noise_video[:, :, : clean.shape[2]]
 
     # Timesteps
@@ -170,18 +168,7 @@ def fast_wam_losses(
     t_video = flow_matching.timesteps(noise.u_video, config.video_shift, time_dtype)
     t_action = flow_matching.timesteps(noise.u_action, action_shift, time_dtype)
 
-    # The copy of the clip that the actions attend to
-    context_clip = None
-    attend_full_video = None
-    if kind.uses_context_clip and with_action:
-        if noise.context_clip is None:
-            raise ConfigError(
-                f"the variant {variant!r} needs random numbers for its context clip; draw them "
-                f"with `sample_fast_noise(batch, variant={variant!r})`"
-            )
-        context_clip = _noised_context_clip(clean, noise.context_clip, config, time_dtype)
-        attend_full_video = _attend_full_video(kind, noise.context_clip, config)
-
+    context_clip, attend_full_video = _context_clip(clean, noise, config, variant, time_dtype)
     video_prediction, action_prediction = model(
         noise_clip(clean, noise_video, t_video),
         t_video,
@@ -196,57 +183,87 @@ def fast_wam_losses(
         decode_actions=with_action,
     )
 
-    action = t_action.new_zeros((), dtype=torch.float32)
-    if action_prediction is not None:
-        action_target = flow_matching.velocity(batch.action, noise.noise_action)
-        action_weight = flow_matching.loss_weight(t_action, action_shift)
-        action = _action_loss(action_prediction, action_target, batch.action_is_pad, action_weight)
-
-    video = t_video.new_zeros((), dtype=torch.float32)
-    if video_prediction is not None:
-        video_target = flow_matching.velocity(clean, noise_video)
-        video_weight = flow_matching.loss_weight(t_video, config.video_shift)
-        video = video_loss(video_prediction, video_target, batch.latent_is_pad, video_weight)
-
+    action = _action_loss(action_prediction, batch, noise, t_action, action_shift)
+    video = video_loss(
+        video_prediction, clean, noise_video, batch.latent_is_pad, t_video, config.video_shift
+    )
     total = config.lambda_video * video + config.lambda_action * action
     return LossOutput(total, video, action, video_prediction, action_prediction)
 
 
-def _noised_context_clip(
-    clean: Tensor, noise: ContextClipNoise, config: LossConfig, time_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the context clip and its timesteps [B], which are 0 where the clip stays clean."""
-    noised = noise.u_noised < NOISED_CONTEXT_CLIPS
-    t = flow_matching.timesteps(noise.u_context, config.video_shift, time_dtype) * noised
-    return noise_clip(clean, noise.noise_context, t), t
+def _context_clip(
+    clean: Tensor,
+    noise: TrainingNoise,
+    config: LossConfig,
+    variant: VariantName,
+    time_dtype: torch.dtype,
+) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+    """Return the copy of the clip that the actions attend to, where the variant has one.
 
+    Args:
+        clean: [B, C, F, h, w] latents.
+        noise: Random numbers of the step.
+        config: Schedules of the losses.
+        variant: Variant that is trained.
+        time_dtype: Type of the timesteps.
 
-def _attend_full_video(kind: Variant, noise: ContextClipNoise, config: LossConfig) -> Tensor | None:
-    """Return which samples' actions attend to the whole context clip, bool [B]; None: all."""
-    if not kind.optional_video:
-        return None
-    return noise.u_attend_full_video < config.action_idm_prob
+    Returns:
+        The copy [B, C, F, h, w] with its timesteps [B], which are 0 where it stays clean (None: it
+        is not needed); and which samples attend to all of its frames, bool [B] (None: all).
+    """
+    if not VARIANTS[variant].uses_context_clip or config.lambda_action == 0:
+        return None, None
+    draws = noise.context_clip
+    if draws is None:
+        raise ConfigError(
+            f"the variant {variant!r} needs random numbers for its context clip; draw them with "
+            f"`sample_fast_noise(batch, variant={variant!r})`"
+        )
+
+    noised = draws.u_noised < NOISED_CONTEXT_CLIPS
+    t = flow_matching.timesteps(draws.u_context, config.video_shift, time_dtype) * noised
+    clip = noise_clip(clean, draws.noise_context, t)
+
+    attend_full_video = None
+    if VARIANTS[variant].optional_video:
+        attend_full_video = draws.u_attend_full_video < config.action_idm_prob
+    return (clip, t), attend_full_video
 
 
 def _action_loss(
-    prediction: Tensor, target: Tensor, is_pad: Tensor, sample_weight: Tensor
+    prediction: Tensor | None, batch: Batch, noise: TrainingNoise, t: Tensor, shift: float
 ) -> Tensor:
-    """Return the weighted mean squared error of actions [B, T, A] that are not padding."""
+    """Return the flow-matching loss of predicted velocities [B, T, A]; 0 without a prediction."""
+    if prediction is None:
+        return t.new_zeros((), dtype=torch.float32)
+    target = flow_matching.velocity(batch.action, noise.noise_action)
     error = squared_error(prediction, target).mean(2)
-    return weighted_mean(error, ~is_pad, sample_weight)
+    return weighted_mean(error, ~batch.action_is_pad, flow_matching.loss_weight(t, shift))
 
 
-def video_loss(prediction: Tensor, target: Tensor, is_pad: Tensor, sample_weight: Tensor) -> Tensor:
-    """Return the weighted mean squared error of the frames after the observed one.
+def video_loss(
+    prediction: Tensor | None,
+    clean: Tensor,
+    noise: Tensor,
+    is_pad: Tensor,
+    t: Tensor,
+    shift: float,
+) -> Tensor:
+    """Return the flow-matching loss of the frames after the observed one.
 
     Args:
-        prediction: [B, C, F, h, w] predicted velocity.
-        target: [B, C, F, h, w] velocity.
-        is_pad: bool [B, F − 1].
-        sample_weight: [B].
+        prediction: [B, C, F, h, w] predicted velocity; None: the loss is 0.
+        clean: [B, C, F, h, w] latents.
+        noise: [B, C, F, h, w].
+        is_pad: bool [B, F − 1], of the frames after the first.
+        t: [B] timesteps.
+        shift: Shift of their schedule.
     """
+    if prediction is None:
+        return t.new_zeros((), dtype=torch.float32)
+    target = flow_matching.velocity(clean, noise)
     error = squared_error(prediction[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))
-    return weighted_mean(error, ~is_pad, sample_weight)
+    return weighted_mean(error, ~is_pad, flow_matching.loss_weight(t, shift))
 
 
 def noise_clip(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:

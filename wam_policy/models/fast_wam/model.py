@@ -138,17 +138,13 @@ class FastWAM(nn.Module):
             Velocity of the video [B, C, F, h, w] and of the actions [B, T, A]; None where it is
             not computed.
         """
-        # Video, or both copies of it
         text = self.video.shared_text(context, text_bias)
         if not decode_actions:
             velocity, _ = self.encode_clip(latents, t_video, text, decode=decode_video)
             return velocity, None
-        velocity = None
-        cache: list[KeyValue] = []
-        if decode_video or context_clip is None:
-            velocity, cache = self.encode_clip(latents, t_video, text, decode=decode_video)
-        if context_clip is not None:
-            _, cache = self.encode_clip(*context_clip, text, decode=False)
+        velocity, cache = self._encode_clips(
+            latents, t_video, context_clip, text, decode=decode_video
+        )
 
         # Keys and values that the actions attend to
         _, rows, columns = self.video.grid(latents)
@@ -164,6 +160,36 @@ class FastWAM(nn.Module):
         time = self.action.embed_time(t_action.unsqueeze(1))
         action_text = self.action.shared_text(context, text_bias)
         return velocity, self.action_velocity(action, time, action_text, cache, mask)
+
+    def _encode_clips(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        context_clip: tuple[Tensor, Tensor] | None,
+        text: SharedText,
+        *,
+        decode: bool,
+    ) -> tuple[Tensor | None, list[KeyValue]]:
+        """Run the video expert over a clip and its copy, each only if it is needed.
+
+        Args:
+            latents: [B, C, F, h, w], frame 0 clean.
+            t: [B] timestep of the other frames.
+            context_clip: A second copy of the clip and its timesteps; None: there is none.
+            text: From `video.shared_text`.
+            decode: Whether to compute the velocity of the clip.
+
+        Returns:
+            The velocity of the clip (None unless `decode`), and the keys and values of the copy, or
+            of the clip where there is no copy.
+        """
+        velocity = None
+        cache: list[KeyValue] = []
+        if decode or context_clip is None:
+            velocity, cache = self.encode_clip(latents, t, text, decode=decode)
+        if context_clip is not None:
+            _, cache = self.encode_clip(*context_clip, text, decode=False)
+        return velocity, cache
 
 
 def _future_mask(
