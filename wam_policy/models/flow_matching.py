@@ -56,7 +56,8 @@ def make_schedule(
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}")
 
-    sigma = shift_time(torch.linspace(1, 0, steps + 1), shift)
+    uniform = torch.linspace(1, 0, steps + 1)
+    sigma = shift_time(uniform, shift)
     times = TIMESTEPS * sigma[:-1]
     deltas = sigma.diff()
     return times.to(device, dtype), deltas.to(device, dtype)
@@ -71,7 +72,8 @@ def add_noise(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         t: [B] timesteps.
     """
     trailing = [1] * (clean.ndim - 1)
-    sigma = (t / TIMESTEPS).view(-1, *trailing).to(clean.dtype)
+    sigma = t / TIMESTEPS
+    sigma = sigma.view(-1, *trailing).to(clean.dtype)
     return (1 - sigma) * clean + sigma * noise
 
 
@@ -96,12 +98,14 @@ def loss_weight(t: Tensor, shift: float) -> Tensor:
         [B] float32.
     """
     minimum, mean = _weight_constants(shift)
-    return (_bell(t.float()) - minimum) / (mean + 1e-10)
+    height = _bell(t.float()) - minimum
+    return height / (mean + 1e-10)
 
 
 def _bell(t: Tensor) -> Tensor:
     """Return a Gaussian of the timesteps, centred at 500."""
-    return torch.exp(-2 * ((t - TIMESTEPS / 2) / TIMESTEPS) ** 2)
+    distance = (t - TIMESTEPS / 2) / TIMESTEPS
+    return torch.exp(-2 * distance**2)
 
 
 @functools.lru_cache

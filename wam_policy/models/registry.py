@@ -45,7 +45,10 @@ def build_model(config: FastWAMConfig | LightWAMConfig, precision: Precision = F
 
 
 def sample_noise(
-    model: Model, batch: Batch, generator: torch.Generator | None, variant: VariantName | None
+    model: Model,
+    batch: Batch,
+    generator: torch.Generator | None,
+    variant: VariantName | None,
 ) -> AnyTrainingNoise:
     """Draw the random numbers of one training step.
 

@@ -66,8 +66,10 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C', H, W]."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        residual = self.conv2(F.silu(self.norm2(hidden)))
+        hidden = F.silu(self.norm1(x))
+        hidden = self.conv1(hidden)
+        hidden = F.silu(self.norm2(hidden))
+        residual = self.conv2(hidden)
         return residual + self.shortcut(x)
 
 
@@ -147,7 +149,9 @@ def _patches_to_channels(image: Tensor, patch: int) -> Tensor:
     """
     # [B, 3, h, row, w, column]
     patches = image.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
-    return patches.permute(0, 1, 5, 3, 2, 4).flatten(1, 3)
+    # [B, 3, column, row, h, w]
+    ordered = patches.permute(0, 1, 5, 3, 2, 4)
+    return ordered.flatten(1, 3)
 
 
 def _down_layer(block: Any) -> nn.Module:
@@ -178,5 +182,10 @@ def _standardized(out: nn.Conv2d, outer: nn.Conv2d, mean: Tensor, std: Tensor) -
 
     rows = outer_weight / std.unsqueeze(1)
     kernel = torch.einsum("oi,ichw->ochw", rows, out.weight.to(dtype))
-    bias = rows @ out.bias.to(dtype) + (outer_bias - mean) / std
-    return _convolution(kernel.to(out.weight.dtype), bias.to(out.weight.dtype), (1, 1))
+    offset = (outer_bias - mean) / std
+    bias = rows @ out.bias.to(dtype) + offset
+
+    # Round once, to the type of the codec.
+    kernel = kernel.to(out.weight.dtype)
+    bias = bias.to(out.weight.dtype)
+    return _convolution(kernel, bias, (1, 1))

@@ -40,7 +40,10 @@ class TextEncoder:
             [n, D], including the end-of-sequence token.
         """
         tokens = self.tokenizer(
-            prompt, max_length=token_length, truncation=True, return_tensors="pt"
+            prompt,
+            max_length=token_length,
+            truncation=True,
+            return_tensors="pt",
         )
         device = self.model.device
         output = self.model(
@@ -227,5 +230,8 @@ def _word_tokenizer(tokens: Sequence[str]) -> PreTrainedTokenizerBase:
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )

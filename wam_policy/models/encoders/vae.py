@@ -37,7 +37,9 @@ class VAE(nn.Module):
     std: Tensor
 
     def __init__(
-        self, model: AutoencoderKLWan, load_decoder: Callable[[], None] | None = None
+        self,
+        model: AutoencoderKLWan,
+        load_decoder: Callable[[], None] | None = None,
     ) -> None:
         """Wrap a codec of diffusers.
 

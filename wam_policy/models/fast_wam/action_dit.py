@@ -5,6 +5,8 @@ See docs/method.md, "Action expert".
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from wam_policy.models.config import FastWAMConfig, shared_sizes
 from wam_policy.models.layers.linear import Linear
 from wam_policy.models.layers.precision import Precision
@@ -14,8 +16,8 @@ from wam_policy.models.layers.transformer import DiT
 class ActionDiT(DiT):
     """The diffusion transformer of actions.
 
-    `action_encoder` maps noisy actions [B, T, A] to tokens, `head` maps tokens to velocities. Both
-    are linear layers without a norm or modulation.
+    Tokens are embedded actions; `head` maps them to velocities [B, T, A]. Both are linear layers
+    without a norm or modulation.
     """
 
     def __init__(self, config: FastWAMConfig, precision: Precision) -> None:
@@ -27,3 +29,8 @@ class ActionDiT(DiT):
         )
         self.action_encoder = Linear(config.action_dim, self.dim)
         self.head = Linear(self.dim, config.action_dim)
+
+    def embed_actions(self, action: Tensor) -> Tensor:
+        """Map noisy actions [B, T, A] to tokens [B, T, D]."""
+        dtype = self.action_encoder.weight.dtype
+        return self.action_encoder(action.to(dtype))

@@ -16,7 +16,8 @@ FRESH = ("action_encoder.", "head.")
 
 
 def action_from_video(
-    video: Mapping[str, Tensor], action: Mapping[str, Tensor]
+    video: Mapping[str, Tensor],
+    action: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Compute the weights of an action expert from those of a video expert.
 
@@ -64,4 +65,5 @@ def _interpolate(x: Tensor, axis: int, size: int) -> Tensor:
     moved = x.movedim(axis, -1)
     rows = moved.reshape(1, -1, x.shape[axis])
     resized = torch.nn.functional.interpolate(rows, size=size, mode="linear", align_corners=True)
-    return resized.reshape(*moved.shape[:-1], size).movedim(-1, axis)
+    restored = resized.reshape(*moved.shape[:-1], size)
+    return restored.movedim(-1, axis)

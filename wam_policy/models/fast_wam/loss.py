@@ -96,7 +96,9 @@ class LossConfig:
 
 
 def sample_fast_noise(
-    batch: Batch, generator: torch.Generator | None = None, variant: VariantName = "fast"
+    batch: Batch,
+    generator: torch.Generator | None = None,
+    variant: VariantName = "fast",
 ) -> TrainingNoise:
     """Draw the random numbers of one training step, in the order of the reference.
 
@@ -108,9 +110,11 @@ def sample_fast_noise(
     device = batch.latents.device
 
     def normal(like: Tensor) -> Tensor:
+        """Draw normal numbers in the shape and type of a tensor."""
         return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype)
 
     def uniform() -> Tensor:
+        """Draw one uniform number in [0, 1) per sample."""
         return torch.rand(len(batch.latents), generator=generator, device=device)
 
     noise = TrainingNoise(
@@ -231,14 +235,19 @@ def _context_clip(
 
 
 def _action_loss(
-    prediction: Tensor | None, batch: Batch, noise: TrainingNoise, t: Tensor, shift: float
+    prediction: Tensor | None,
+    batch: Batch,
+    noise: TrainingNoise,
+    t: Tensor,
+    shift: float,
 ) -> Tensor:
     """Return the flow-matching loss of predicted velocities [B, T, A]; 0 without a prediction."""
     if prediction is None:
         return t.new_zeros((), dtype=torch.float32)
     target = flow_matching.velocity(batch.action, noise.noise_action)
     error = squared_error(prediction, target).mean(2)
-    return weighted_mean(error, ~batch.action_is_pad, flow_matching.loss_weight(t, shift))
+    weight = flow_matching.loss_weight(t, shift)
+    return weighted_mean(error, ~batch.action_is_pad, weight)
 
 
 def video_loss(
@@ -262,8 +271,10 @@ def video_loss(
     if prediction is None:
         return t.new_zeros((), dtype=torch.float32)
     target = flow_matching.velocity(clean, noise)
-    error = squared_error(prediction[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))
-    return weighted_mean(error, ~is_pad, flow_matching.loss_weight(t, shift))
+    error = squared_error(prediction[:, :, 1:], target[:, :, 1:])
+    frame_error = error.mean((1, 3, 4))
+    weight = flow_matching.loss_weight(t, shift)
+    return weighted_mean(frame_error, ~is_pad, weight)
 
 
 def noise_clip(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -292,7 +303,8 @@ def weighted_mean(error: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
         valid: bool [B, K]; a sample without a valid position contributes 0.
         weight: [B] weight of each sample.
     """
-    mean = (error * valid).sum(1) / valid.sum(1).clamp(min=1)
+    count = valid.sum(1).clamp(min=1)
+    mean = (error * valid).sum(1) / count
     return (mean * weight).mean()
 
 
@@ -306,4 +318,5 @@ def latent_padding(image_is_pad: Tensor, temporal_ratio: int = 4) -> Tensor:
     Returns:
         bool [B, n].
     """
-    return image_is_pad[:, 1:].unflatten(1, (-1, temporal_ratio)).all(2)
+    groups = image_is_pad[:, 1:].unflatten(1, (-1, temporal_ratio))
+    return groups.all(2)

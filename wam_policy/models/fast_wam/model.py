@@ -49,7 +49,12 @@ class FastWAM(nn.Module):
         return append_proprio(prompt, proprio, self.proprio_encoder)
 
     def encode_clip(
-        self, latents: Tensor, t: Tensor, text: Text | SharedText, *, decode: bool
+        self,
+        latents: Tensor,
+        t: Tensor,
+        text: Text | SharedText,
+        *,
+        decode: bool,
     ) -> tuple[Tensor | None, list[KeyValue]]:
         """Run the video expert over a clip whose first frame is the observation.
 
@@ -69,7 +74,8 @@ class FastWAM(nn.Module):
 
         time = self.video.embed_clip_time(t, frames)
         modulations = self.video.shared_modulations(time)
-        stream = self.video.stream(latents, modulations, self.video.rope(latents), text)
+        rope = self.video.rope(latents)
+        stream = self.video.stream(latents, modulations, rope, text)
         x, cache = run_blocks(stream, num_observed_tokens=num_observed_tokens, need_output=decode)
 
         if not decode:
@@ -98,8 +104,9 @@ class FastWAM(nn.Module):
         """
         horizon = action.shape[1]
         rope = action_rope(horizon, self.config.head_dim, action.device, self.precision.rope)
-        tokens = self.action.action_encoder(action.to(self.action.action_encoder.weight.dtype))
-        stream = Stream(self.action, tokens, self.action.shared_modulations(time), rope, text)
+        modulations = self.action.shared_modulations(time)
+        tokens = self.action.embed_actions(action)
+        stream = Stream(self.action, tokens, modulations, rope, text)
         x, _ = run_blocks(stream, (context_kv,), mask=mask, return_kv=False)
         return self.action.head(x)
 
@@ -193,7 +200,10 @@ class FastWAM(nn.Module):
 
 
 def _future_mask(
-    attend_full_video: Tensor, tokens_per_frame: int, video_tokens: int, horizon: int
+    attend_full_video: Tensor,
+    tokens_per_frame: int,
+    video_tokens: int,
+    horizon: int,
 ) -> Tensor:
     """Return a mask that hides all frames but the first from the actions of some samples.
 

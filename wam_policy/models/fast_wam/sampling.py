@@ -118,7 +118,10 @@ def make_sampler_constants(
         first_frame_rope=model.video.rope(first_frame),
         future_rope=model.video.rope(future, start=1),
         action_rope=action_rope(
-            horizon, model.config.head_dim, first_frame.device, model.precision.rope
+            horizon,
+            model.config.head_dim,
+            first_frame.device,
+            model.precision.rope,
         ),
         action_steps=embed_schedule(model.action, action_schedule),
         video_steps=embed_schedule(model.video, video_schedule),
@@ -158,7 +161,12 @@ def prefill_and_denoise(
     frames = 1 if future is None else 1 + future.shape[2]
     horizon = actions.shape[1]
     constants = make_sampler_constants(
-        model, first_frame, frames, horizon, action_schedule, video_schedule
+        model,
+        first_frame,
+        frames,
+        horizon,
+        action_schedule,
+        video_schedule,
     )
 
     video_text = model.video.embed_text(context)
@@ -179,7 +187,10 @@ def prefill_and_denoise(
 
 
 def prefill(
-    model: FastWAM, first_frame: Tensor, constants: SamplerConstants, text: Text
+    model: FastWAM,
+    first_frame: Tensor,
+    constants: SamplerConstants,
+    text: Text,
 ) -> list[KeyValue]:
     """Run the video expert once over the observed frame.
 
@@ -193,7 +204,10 @@ def prefill(
         Keys and values of the frame, one pair per block.
     """
     stream = model.video.stream(
-        first_frame, constants.clean_modulation, constants.first_frame_rope, text
+        first_frame,
+        constants.clean_modulation,
+        constants.first_frame_rope,
+        text,
     )
     _, video_kv = run_blocks(stream, need_output=False)
     return video_kv
@@ -234,10 +248,11 @@ def action_step(
     context_kv = [cache.video_kv]
     if future_kv is not None:
         context_kv.append(future_kv)
-    tokens = expert.action_encoder(action.to(expert.action_encoder.weight.dtype))
+    tokens = expert.embed_actions(action)
     stream = Stream(expert, tokens, step.modulations, rope, cache.action_text)
     x, _ = run_blocks(stream, context_kv, return_kv=False)
-    return flow_matching.euler_step(action, expert.head(x), step.delta)
+    velocity = expert.head(x)
+    return flow_matching.euler_step(action, velocity, step.delta)
 
 
 def video_step(
@@ -269,11 +284,16 @@ def video_step(
         return future, future_kv
 
     velocity = model.video.decode(x, step.embedding, model.video.grid(future))
-    return flow_matching.euler_step(future, velocity, step.delta), future_kv
+    denoised = flow_matching.euler_step(future, velocity, step.delta)
+    return denoised, future_kv
 
 
 def encode_future(
-    model: FastWAM, rope: Rope, clean_modulation: list[Tensor], cache: PrefillCache, future: Tensor
+    model: FastWAM,
+    rope: Rope,
+    clean_modulation: list[Tensor],
+    cache: PrefillCache,
+    future: Tensor,
 ) -> list[KeyValue]:
     """Run the video expert over clean frames after the first.
 

@@ -32,10 +32,9 @@ class KeyValue(NamedTuple):
         """
         if not torch.compiler.is_compiling():
             return self
-        return KeyValue(
-            self.key.clone(memory_format=torch.contiguous_format),
-            self.value.clone(memory_format=torch.contiguous_format),
-        )
+        key = self.key.clone(memory_format=torch.contiguous_format)
+        value = self.value.clone(memory_format=torch.contiguous_format)
+        return KeyValue(key, value)
 
 
 class RMSNorm(nn.Module):
@@ -57,7 +56,8 @@ class RMSNorm(nn.Module):
 
         wide = x.float()
         mean_square = wide.square().mean(-1, keepdim=True)
-        normalized = wide * torch.rsqrt(mean_square + self.eps)
+        inverse_root = torch.rsqrt(mean_square + self.eps)
+        normalized = wide * inverse_root
         return normalized.to(x.dtype) * self.weight
 
 
@@ -125,7 +125,12 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        eps: float,
+        precision: Precision,
     ) -> None:
         super().__init__()
         inner = heads * head_dim
@@ -155,20 +160,23 @@ class Attention(nn.Module):
 
     def query(self, x: Tensor) -> Tensor:
         """Return the normalised queries [B, H, S, d] of tokens [B, S, D]."""
-        return split_heads(self.norm_q(self.q(x)), self.heads)
+        query = self.norm_q(self.q(x))
+        return split_heads(query, self.heads)
 
     def key_value(self, x: Tensor) -> KeyValue:
         """Return the normalised keys, and the values, of tokens [B, S, D]."""
         key, value = self._project("kv", x)
-        key = self.norm_k(key)
-        return KeyValue(split_heads(key, self.heads), split_heads(value, self.heads))
+        key = split_heads(self.norm_k(key), self.heads)
+        value = split_heads(value, self.heads)
+        return KeyValue(key, value)
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, KeyValue]:
         """Return the queries [B, H, S, d], and the keys and values, of tokens [B, S, D]."""
         query, key, value = self._project("qkv", x)
         query = split_heads(self.norm_q(query), self.heads)
         key = split_heads(self.norm_k(key), self.heads)
-        return query, KeyValue(key, split_heads(value, self.heads))
+        value = split_heads(value, self.heads)
+        return query, KeyValue(key, value)
 
     def merge(self, x: Tensor) -> Tensor:
         """Project attention outputs [B, H, S, d] back to tokens [B, S, D]."""

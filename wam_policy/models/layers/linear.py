@@ -39,8 +39,9 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     for start in range(0, len(weight), ROWS_PER_BLOCK):
         rows = slice(start, start + ROWS_PER_BLOCK)
+        block_weight = weight[rows].float()
         block_bias = None if bias is None else bias[rows].float()
-        outputs[:, rows] = F.linear(inputs, weight[rows].float(), block_bias)
+        outputs[:, rows] = F.linear(inputs, block_weight, block_bias)
 
     return outputs.unflatten(0, x.shape[:-1])
 
@@ -64,7 +65,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     # A quantized weight is a tensor subclass that brings its own product.
     is_plain = type(weight) in (Tensor, nn.Parameter)
-    if computes_in_float32(x) and not torch.is_grad_enabled() and is_plain:
+    needs_gradient = torch.is_grad_enabled()
+    if computes_in_float32(x) and is_plain and not needs_gradient:
         return wide_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -98,6 +100,7 @@ class FusedLinear(nn.Module):
         self.names = tuple(layers)
         weight = share_rows([layer.weight for layer in layers.values()])
         bias = share_rows([layer.bias for layer in layers.values()])
+        # Not persistent: the state dict already has the layers' parameters.
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
@@ -123,7 +126,8 @@ def share_rows(parameters: Sequence[Tensor]) -> Tensor:
         [n · rows, ...] for n parameters of shape [rows, ...].
     """
     joined = _concatenate(parameters)
-    for parameter, rows in zip(parameters, joined.chunk(len(parameters)), strict=True):
+    chunks = joined.chunk(len(parameters))
+    for parameter, rows in zip(parameters, chunks, strict=True):
         parameter.data = rows
     return joined
 
@@ -137,8 +141,10 @@ def _concatenate(parts: Sequence[Tensor]) -> Tensor:
         same_storage = part.untyped_storage()._cdata == storage._cdata
         same_layout = part.is_contiguous() and part.shape == first.shape
         offset = first.storage_offset() + index * first.numel()
-        if not same_storage or not same_layout or part.storage_offset() != offset:
+        follows = part.storage_offset() == offset
+        if not same_storage or not same_layout or not follows:
             return torch.cat(list(parts))
 
-    shape = (len(parts) * len(first), *first.shape[1:])
+    rows = len(parts) * len(first)
+    shape = (rows, *first.shape[1:])
     return first.detach().as_strided(shape, first.stride(), first.storage_offset())

@@ -134,6 +134,8 @@ def copy_into(place: Tensor, new: Tensor) -> None:
 def narrow_kv(cache: list[KeyValue], tokens: int) -> list[KeyValue]:
     """Return the keys and values of the first tokens, for every block, as views."""
     narrowed = []
-    for key, value in cache:
-        narrowed.append(KeyValue(key.narrow(2, 0, tokens), value.narrow(2, 0, tokens)))
+    for pair in cache:
+        key = pair.key.narrow(2, 0, tokens)
+        value = pair.value.narrow(2, 0, tokens)
+        narrowed.append(KeyValue(key, value))
     return narrowed

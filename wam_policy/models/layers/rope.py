@@ -24,12 +24,15 @@ def _angles(positions: int, dim: int) -> Tensor:
     """Return the angles of positions 0 … positions − 1, float64 [positions, dim / 2]."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
     frequencies = THETA**-exponents
-    return torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
+    indices = torch.arange(positions, dtype=torch.float64)
+    return torch.outer(indices, frequencies)
 
 
 def _tables(angles: Tensor, device: torch.device, dtype: torch.dtype) -> Rope:
     """Return the tables of angles [S, d / 2]."""
-    return Rope(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+    cos = angles.cos().to(device, dtype)
+    sin = angles.sin().to(device, dtype)
+    return Rope(cos, sin)
 
 
 @functools.lru_cache(maxsize=64)
@@ -110,5 +113,7 @@ def sinusoid(t: Tensor, dim: int) -> Tensor:
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float64, device=t.device) / half
-    angles = t.double().unsqueeze(-1) * THETA**-exponents
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(t.dtype)
+    frequencies = THETA**-exponents
+    angles = t.double().unsqueeze(-1) * frequencies
+    embedding = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return embedding.to(t.dtype)

@@ -31,7 +31,8 @@ def slots_for(tokens: int, token_length: int, *, proprio: bool) -> int:
         A multiple of `SLOT_ALIGNMENT`.
     """
     required = min(tokens + MIN_PADDING_SLOTS, token_length) + proprio
-    return -(-required // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    groups = math.ceil(required / SLOT_ALIGNMENT)
+    return groups * SLOT_ALIGNMENT
 
 
 def padding_biases(copies: int, slots: int, dtype: torch.dtype) -> list[float]:
@@ -70,7 +71,10 @@ def _rounded_down(x: float, dtype: torch.dtype) -> float:
 
 
 def condense_padding(
-    context: Tensor, *, proprio: bool, dtype: torch.dtype
+    context: Tensor,
+    *,
+    proprio: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
     """Cut padded prompts to the rows that are needed to represent all of their padding.
 
@@ -89,7 +93,8 @@ def condense_padding(
     used = (context != 0).any(2)
     lengths = []
     for row in used:
-        lengths.append(int(row.nonzero().max()) + 1 if row.any() else 0)
+        last = int(row.nonzero().max()) if row.any() else -1
+        lengths.append(last + 1)
 
     # The proprioception token takes a slot, but is appended later.
     slots = slots_for(max(lengths), length, proprio=proprio) - proprio
@@ -101,4 +106,5 @@ def condense_padding(
         padding = padding_biases(length - tokens, slots - tokens, dtype)
         biases.append([0.0] * tokens + padding)
     condensed = context[:, :slots].contiguous()
-    return condensed, torch.tensor(biases, dtype=dtype, device=context.device)
+    bias = torch.tensor(biases, dtype=dtype, device=context.device)
+    return condensed, bias

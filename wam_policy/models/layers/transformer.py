@@ -78,7 +78,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         scale: [B, G, D].
     """
     grouped = x.unflatten(1, (shift.shape[1], -1))
-    modulated = grouped * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)
+    scaled = grouped * (1 + scale.unsqueeze(2))
+    modulated = scaled + shift.unsqueeze(2)
     return modulated.flatten(1, 2)
 
 
@@ -111,8 +112,8 @@ def append_proprio(prompt: Tensor, proprio: Tensor | None, encoder: nn.Linear | 
         raise ObservationError(
             f"this model needs its {encoder.in_features} numbers of proprioception, got none"
         )
-    token = encoder(proprio.to(prompt.dtype)).unsqueeze(1)
-    return torch.cat((prompt, token), dim=1)
+    token = encoder(proprio.to(prompt.dtype))
+    return torch.cat((prompt, token.unsqueeze(1)), dim=1)
 
 
 def text_mlp(text_dim: int, dim: int) -> nn.Sequential:
@@ -127,17 +128,26 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision
+        self,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        head_dim: int,
+        eps: float,
+        precision: Precision,
     ) -> None:
         super().__init__()
         self.eps = eps
         self._train_forward: TrainForward | None = None
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        table = torch.randn(1, 6, dim) / dim**0.5
+        self.modulation = nn.Parameter(table)
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(
-            Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim)
+            Linear(dim, ffn_dim),
+            nn.GELU(approximate="tanh"),
+            Linear(ffn_dim, dim),
         )
 
     def set_train_forward(self, forward: TrainForward | None) -> None:
@@ -228,7 +238,10 @@ class Block(nn.Module):
         return self.cross_attn.key_value(embedded)
 
     def attention_inputs(
-        self, x: Tensor, modulation: Tensor, rope: Rope
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: Rope,
     ) -> tuple[Tensor, KeyValue]:
         """Return the inputs of the self-attention.
 
@@ -243,7 +256,9 @@ class Block(nn.Module):
         shift, scale, *_ = modulation.unbind(2)
         normalized = modulate(self._norm(x), shift, scale)
         query, (key, value) = self.self_attn.query_key_value(normalized)
-        return rotate(query, rope), KeyValue(rotate(key, rope), value)
+        query = rotate(query, rope)
+        key = rotate(key, rope)
+        return query, KeyValue(key, value)
 
     def finish_block(
         self,
@@ -268,7 +283,8 @@ class Block(nn.Module):
         _, _, gate, shift, scale, ffn_gate = modulation.unbind(2)
 
         # Self-attention
-        x = x + gated(self.self_attn.merge(attended), gate)
+        update = self.self_attn.merge(attended)
+        x = x + gated(update, gate)
 
         # Cross-attention to the text, neither rotated nor gated
         query = self.cross_attn.query(self.norm3(x))
@@ -277,7 +293,8 @@ class Block(nn.Module):
 
         # Feed-forward
         normalized = modulate(self._norm(x), shift, scale)
-        return x + gated(self.ffn(normalized), ffn_gate)
+        update = self.ffn(normalized)
+        return x + gated(update, ffn_gate)
 
 
 class DiT(nn.Module):
@@ -316,13 +333,15 @@ class DiT(nn.Module):
     def embed_time(self, t: Tensor) -> TimeEmbedding:
         """Embed the timesteps [B, G] of groups of tokens."""
         dtype = next(self.time_embedding.parameters()).dtype
-        embedding = self.time_embedding(sinusoid(t, self.freq_dim).to(dtype))
-        modulation = self.time_projection(embedding).unflatten(-1, (6, self.dim))
-        return TimeEmbedding(embedding, modulation)
+        frequencies = sinusoid(t, self.freq_dim).to(dtype)
+        embedding = self.time_embedding(frequencies)
+        modulation = self.time_projection(embedding)
+        return TimeEmbedding(embedding, modulation.unflatten(-1, (6, self.dim)))
 
     def modulations(self, time: Tensor) -> list[Tensor]:
         """Return the modulation of every block in advance, for a shared one [..., 6, D]."""
-        return [block.add_modulation(SharedInput(time)) for block in self.blocks]
+        shared = SharedInput(time)
+        return [block.add_modulation(shared) for block in self.blocks]
 
     def embed_text(self, context: Tensor) -> Text:
         """Compute the text's keys and values of every block in advance.
@@ -345,7 +364,8 @@ class DiT(nn.Module):
         """
         embedded = self.text_embedding(context)
         if bias is not None:
-            padded = F.pad(bias, (0, context.shape[1] - bias.shape[1]))
+            missing = context.shape[1] - bias.shape[1]
+            padded = F.pad(bias, (0, missing))
             bias = padded.to(embedded.dtype)[:, None, None]
         return SharedText([SharedInput(embedded)] * len(self.blocks), bias)
 

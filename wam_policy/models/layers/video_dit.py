@@ -53,7 +53,8 @@ class Head(nn.Module):
         modulation = self.modulation.unsqueeze(1) + time.unsqueeze(2)
         shift, scale = modulation.unbind(2)
         normalized = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return self.head(modulate(normalized, shift, scale))
+        modulated = modulate(normalized, shift, scale)
+        return self.head(modulated)
 
 
 def token_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -171,5 +172,9 @@ class VideoDiT(DiT):
         # Each axis of the grid is followed by the same axis inside a patch.
         ordered = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
         return ordered.reshape(
-            batch, channels, frames * patch[0], rows * patch[1], columns * patch[2]
+            batch,
+            channels,
+            frames * patch[0],
+            rows * patch[1],
+            columns * patch[2],
         )

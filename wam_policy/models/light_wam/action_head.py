@@ -35,7 +35,8 @@ class QueryPooler(nn.Module):
         super().__init__()
         dim = config.video_dim
         self.token_norm = nn.LayerNorm(dim)
-        self.query_tokens = nn.Parameter(0.02 * torch.randn(config.queries, dim))
+        queries = 0.02 * torch.randn(config.queries, dim)
+        self.query_tokens = nn.Parameter(queries)
         # Only its parameters are used; `_project` computes with them.
         self.attn = nn.MultiheadAttention(dim, config.pool_heads, batch_first=True)
 
@@ -69,14 +70,16 @@ class QueryPooler(nn.Module):
         projected = []
         inputs = (queries, normalized, normalized)
         for x, weight, bias in zip(inputs, weights, biases, strict=True):
-            projected.append(split_heads(F.linear(x, weight, bias), self.attn.num_heads))
+            output = F.linear(x, weight, bias)
+            projected.append(split_heads(output, self.attn.num_heads))
         query, key, value = projected
         return query, key, value
 
     def attention(self, tokens: Tensor) -> Tensor:
         """Return the attention of each query to tokens [B, S, D]: [B, H, Q, S]; rows sum to 1."""
         query, key, _ = self._project(tokens)
-        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        scale = query.shape[-1] ** 0.5
+        scores = query @ key.transpose(-1, -2) / scale
         return scores.softmax(-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -84,7 +87,8 @@ class QueryPooler(nn.Module):
         query, key, value = self._project(tokens)
         attended = F.scaled_dot_product_attention(query, key, value)
         outputs = self.attn.out_proj(merge_heads(attended))
-        merged = (self.merge_weights() @ outputs).flatten(1)
+        merged = self.merge_weights() @ outputs
+        merged = merged.flatten(1)
         if self.query_merge_projector is not None:
             merged = self.query_merge_projector(merged)
         return self.output_norm(merged)
@@ -101,7 +105,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., dim] to [..., out]."""
-        hidden = F.gelu(self.fc1(self.norm(x)), approximate="tanh")
+        hidden = self.fc1(self.norm(x))
+        hidden = F.gelu(hidden, approximate="tanh")
         return self.fc2(hidden)
 
 
@@ -148,7 +153,9 @@ class StateFusionActionExpert(nn.Module):
 
         self.output_norm = nn.LayerNorm(trunk_dim)
         self.output = nn.Sequential(
-            Linear(trunk_dim, trunk_dim), gelu, Linear(trunk_dim, config.action_dim)
+            Linear(trunk_dim, trunk_dim),
+            gelu,
+            Linear(trunk_dim, config.action_dim),
         )
 
     def fuse_taps(self, taps: Taps) -> Tensor:
@@ -163,7 +170,8 @@ class StateFusionActionExpert(nn.Module):
                 pooled.append(poolers[name](tokens) if name in poolers else tokens.mean(1))
             compressed.append(compressor(torch.cat(pooled, dim=-1)))
 
-        state = self.fused_proj(self.fused_norm(torch.cat(compressed, dim=-1)))
+        joined = torch.cat(compressed, dim=-1)
+        state = self.fused_proj(self.fused_norm(joined))
         for block in self.trunk:
             state = state + block(state)
         return state
@@ -205,4 +213,5 @@ class StateFusionActionExpert(nn.Module):
             [B, T, A] normalised actions.
         """
         state = self.fuse_taps(taps).unsqueeze(1)
-        return self.output(self.output_norm(state + self.step_embeddings(horizon)))
+        step_states = state + self.step_embeddings(horizon)
+        return self.output(self.output_norm(step_states))

@@ -30,7 +30,11 @@ def check_can_explain(model: Model) -> LightWAM:
 
 @torch.no_grad()
 def attention_maps(
-    model: LightWAM, first: Tensor, context: Tensor, canvas: tuple[int, int], horizon: int
+    model: LightWAM,
+    first: Tensor,
+    context: Tensor,
+    canvas: tuple[int, int],
+    horizon: int,
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Predict actions and return where on the canvas the action head's queries attended.
 
@@ -61,7 +65,10 @@ def attention_maps(
     # `interpolate` resizes the last two axes of [batch, channels, rows, columns].
     token_maps = torch.stack(maps, dim=1).float()
     pixel_maps = F.interpolate(
-        token_maps.flatten(0, 1), size=canvas, mode="bilinear", align_corners=False
+        token_maps.flatten(0, 1),
+        size=canvas,
+        mode="bilinear",
+        align_corners=False,
     ).unflatten(0, token_maps.shape[:2])
 
     actions = model.expert(taps, horizon)
@@ -70,7 +77,8 @@ def attention_maps(
 
 
 def _poolers_with_tokens(
-    model: LightWAM, taps: Taps
+    model: LightWAM,
+    taps: Taps,
 ) -> list[tuple[QueryPooler | LeanPooler, Tensor]]:
     """Return every pooler of the action head with the tokens [B, S, D] it reads."""
     pairs = []

@@ -63,7 +63,11 @@ def fold_to_lean(model: LightWAM, steps: int) -> LightWAM:
 def lean_config(config: LightWAMConfig, steps: int) -> LightWAMConfig:
     """Return the sizes of a model's lean form for chunks of at most `steps` actions."""
     return replace(
-        config, layers=config.taps[-1] + 1, lora_rank=0, lora_layers=None, lean_steps=steps
+        config,
+        layers=config.taps[-1] + 1,
+        lora_rank=0,
+        lora_layers=None,
+        lean_steps=steps,
     )
 
 
@@ -124,7 +128,8 @@ def fold_block(block: Block, time: Tensor) -> Iterator[tuple[str, Tensor]]:
 
     qkv = []
     for layer in (attention.q, attention.k, attention.v):
-        qkv.append(absorb_norm(merge_lora(layer), 1 + scale, shift))
+        merged = merge_lora(layer)
+        qkv.append(absorb_norm(merged, 1 + scale, shift))
     layers = {
         "qkv": stack_outputs(qkv),
         "o": scale_output(merge_lora(attention.o), gate),
@@ -162,10 +167,13 @@ def fold_pooler(pooler: QueryPooler) -> Iterator[tuple[str, Tensor]]:
 
     # Queries [Q, H, d] times keys [H, d, D]. The key's bias, and the norm's shift, raise the
     # scores of all tokens alike and so do not change the softmax.
-    queries = (pooler.query_tokens @ query_weight.T + query_bias).unflatten(-1, (heads, -1))
+    queries = pooler.query_tokens @ query_weight.T + query_bias
+    queries = queries.unflatten(-1, (heads, -1))
     keys = key_weight.unflatten(0, (heads, -1))
-    scores = torch.einsum("qhd,hdi->hqi", queries, keys) / queries.shape[-1] ** 0.5
-    yield "scores.weight", (scores * norm.weight).flatten(0, 1)
+    scale = queries.shape[-1] ** 0.5
+    scores = torch.einsum("qhd,hdi->hqi", queries, keys) / scale
+    scores = scores * norm.weight
+    yield "scores.weight", scores.flatten(0, 1)
     yield "merge", pooler.merge_weights()
 
     weight, bias = absorb_norm((value_weight, value_bias), norm.weight, norm.bias)
@@ -178,12 +186,14 @@ def fold_pooler(pooler: QueryPooler) -> Iterator[tuple[str, Tensor]]:
 def copy_at_least_float32(module: M) -> M:
     """Return a copy of a module in float32, or in its own type if that is wider."""
     dtype = next(module.parameters()).dtype
-    return copy.deepcopy(module).to(torch.promote_types(dtype, torch.float32))
+    wide = torch.promote_types(dtype, torch.float32)
+    return copy.deepcopy(module).to(wide)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return a tensor in float32, or in its own type if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.to(wide)
 
 
 def merge_lora(layer: nn.Module) -> Affine:
@@ -203,7 +213,8 @@ def absorb_norm(layer: Affine, scale: Tensor, shift: Tensor) -> Affine:
     Its weight is `W·diag(scale)`, its bias `b + W·shift`.
     """
     weight, bias = layer
-    return weight * scale, bias + weight @ shift
+    folded_bias = bias + weight @ shift
+    return weight * scale, folded_bias
 
 
 def scale_output(layer: Affine, gate: Tensor) -> Affine:

@@ -61,8 +61,9 @@ class LeanBlock(nn.Module):
     def text_key_value(self, embedded: Tensor) -> KeyValue:
         """Return the keys and values of embedded text tokens [B, L, D]."""
         key, value = self.cross_kv(embedded).chunk(2, dim=-1)
-        key = self.cross_norm_k(key)
-        return KeyValue(split_heads(key, self.heads), split_heads(value, self.heads))
+        key = split_heads(self.cross_norm_k(key), self.heads)
+        value = split_heads(value, self.heads)
+        return KeyValue(key, value)
 
     # Compiled once for all blocks; see `mot._block_region`.
     @torch.compiler.nested_compile_region
@@ -80,8 +81,10 @@ class LeanBlock(nn.Module):
         """
         # Self-attention
         query, key, value = self.qkv(self._norm(x)).chunk(3, dim=-1)
-        query = rotate(split_heads(self.norm_q(query), self.heads), rope)
-        key = rotate(split_heads(self.norm_k(key), self.heads), rope)
+        query = split_heads(self.norm_q(query), self.heads)
+        key = split_heads(self.norm_k(key), self.heads)
+        query = rotate(query, rope)
+        key = rotate(key, rope)
         value = split_heads(value, self.heads)
         attended = F.scaled_dot_product_attention(query, key, value)
         x = x + self.o(merge_heads(attended))
@@ -105,7 +108,10 @@ class LeanVideo(nn.Module):
         self.head_dim = config.head_dim
         self.precision = precision
         self.patch_embedding = nn.Conv3d(
-            config.latent_channels, config.video_dim, self.patch, self.patch
+            config.latent_channels,
+            config.video_dim,
+            self.patch,
+            self.patch,
         )
         self.text_embedding = text_mlp(config.text_dim, config.video_dim)
         blocks = nn.ModuleList(LeanBlock(config, precision) for _ in range(config.layers))
@@ -127,7 +133,11 @@ class LeanVideo(nn.Module):
         return video_rope(grid, self.head_dim, latents.device, self.precision.rope)
 
     def run_blocks(
-        self, latents: Tensor, rope: Rope, text: Text, after: Callable[[int, Tensor], Tensor]
+        self,
+        latents: Tensor,
+        rope: Rope,
+        text: Text,
+        after: Callable[[int, Tensor], Tensor],
     ) -> None:
         """Run all blocks over the observed frame.
 
@@ -158,7 +168,8 @@ class LeanPooler(nn.Module):
         slots = 1 if config.merge_dim is None else config.merge_slots
         self.heads = config.pool_heads
         self.scores = Linear(dim, self.heads * config.queries, bias=False)
-        self.merge = nn.Parameter(torch.ones(slots, config.queries) / config.queries)
+        uniform = torch.ones(slots, config.queries) / config.queries
+        self.merge = nn.Parameter(uniform)
         self.value = Linear(dim, dim)
         self.out = Linear(dim, dim)
         self.query_merge_projector = merge_projector(config)
@@ -170,12 +181,15 @@ class LeanPooler(nn.Module):
 
     def attention(self, tokens: Tensor) -> Tensor:
         """Return the attention of each query to tokens [B, S, D]: [B, H, Q, S]; rows sum to 1."""
-        return self._attention(F.layer_norm(tokens, tokens.shape[-1:]))
+        normalized = F.layer_norm(tokens, tokens.shape[-1:])
+        return self._attention(normalized)
 
     def _attention(self, normalized: Tensor) -> Tensor:
         """Return the attention to normalised tokens [B, S, D]."""
+        # [B, S, H·Q] -> [B, H, Q, S]
         scores = self.scores(normalized).unflatten(-1, (self.heads, -1))
-        return scores.permute(0, 2, 3, 1).softmax(-1)
+        scores = scores.permute(0, 2, 3, 1)
+        return scores.softmax(-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool tokens [B, S, D] into one vector [B, merge_dim or D]."""
@@ -190,6 +204,7 @@ class LeanPooler(nn.Module):
         value_bias = self.value.bias.unflatten(0, (self.heads, 1, -1))
         values = means @ value_weight.transpose(1, 2) + value_bias
 
+        # The merged slots, [B, M·D]
         merged = self.out(merge_heads(values)).flatten(1)
         if self.query_merge_projector is not None:
             merged = self.query_merge_projector(merged)

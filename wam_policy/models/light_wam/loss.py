@@ -70,7 +70,9 @@ class LightLossConfig:
 
 
 def sample_light_noise(
-    batch: Batch, factor: int, generator: torch.Generator | None = None
+    batch: Batch,
+    factor: int,
+    generator: torch.Generator | None = None,
 ) -> LightTrainingNoise:
     """Draw the random numbers of one training step, in the order of the reference.
 
@@ -85,13 +87,19 @@ def sample_light_noise(
 
     u_video = torch.rand(size, generator=generator, device=latents.device)
     noise_video = torch.randn(
-        pooled_shape, generator=generator, device=latents.device, dtype=latents.dtype
+        pooled_shape,
+        generator=generator,
+        device=latents.device,
+        dtype=latents.dtype,
     )
     return LightTrainingNoise(u_video, noise_video)
 
 
 def light_wam_losses(
-    model: LightWAM, batch: Batch, noise: LightTrainingNoise, config: LightLossConfig
+    model: LightWAM,
+    batch: Batch,
+    noise: LightTrainingNoise,
+    config: LightLossConfig,
 ) -> LossOutput:
     """Compute the losses of one batch.
 
@@ -104,7 +112,8 @@ def light_wam_losses(
     assert isinstance(model.video, VideoDiT), "a lean model can only act"
 
     # Both passes use the same embedded text.
-    text = model.video.shared_text(model.context(batch.context, batch.proprio), batch.text_bias)
+    context = model.context(batch.context, batch.proprio)
+    text = model.video.shared_text(context, batch.text_bias)
 
     # Actions, from the first frame at full resolution
     horizon = batch.action.shape[1]
@@ -123,9 +132,15 @@ def light_wam_losses(
         clean = pool_latents(batch.latents, model.config.video_pool)
         time_dtype = model.precision.time or clean.dtype
         t = flow_matching.timesteps(noise.u_video, config.video_shift, time_dtype)
-        velocity = model.velocity(noise_clip(clean, noise.noise_video, t), t, text)
+        noisy = noise_clip(clean, noise.noise_video, t)
+        velocity = model.velocity(noisy, t, text)
         video = video_loss(
-            velocity, clean, noise.noise_video, batch.latent_is_pad, t, config.video_shift
+            velocity,
+            clean,
+            noise.noise_video,
+            batch.latent_is_pad,
+            t,
+            config.video_shift,
         )
 
     total = config.lambda_video * video + config.lambda_action * action

@@ -39,7 +39,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the term that is added to tokens [B, S, D]."""
-        hidden = F.gelu(self.down_proj(self.norm(x)), approximate="tanh")
+        hidden = self.down_proj(self.norm(x))
+        hidden = F.gelu(hidden, approximate="tanh")
         return self.scale * self.up_proj(hidden)
 
 
@@ -58,13 +59,19 @@ class LightWAM(nn.Module):
             self.video = LeanVideo(config, precision)
         if config.lora_rank:
             attach_lora(
-                self.video, config.lora_paths(), rank=config.lora_rank, alpha=config.lora_alpha
+                self.video,
+                config.lora_paths(),
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
             )
 
         adapters = {}
         for tap in config.taps:
             adapters[str(tap)] = Adapter(
-                config.video_dim, config.adapter_dim, config.adapter_scale, config.eps
+                config.video_dim,
+                config.adapter_dim,
+                config.adapter_scale,
+                config.eps,
             )
         self.adapters = nn.ModuleDict(adapters)
         self.expert = StateFusionActionExpert(config)
@@ -94,6 +101,7 @@ class LightWAM(nn.Module):
         taps: list[dict[str, Tensor]] = []
 
         def adapt(index: int, x: Tensor) -> Tensor:
+            """Adapt the output of a block that is followed by an adapter, and record it."""
             if str(index) not in self.adapters:
                 return x
             delta = self.adapters[str(index)](x)
@@ -104,7 +112,10 @@ class LightWAM(nn.Module):
         return taps, adapt
 
     def tap_features(
-        self, first_frame: Tensor, text: Text | SharedText, rope: Rope | None = None
+        self,
+        first_frame: Tensor,
+        text: Text | SharedText,
+        rope: Rope | None = None,
     ) -> Taps:
         """Run the video expert over the observed frame, up to the last tap.
 
@@ -127,8 +138,10 @@ class LightWAM(nn.Module):
 
         # The observed frame is clean, at timestep 0.
         time = self.video.embed_time(first_frame.new_zeros(1, 1))
-        stream = self.video.stream(first_frame, self.video.shared_modulations(time), rope, text)
-        run_blocks(stream, return_kv=False, after_block=adapt, num_blocks=self.config.taps[-1] + 1)
+        modulations = self.video.shared_modulations(time)
+        stream = self.video.stream(first_frame, modulations, rope, text)
+        num_blocks = self.config.taps[-1] + 1
+        run_blocks(stream, return_kv=False, after_block=adapt, num_blocks=num_blocks)
         return taps
 
     def velocity(self, latents: Tensor, t: Tensor, text: Text | SharedText) -> Tensor:
@@ -147,7 +160,8 @@ class LightWAM(nn.Module):
         frames, rows, columns = grid
         time = self.video.embed_clip_time(t, frames)
         modulations = self.video.shared_modulations(time)
-        stream = self.video.stream(latents, modulations, self.video.rope(latents), text)
+        rope = self.video.rope(latents)
+        stream = self.video.stream(latents, modulations, rope, text)
 
         _, adapt = self.make_tap_recorder()
         x, _ = run_blocks(

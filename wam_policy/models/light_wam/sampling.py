@@ -18,7 +18,11 @@ from wam_policy.models.light_wam.model import LightWAM, pool_latents
 
 
 def imagine(
-    model: LightWAM, first: Tensor, text: Text, noise: Tensor, schedule: Schedule
+    model: LightWAM,
+    first: Tensor,
+    text: Text,
+    noise: Tensor,
+    schedule: Schedule,
 ) -> Tensor:
     """Denoise the frames after the observed one.
 
