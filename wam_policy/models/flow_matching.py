@@ -114,7 +114,8 @@ def _weight_constants(shift: float) -> tuple[float, float]:
     values = []
     for index in range(TIMESTEPS):
         u = 1 - index / TIMESTEPS
-        t = TIMESTEPS * shift * u / (1 + (shift - 1) * u)
+        denominator = 1 + (shift - 1) * u
+        t = TIMESTEPS * shift * u / denominator
         distance = (t - TIMESTEPS / 2) / TIMESTEPS
         values.append(math.exp(-2 * distance**2))
 

@@ -57,7 +57,8 @@ class VAE(nn.Module):
         self.temporal_ratio = int(model.config["scale_factor_temporal"])
 
         for name in ("mean", "std"):
-            statistic = torch.tensor(model.config[f"latents_{name}"]).view(1, -1, 1, 1, 1)
+            values = model.config[f"latents_{name}"]
+            statistic = torch.tensor(values).view(1, -1, 1, 1, 1)
             self.register_buffer(name, statistic, persistent=False)
 
     def encode(self, video: Tensor) -> Tensor:
@@ -73,7 +74,8 @@ class VAE(nn.Module):
             ObservationError: The codec cannot encode clips of this size.
         """
         self._check_size(*video.shape[2:])
-        latents = self.model.encode(video.to(self.model.dtype)).latent_dist.mode()
+        posterior = self.model.encode(video.to(self.model.dtype)).latent_dist
+        latents = posterior.mode()
         centered = latents - self.mean.to(latents.dtype)
         inverse_std = (1 / self.std).to(latents.dtype)
         return (centered * inverse_std).to(video.dtype)
@@ -129,7 +131,9 @@ class VAE(nn.Module):
         """
         self.load_decoder()
         latents = latents.to(self.model.dtype)
-        raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
+        std = self.std.to(latents.dtype)
+        mean = self.mean.to(latents.dtype)
+        raw = latents * std + mean
         return self.model.decode(raw).sample.clamp(-1, 1)
 
     def load_decoder(self) -> None:

@@ -271,7 +271,9 @@ def video_loss(
     if prediction is None:
         return t.new_zeros((), dtype=torch.float32)
     target = flow_matching.velocity(clean, noise)
-    error = squared_error(prediction[:, :, 1:], target[:, :, 1:])
+    future_prediction = prediction[:, :, 1:]
+    future_target = target[:, :, 1:]
+    error = squared_error(future_prediction, future_target)
     frame_error = error.mean((1, 3, 4))
     weight = flow_matching.loss_weight(t, shift)
     return weighted_mean(frame_error, ~is_pad, weight)
@@ -286,8 +288,9 @@ def noise_clip(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         t: [B] timesteps.
     """
     observed = clean[:, :, :1]
-    future = flow_matching.add_noise(clean[:, :, 1:], noise[:, :, 1:], t)
-    return torch.cat((observed, future), dim=2)
+    future = clean[:, :, 1:]
+    noisy = flow_matching.add_noise(future, noise[:, :, 1:], t)
+    return torch.cat((observed, noisy), dim=2)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

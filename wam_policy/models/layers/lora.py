@@ -31,7 +31,9 @@ class LoRALinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        return super().forward(x) + self.scale * self.lora_up(self.lora_down(x))
+        plain = super().forward(x)
+        low_rank = self.lora_up(self.lora_down(x))
+        return plain + self.scale * low_rank
 
 
 def attach_lora(module: nn.Module, targets: Iterable[str], *, rank: int, alpha: float) -> None:

@@ -26,6 +26,9 @@ from wam_policy.models.layers.transformer import (
     Text,
 )
 
+AfterBlock = Callable[[int, Tensor], Tensor]
+"""Function of a block's index and its output [B, S, D] that returns the next block's tokens."""
+
 
 class Stream(NamedTuple):
     """One expert with its tokens and what conditions them."""
@@ -45,7 +48,7 @@ def run_blocks(
     mask: Tensor | None = None,
     need_output: bool = True,
     return_kv: bool = True,
-    after_block: Callable[[int, Tensor], Tensor] | None = None,
+    after_block: AfterBlock | None = None,
     num_blocks: int | None = None,
 ) -> tuple[Tensor, list[KeyValue]]:
     """Run one expert's blocks over its tokens.
@@ -57,8 +60,7 @@ def run_blocks(
         mask: See `attention.attend`.
         need_output: False stops the last block after its keys and values.
         return_kv: False drops the keys and values of the blocks.
-        after_block: Function of a block's index and its output [B, S, D] that returns the tokens
-            for the next block.
+        after_block: Function that replaces the output of each block; None: none.
         num_blocks: Number of blocks to run; None: all.
 
     Returns:

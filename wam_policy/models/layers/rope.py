@@ -93,8 +93,8 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     Returns:
         [B, H, S, d] in the type of `x`.
     """
-    pairs = x.to(rope.cos.dtype).unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
+    wide = x.to(rope.cos.dtype)
+    even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
     rotated_even = even * rope.cos - odd * rope.sin
     rotated_odd = even * rope.sin + odd * rope.cos
     rotated = torch.stack((rotated_even, rotated_odd), dim=-1)

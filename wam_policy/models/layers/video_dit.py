@@ -38,7 +38,8 @@ class Head(nn.Module):
         self.eps = eps
         self.head = Linear(dim, out_dim)
         table = self.head.weight.new_empty(1, 2, dim)
-        self.modulation = nn.Parameter(nn.init.trunc_normal_(table, std=dim**-0.5))
+        nn.init.trunc_normal_(table, std=dim**-0.5)
+        self.modulation = nn.Parameter(table)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Map tokens to patches.
@@ -104,7 +105,8 @@ class VideoDiT(DiT):
         self.patch = config.patch_size
         self.channels = config.latent_channels
         self.patch_embedding = nn.Conv3d(self.channels, self.dim, self.patch, self.patch)
-        self.head = Head(self.dim, self.channels * math.prod(self.patch), self.eps)
+        patch_dim = self.channels * math.prod(self.patch)
+        self.head = Head(self.dim, patch_dim, self.eps)
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Return the token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
@@ -122,7 +124,8 @@ class VideoDiT(DiT):
         """
         future = t.unsqueeze(1)
         observed = torch.zeros_like(future)
-        timesteps = torch.cat((observed, future.expand(-1, frames - 1)), dim=1)
+        future = future.expand(-1, frames - 1)
+        timesteps = torch.cat((observed, future), dim=1)
         return self.embed_time(timesteps)
 
     def rope(self, latents: Tensor, start: int = 0) -> Rope:
@@ -166,7 +169,8 @@ class VideoDiT(DiT):
             [B, C, F, h, w].
         """
         patches = self.head(x, time)
-        patches = patches.unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
+        patches = patches.unflatten(1, grid)
+        patches = patches.unflatten(-1, (*self.patch, self.channels))
         batch, frames, rows, columns, *patch, channels = patches.shape
 
         # Each axis of the grid is followed by the same axis inside a patch.

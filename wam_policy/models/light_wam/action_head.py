@@ -166,8 +166,10 @@ class StateFusionActionExpert(nn.Module):
             assert isinstance(poolers, nn.ModuleDict)
             pooled = []
             for name in features:
-                tokens = tap[name]
-                pooled.append(poolers[name](tokens) if name in poolers else tokens.mean(1))
+                if name in poolers:
+                    pooled.append(poolers[name](tap[name]))
+                else:
+                    pooled.append(tap[name].mean(1))
             compressed.append(compressor(torch.cat(pooled, dim=-1)))
 
         joined = torch.cat(compressed, dim=-1)

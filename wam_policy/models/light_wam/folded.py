@@ -12,7 +12,7 @@ See docs/method.md, "Exact savings".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.layers.attention import KeyValue, RMSNorm, merge_heads, split_heads
 from wam_policy.models.layers.linear import Linear
+from wam_policy.models.layers.mot import AfterBlock
 from wam_policy.models.layers.precision import Precision
 from wam_policy.models.layers.rope import Rope, rotate, video_rope
 from wam_policy.models.layers.transformer import Text, text_mlp
@@ -80,7 +81,8 @@ class LeanBlock(nn.Module):
             [B, S, D].
         """
         # Self-attention
-        query, key, value = self.qkv(self._norm(x)).chunk(3, dim=-1)
+        qkv = self.qkv(self._norm(x))
+        query, key, value = qkv.chunk(3, dim=-1)
         query = split_heads(self.norm_q(query), self.heads)
         key = split_heads(self.norm_k(key), self.heads)
         query = rotate(query, rope)
@@ -137,7 +139,7 @@ class LeanVideo(nn.Module):
         latents: Tensor,
         rope: Rope,
         text: Text,
-        after: Callable[[int, Tensor], Tensor],
+        after: AfterBlock,
     ) -> None:
         """Run all blocks over the observed frame.
 
@@ -145,8 +147,7 @@ class LeanVideo(nn.Module):
             latents: [B, C, 1, h, w].
             rope: Rotary tables of its tokens, from `rope`.
             text: From `embed_text`.
-            after: Function of a block's index and its output [B, S, D] that records what is needed
-                and returns the tokens for the next block.
+            after: Function that records what is needed of each block, and replaces its output.
         """
         x = embed_patches(self.patch_embedding, latents)
         layers = zip(self.blocks, text.layers, strict=True)

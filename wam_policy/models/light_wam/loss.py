@@ -117,7 +117,8 @@ def light_wam_losses(
 
     # Actions, from the first frame at full resolution
     horizon = batch.action.shape[1]
-    taps = model.tap_features(batch.latents[:, :, :1], text)
+    first_frame = batch.latents[:, :, :1]
+    taps = model.tap_features(first_frame, text)
     actions = model.expert(taps, horizon)
     step_weight = ~batch.action_is_pad * config.step_weights(horizon, actions)
     error = squared_error(actions, batch.action).mean(2)

@@ -8,15 +8,13 @@ See docs/method.md, "Light-WAM".
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.models.config import LightWAMConfig
 from wam_policy.models.layers.linear import Linear
 from wam_policy.models.layers.lora import attach_lora
-from wam_policy.models.layers.mot import run_blocks
+from wam_policy.models.layers.mot import AfterBlock, run_blocks
 from wam_policy.models.layers.precision import FAST, Precision
 from wam_policy.models.layers.rope import Rope
 from wam_policy.models.layers.transformer import SharedText, Text, append_proprio
@@ -92,11 +90,10 @@ class LightWAM(nn.Module):
         """
         return append_proprio(prompt, proprio, self.proprio_encoder)
 
-    def make_tap_recorder(self) -> tuple[list[dict[str, Tensor]], Callable[[int, Tensor], Tensor]]:
+    def make_tap_recorder(self) -> tuple[list[dict[str, Tensor]], AfterBlock]:
         """Return a list of taps and a function that adapts the tokens and fills the list.
 
-        The function is meant for `run_blocks(after_block=...)`: it takes a block's index and its
-        output [B, S, D], and returns the tokens for the next block.
+        The function is meant for `run_blocks(after_block=...)`.
         """
         taps: list[dict[str, Tensor]] = []
 
