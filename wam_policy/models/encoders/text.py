@@ -197,8 +197,9 @@ def untrained_encoder(prompts: Sequence[str], text_dim: int, seed: int) -> TextE
 
     words = sorted({word for prompt in prompts for word in prompt.split()})
     tokens = ["<pad>", "</s>", "<unk>", *words]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     config = UMT5Config(
-        vocab_size=len(tokens),
+        vocab_size=len(vocabulary),
         d_model=text_dim,
         d_kv=16,
         d_ff=2 * text_dim,
@@ -210,14 +211,14 @@ def untrained_encoder(prompts: Sequence[str], text_dim: int, seed: int) -> TextE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = UMT5EncoderModel(config)
-    return TextEncoder(model, _word_tokenizer(tokens))
+    return TextEncoder(model, _word_tokenizer(vocabulary))
 
 
-def _word_tokenizer(tokens: Sequence[str]) -> PreTrainedTokenizerBase:
+def _word_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerBase:
     """Build a tokenizer that splits at white space and appends the end-of-sequence token.
 
     Args:
-        tokens: Tokens in the order of their indices: padding, end of sequence, unknown, words.
+        vocabulary: Index of each token, including those for padding, end of sequence and unknown.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -225,7 +226,6 @@ def _word_tokenizer(tokens: Sequence[str]) -> PreTrainedTokenizerBase:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

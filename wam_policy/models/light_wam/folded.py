@@ -1,4 +1,4 @@
-"""The lean form of Light-WAM, which can only act: everything constant is folded into its weights.
+"""The lean form of Light-WAM, which can only act: constants are folded into its weights.
 
 LoRA is merged, and blocks and heads that no action depends on are left out. Observed frames have
 timestep 0, so the modulation of a block is constant: shift and scale are absorbed by the linear
