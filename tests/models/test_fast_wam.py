@@ -1,4 +1,4 @@
-"""What the architecture promises beyond the recorded tensors (spec/fastwam.md, conformance checklist)."""
+"""Properties of Fast-WAM beyond the recorded tensors."""
 
 import pytest
 import torch
@@ -195,7 +195,7 @@ def test_full_size_has_the_released_model_s_parameters():
 
 
 def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
-    """FakeTensorMode raises on `.item()` and on tensors of two devices, so passing means the path is CUDA-clean."""
+    """Run in FakeTensorMode, which raises on `.item()` and on tensors of two devices."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.device("meta"):
@@ -252,7 +252,7 @@ def test_frames_that_follow_others_are_turned_as_in_their_clip():
     assert torch.equal(whole.cos[12:], later.cos) and torch.equal(whole.sin[12:], later.sin)
 
 
-# -- variants ----------------------------------------------------------------------------------------------------------
+# -- variants --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kept, left_out", [("action", "video"), ("video", "action")])
@@ -308,7 +308,7 @@ def test_a_probability_outside_0_to_1_is_refused():
 
 
 def plain_joint(model, batch, noise_action, noise_video, schedule, see_video):
-    """Joint sampling as the reference does it: the whole model over the whole clip at every step."""
+    """Sample jointly as the reference does: the full model over the full clip at every step."""
     action, clip = noise_action, torch.cat((batch.latents[:, :, :1], noise_video), dim=2)
     context = model.context(batch.context, batch.proprio)
     for t, delta in zip(*schedule, strict=True):

@@ -79,7 +79,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a - b).abs().max() / b.abs().max().clamp(min=1) <= LIMITS[a.dtype])
 
 
-# -- what is trained ----------------------------------------------------------------------------------------------------
+# -- trained parameters ----------------------------------------------------------------------------
 
 
 def test_exactly_the_reference_s_parameters_are_trained():
@@ -110,7 +110,7 @@ def test_the_released_sizes_have_the_paper_s_counts(action, proprio, count):
 
 
 def test_the_released_size_s_forms_have_the_promised_sizes():
-    """In bfloat16: 3.7 GB whole, 0.88 GB of what was trained, at most 2.95 GiB lean, its codec's encoder included."""
+    """In bfloat16: 3.7 GB fat, 0.88 GB slim, at most 2.95 GiB lean with the codec's encoder."""
     whole = LightWAMConfig(action_dim=7, proprio_dim=8)
     with torch.device("meta"):
         fat, small = (
@@ -130,7 +130,7 @@ def test_the_released_size_s_forms_have_the_promised_sizes():
 
 @pytest.mark.parametrize("steps", [None, 32], ids=["whole", "lean"])
 def test_full_size_runs_on_a_fake_cuda_device_without_syncs(steps):
-    """FakeTensorMode raises on `.item()` and on tensors of two devices, so passing means the path is CUDA-clean."""
+    """Run in FakeTensorMode, which raises on `.item()` and on tensors of two devices."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     lean_sizes = {} if steps is None else {"layers": 25, "lora_rank": 0, "lean_steps": steps}
@@ -166,7 +166,7 @@ def test_the_frozen_trunk_gets_no_gradients():
     }
 
 
-# -- options ------------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def test_a_new_model_s_lora_and_adapters_add_nothing():
@@ -273,7 +273,7 @@ def test_sizes_that_no_model_has_are_refused(changes, message):
         replace(LIGHT_SIZES, **changes)
 
 
-# -- foldings: the same function, in float64 to 1e-10, in float32 to 2e-5 -----------------------------------------------
+# -- foldings: the same function, in float64 to 1e-10, in float32 to 2e-5 --------------------------
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
