@@ -2,11 +2,13 @@
 
     python tests/reference.py FILE.safetensors [...]
 
-The file's name says what it holds: `fastwam_*`, `lightwam_*`, `init_*` and `bf16_*` (with the `fastwam_*` and, for what
-`bf16_*` holds of it, the `lightwam_*` of the same name beside them), `vae_*`, `text_*`, `io_*` (with its two statistics files
-beside it); the configuration is in the `.json` beside it.
-Prints one row per recorded tensor with its error (max |a − b| / max(1, max |b|)) and exits non-zero if one is over its
-tolerance.
+The name of a file tells its content: `fastwam_*`, `lightwam_*`, `init_*` and `bf16_*` (which need
+the `fastwam_*` and, where `bf16_*` has Light-WAM tensors, the `lightwam_*` of the same name beside
+them), `vae_*`, `text_*`, `io_*` (which needs its two statistics files). The configuration is in the
+`.json` of the same name.
+
+Prints one row per recorded tensor with its error (max |a − b| / max(1, max |b|)), and exits with a
+status other than zero if an error exceeds its tolerance.
 """
 
 import json
@@ -103,7 +105,7 @@ def tolerances(path: Path, recorded: dict[str, Tensor]) -> dict[str, float]:
 
 
 def compare(path: Path) -> list[Row]:
-    """Compare everything recorded in one file; a recorded tensor that nothing here produces fails."""
+    """Compare all tensors recorded in one file; one that is not produced here fails."""
     torch.manual_seed(0)
     recorded = load_file(path)
     wanted = {
@@ -137,9 +139,8 @@ def main(paths: list[str]) -> int:
             failed += 1
             continue
         for row in rows:
-            print(
-                f"{'ok  ' if row.passed else 'OVER'} {row.error:9.2e} (≤ {row.tolerance:.0e})  {row.name}"
-            )
+            verdict = "ok  " if row.passed else "OVER"
+            print(f"{verdict} {row.error:9.2e} (≤ {row.tolerance:.0e})  {row.name}")
         over = sum(not row.passed for row in rows)
         print(f"{path}: {len(rows) - over} of {len(rows)} tensors within tolerance")
         failed += over + (not rows)

@@ -1,4 +1,4 @@
-"""The package equals the reference implementations on the recorded tensors, by the same script users run."""
+"""The package equals the reference implementations on the recorded tensors."""
 
 import importlib.util
 import json
@@ -64,7 +64,7 @@ def test_a_wrong_tensor_is_reported_and_fails(tmp_path, capsys):
 
 
 def test_a_model_without_proprio_and_with_other_steps_is_compared_too(tmp_path, capsys):
-    """The recorded values are another model's, so it must fail: on the numbers, row by row, not on the format."""
+    """The recorded values are another model's: the numbers must fail, not the format."""
     tensors = load_file(HERE / "golden/fastwam_dev.safetensors")
     bare = {name: x for name, x in tensors.items() if "proprio" not in name}
     save_file(bare, tmp_path / "bare.safetensors")

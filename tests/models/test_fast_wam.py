@@ -1,4 +1,4 @@
-"""What the architecture promises beyond the recorded tensors (spec/fastwam.md, conformance checklist)."""
+"""Properties of Fast-WAM beyond the recorded tensors."""
 
 import pytest
 import torch
@@ -118,14 +118,17 @@ def test_losses_are_weighted_means_over_what_is_not_padded(model):
             flow_matching.timesteps(u[i : i + 1], 5.0) for u in (draws.u_action, draws.u_video)
         )
         errors = [
-            ((losses.velocity_action[i, t] - (draws.noise_action - batch.action)[i, t]) ** 2).mean()
+            (
+                (losses.action_prediction[i, t] - (draws.noise_action - batch.action)[i, t]) ** 2
+            ).mean()
             for t in range(4)
             if not batch.action_is_pad[i, t]
         ]
         action += flow_matching.loss_weight(t_action, 5.0) * sum(errors) / max(1, len(errors)) / 3
         errors = [
             (
-                (losses.velocity_video[i, :, f] - (draws.noise_video - batch.latents)[i, :, f]) ** 2
+                (losses.video_prediction[i, :, f] - (draws.noise_video - batch.latents)[i, :, f])
+                ** 2
             ).mean()
             for f in (1, 2)
             if not batch.latent_is_pad[i, f - 1]
@@ -192,7 +195,7 @@ def test_full_size_has_the_released_model_s_parameters():
 
 
 def test_full_size_runs_on_a_fake_cuda_device_without_syncs():
-    """FakeTensorMode raises on `.item()` and on tensors of two devices, so passing means the path is CUDA-clean."""
+    """Run in FakeTensorMode, which raises on `.item()` and on tensors of two devices."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.device("meta"):
@@ -249,7 +252,7 @@ def test_frames_that_follow_others_are_turned_as_in_their_clip():
     assert torch.equal(whole.cos[12:], later.cos) and torch.equal(whole.sin[12:], later.sin)
 
 
-# -- variants ----------------------------------------------------------------------------------------------------------
+# -- variants --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kept, left_out", [("action", "video"), ("video", "action")])
@@ -275,7 +278,7 @@ def test_with_one_loss_left_out_the_other_and_its_gradients_are_as_they_were(
         found.append((losses, gradients))
     (whole, expected), (short, gradients) = found
     assert torch.allclose(getattr(short, kept), getattr(whole, kept), atol=1e-6)
-    assert getattr(short, left_out) == 0 and getattr(short, f"velocity_{left_out}") is None
+    assert getattr(short, left_out) == 0 and getattr(short, f"{left_out}_prediction") is None
     assert expected.keys() == gradients.keys()
     assert all(torch.allclose(gradients[name], expected[name], atol=1e-6) for name in expected)
 
@@ -286,7 +289,7 @@ def test_optional_idm_is_idm_where_it_sees_all_and_fast_where_it_does_not(model)
 
     def action_velocity(variant, probability=1.0):
         config = LossConfig(action_idm_prob=probability)
-        return fast_wam_losses(model, batch, draws, config, variant).velocity_action
+        return fast_wam_losses(model, batch, draws, config, variant).action_prediction
 
     assert torch.allclose(action_velocity("optional_idm", 1.0), action_velocity("idm"), atol=1e-5)
     assert torch.allclose(action_velocity("optional_idm", 0.0), action_velocity("fast"), atol=1e-5)
@@ -295,7 +298,7 @@ def test_optional_idm_is_idm_where_it_sees_all_and_fast_where_it_does_not(model)
 
 def test_a_variant_with_a_copy_needs_its_draws(model):
     batch = make_batch(model)
-    with pytest.raises(ConfigError, match="draws of its own"):
+    with pytest.raises(ConfigError, match="needs random numbers for its context clip"):
         fast_wam_losses(model, batch, sample_fast_noise(batch), LossConfig(), "idm")
 
 
@@ -305,7 +308,7 @@ def test_a_probability_outside_0_to_1_is_refused():
 
 
 def plain_joint(model, batch, noise_action, noise_video, schedule, see_video):
-    """Joint sampling as the reference does it: the whole model over the whole clip at every step."""
+    """Sample jointly as the reference does: the full model over the full clip at every step."""
     action, clip = noise_action, torch.cat((batch.latents[:, :, :1], noise_video), dim=2)
     context = model.context(batch.context, batch.proprio)
     for t, delta in zip(*schedule, strict=True):

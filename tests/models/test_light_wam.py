@@ -79,7 +79,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a - b).abs().max() / b.abs().max().clamp(min=1) <= LIMITS[a.dtype])
 
 
-# -- what is trained ----------------------------------------------------------------------------------------------------
+# -- trained parameters ----------------------------------------------------------------------------
 
 
 def test_exactly_the_reference_s_parameters_are_trained():
@@ -110,7 +110,7 @@ def test_the_released_sizes_have_the_paper_s_counts(action, proprio, count):
 
 
 def test_the_released_size_s_forms_have_the_promised_sizes():
-    """In bfloat16: 3.7 GB whole, 0.88 GB of what was trained, at most 2.95 GiB lean, its codec's encoder included."""
+    """In bfloat16: 3.7 GB fat, 0.88 GB slim, at most 2.95 GiB lean with the codec's encoder."""
     whole = LightWAMConfig(action_dim=7, proprio_dim=8)
     with torch.device("meta"):
         fat, small = (
@@ -130,7 +130,7 @@ def test_the_released_size_s_forms_have_the_promised_sizes():
 
 @pytest.mark.parametrize("steps", [None, 32], ids=["whole", "lean"])
 def test_full_size_runs_on_a_fake_cuda_device_without_syncs(steps):
-    """FakeTensorMode raises on `.item()` and on tensors of two devices, so passing means the path is CUDA-clean."""
+    """Run in FakeTensorMode, which raises on `.item()` and on tensors of two devices."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     lean_sizes = {} if steps is None else {"layers": 25, "lora_rank": 0, "lean_steps": steps}
@@ -166,7 +166,7 @@ def test_the_frozen_trunk_gets_no_gradients():
     }
 
 
-# -- options ------------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def test_a_new_model_s_lora_and_adapters_add_nothing():
@@ -240,7 +240,7 @@ def test_without_video_co_training_the_action_loss_and_its_gradients_are_the_sam
         gradients.append(
             {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
         )
-    assert losses.velocity_video is None and losses.video == 0
+    assert losses.video_prediction is None and losses.video == 0
     assert gradients[0].keys() == gradients[1].keys()
     assert all(
         torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0]
@@ -258,14 +258,14 @@ def test_a_missing_state_is_an_error_and_not_a_dropped_row():
     [
         ({"taps": (0, 4)}, "taps must be blocks 0 … 3"),
         ({"taps": (2, 0)}, "in rising order"),
-        ({"features": (("adapted",),)}, "each of the 2 taps"),
+        ({"features": (("adapted",),)}, "at least one feature for each of the 2 taps"),
         ({"features": (("adapted",), ("velocity",))}, "unknown features"),
         ({"lora_layers": (0, 9)}, "there are blocks 0 … 3"),
         ({"lora_targets": ("ffn.1",)}, "targets are"),
-        ({"pool_heads": 3}, "don't divide the width"),
+        ({"pool_heads": 3}, "must be a multiple of `pool_heads` 3"),
         ({"step_dim": 7}, "must be even"),
         ({"video_dim": 0}, "must be positive"),
-        ({"lean_steps": 4}, "has no LoRA and ends at its last tap"),
+        ({"lean_steps": 4}, "has at least one step, has no LoRA and ends at its last tap"),
     ],
 )
 def test_sizes_that_no_model_has_are_refused(changes, message):
@@ -273,7 +273,7 @@ def test_sizes_that_no_model_has_are_refused(changes, message):
         replace(LIGHT_SIZES, **changes)
 
 
-# -- foldings: the same function, in float64 to 1e-10, in float32 to 2e-5 -----------------------------------------------
+# -- foldings: the same function, in float64 to 1e-10, in float32 to 2e-5 --------------------------
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -408,7 +408,7 @@ def test_pooling_averages_squares_of_every_frame_and_channel():
 
 
 def test_the_lean_form_refuses_more_steps_than_it_holds():
-    with pytest.raises(ConfigError, match="knows 4 steps of a chunk, 5 are wanted"):
+    with pytest.raises(ConfigError, match="knows 4 steps of a chunk, got a horizon of 5"):
         act(fold_to_lean(make(), 4), 5)
 
 

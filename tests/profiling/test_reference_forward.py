@@ -87,8 +87,8 @@ def test_a_twin_with_fused_projections_shares_the_model_s_memory_and_leaves_it_t
     with torch.no_grad():
         ours.q.weight += 1
     for other in (attention, again.video.blocks[0].self_attn):
-        assert torch.equal(other.fused_weight[: len(ours.q.weight)], ours.q.weight)
-    assert not ours.fused and "fused_weight" not in dict(ours.named_buffers())
+        assert torch.equal(other.fused.weight[: len(ours.q.weight)], ours.q.weight)
+    assert ours.fused is None and "fused.weight" not in dict(ours.named_buffers())
     ours.query_key_value(torch.randn(1, 2, 16))[0].sum().backward()
     assert ours.q.weight.grad is not None and ours.q.weight.grad.any()
 

@@ -1,4 +1,4 @@
-"""Our bfloat16 results, rounded where the reference rounds, of the models recorded in the neighbouring files."""
+"""Our bfloat16 results, rounded where the reference rounds, of the recorded models."""
 
 import itertools
 from collections.abc import Iterator
@@ -40,17 +40,17 @@ def _light_actions(model: dict[str, Tensor], info: dict[str, Any]) -> Tensor:
 
 
 def tolerance(recorded: Tensor, float32: Tensor | None) -> float:
-    """Schedules are equal to the bit; chunks are five times closer to the reference's than float32 is."""
+    """Return 0 for a schedule, and for a chunk a fifth of the reference's distance to float32."""
     if float32 is None:
         return 0.0
     return float((recorded - float32).abs().max() / recorded.abs().max().clamp(min=1)) / 5
 
 
 def light_tolerance(recorded: Tensor, light: Model) -> float:
-    """How far our chunks move from kernel to kernel, in a batch or one by one; or a fifth of float32's way, if that is more.
+    """Return the spread of our chunks over kernels and batch sizes, or `tolerance` if it is larger.
 
-    No timestep is rounded in a Light-WAM: float32 is only rounding noise away, about as far as two kernels are from each other,
-    so that "five times closer" could only be met by the reference's own kernels.
+    No timestep is rounded in a Light-WAM, so float32 is only rounding noise away, about as far as
+    two kernels are from each other: a fifth of that could only be met by the reference's kernels.
     """
     chunks = []
     for linear, attention in itertools.product(

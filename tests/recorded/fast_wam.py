@@ -125,19 +125,22 @@ def training(
         model, batch, recorded_draws(recorded, folder, variant), config, variant
     )
     losses.total.backward()
-    assert losses.velocity_video is not None
+    assert losses.video_prediction is not None
     yield f"{folder}/train/loss", losses.total
     yield f"{folder}/train/loss_video", losses.video
     yield f"{folder}/train/loss_action", losses.action
-    yield f"{folder}/train/pred_video", losses.velocity_video
-    yield f"{folder}/train/pred_action", losses.velocity_action
+    yield f"{folder}/train/pred_video", losses.video_prediction
+    yield f"{folder}/train/pred_action", losses.action_prediction
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name, gradient in key_mapping.from_native(gradients).items():
         yield f"{folder}/train/grad/{name}", gradient
 
 
 def recorded_draws(recorded: dict[str, Tensor], folder: str, variant: VariantName) -> TrainingNoise:
-    """The random numbers of a recorded step; those of the copy only exist if a sample's copy was noised."""
+    """Return the random numbers of a recorded step.
+
+    Those of the context clip exist only if a sample's context clip was noised.
+    """
     prefix = f"{folder}/train/draw"
     drawn = [
         recorded[name]
@@ -206,9 +209,10 @@ def inference(
 
 
 def influence(info: dict[str, Any], *, see_video: bool, copy: bool) -> Tensor:
-    """Which tokens each token's output depends on, bool [S, S]: with one block, that is the attention mask.
+    """Return which tokens each token's output depends on, bool [S, S].
 
-    Tokens are [video, action], or [video, copy, action]. The copy is never read; its rows are those of the video, run alone.
+    With one block, that is the attention mask. Tokens are [video, action], or [video, context clip,
+    action]. The context clip is never decoded; its rows are those of the video, run alone.
     """
     config = dataclasses.replace(model_config(info), layers=1)
     frames, height, width = info["grid"]

@@ -1,4 +1,4 @@
-"""Our value of what the references feed their models and send to the simulators, by the presets and the envs' contracts."""
+"""Our model inputs and simulator actions, by the presets and the contracts of the envs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -58,7 +58,7 @@ def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tens
 
 
 def _sent(robot: str, action: np.ndarray, *, binary: bool) -> np.ndarray:
-    """What is sent to the simulator; `binary` False leaves a gripper's numbers between its two values."""
+    """Return what is sent to the simulator; `binary` False leaves gripper values continuous."""
     source, target = PRESETS[robot].layout, ENVS[robot].action
     if source.gripper is not None:
         source = replace(source, gripper=replace(source.gripper, binary=binary))

@@ -104,9 +104,9 @@ def tensors(recorded: dict[str, Tensor], info: dict[str, Any]) -> Iterator[tuple
     yield "train/loss", losses.total
     yield "train/loss_video", losses.video
     yield "train/loss_action", losses.action
-    assert losses.velocity_video is not None
-    yield "train/pred_video", losses.velocity_video
-    yield "train/pred_action", losses.actions
+    assert losses.video_prediction is not None
+    yield "train/pred_video", losses.video_prediction
+    yield "train/pred_action", losses.action_prediction
     gradients = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
     for name, gradient in key_mapping.from_native(
         gradients, key_mapping.light_wam(info["layers"])

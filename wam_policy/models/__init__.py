@@ -1,1 +1,1 @@
-"""The networks: tensors in, tensors out; nothing of Gymnasium, files or the Hub."""
+"""Neural networks of both families: tensors in, tensors out."""

@@ -1,15 +1,15 @@
-"""Sizes of the models: everything their parameters' shapes depend on."""
+"""Model configurations: every quantity that the shapes of the parameters depend on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from wam_policy.errors import ConfigError
 
 
 class SharedSizes(TypedDict):
-    """Sizes of a transformer but its widths."""
+    """Sizes that all experts of a model have in common; their widths may differ."""
 
     layers: int
     heads: int
@@ -21,10 +21,12 @@ class SharedSizes(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FastWAMConfig:
-    """Sizes of the two experts; the defaults are the released 6 B model's."""
+    """Sizes of the two Fast-WAM experts; the defaults are those of the released 6 B model."""
 
-    action_dim: int  # numbers per action
-    proprio_dim: int | None  # numbers of proprioception; None: no proprio token
+    # Numbers per action.
+    action_dim: int
+    # Numbers of proprioception; None: the model has no proprioception token.
+    proprio_dim: int | None
     latent_channels: int = 48
     patch_size: tuple[int, int, int] = (1, 2, 2)
     video_dim: int = 3072
@@ -43,27 +45,50 @@ class FastWAMConfig:
 
 
 def check_sizes(config: FastWAMConfig | LightWAMConfig, may_be_zero: tuple[str, ...] = ()) -> None:
-    """Refuse sizes that no model can have."""
-    sizes = {f.name: getattr(config, f.name) for f in fields(config)}
-    wrong = {
-        n: x
-        for n, x in sizes.items()
-        if isinstance(x, int) and x < 1 and not (x == 0 and n in may_be_zero)
-    }
-    if wrong or min(config.patch_size) < 1 or not config.eps > 0:
-        raise ConfigError(
-            f"model sizes must be positive, got {wrong or {n: sizes[n] for n in ('patch_size', 'eps')}}"
-        )
-    odd = {n: sizes[n] for n in ("head_dim", "freq_dim", "step_dim") if sizes.get(n, 0) % 2}
+    """Check that a model of these sizes can be built.
+
+    Args:
+        config: Sizes to check.
+        may_be_zero: Fields for which 0 is a valid value.
+
+    Raises:
+        ConfigError: A size is not positive, a width that is split in two halves is odd, or a
+            patch spans more than one latent frame.
+    """
+    sizes = {field.name: getattr(config, field.name) for field in fields(config)}
+    _check_positive(sizes, may_be_zero)
+
+    # Rotary and sinusoidal embeddings pair up channels.
+    paired = ("head_dim", "freq_dim", "step_dim")
+    odd = {name: sizes[name] for name in paired if sizes.get(name, 0) % 2}
     if odd:
-        raise ConfigError(f"{' and '.join(f'`{n}`' for n in odd)} must be even, got {odd}")
+        names = " and ".join(f"`{name}`" for name in odd)
+        raise ConfigError(f"{names} must be even, got {odd}")
+
     if config.patch_size[0] != 1:
         raise ConfigError(
-            f"patches must be one latent frame long, got `patch_size` {config.patch_size}"
+            f"`patch_size`: expected patches that span one latent frame, got {config.patch_size}"
         )
 
 
-VIDEO_EXPERT_SIZES = (  # the sizes of a video expert's trunk
+def _check_positive(sizes: dict[str, Any], may_be_zero: tuple[str, ...]) -> None:
+    """Check that every number among the sizes of a model is positive."""
+    invalid = {}
+    for name, size in sizes.items():
+        smallest = 0 if name in may_be_zero else 1
+        if isinstance(size, int) and size < smallest:
+            invalid[name] = size
+    if min(sizes["patch_size"]) < 1:
+        invalid["patch_size"] = sizes["patch_size"]
+    if not sizes["eps"] > 0:
+        invalid["eps"] = sizes["eps"]
+
+    if invalid:
+        raise ConfigError(f"model sizes must be positive, got {invalid}")
+
+
+# Fields that determine the shapes of a video expert's transformer.
+VIDEO_EXPERT_SIZES = (
     "latent_channels",
     "patch_size",
     "video_dim",
@@ -75,10 +100,18 @@ VIDEO_EXPERT_SIZES = (  # the sizes of a video expert's trunk
     "freq_dim",
     "eps",
 )
+
 Feature = Literal["backbone", "adapted", "delta"]
 Pooling = Literal["learned_query", "mean"]
 LORA_TARGETS = (
-    *(f"{attention}.{name}" for attention in ("self_attn", "cross_attn") for name in "qkvo"),
+    "self_attn.q",
+    "self_attn.k",
+    "self_attn.v",
+    "self_attn.o",
+    "cross_attn.q",
+    "cross_attn.k",
+    "cross_attn.v",
+    "cross_attn.o",
     "ffn.0",
     "ffn.2",
 )
@@ -86,10 +119,12 @@ LORA_TARGETS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LightWAMConfig:
-    """Sizes of a Light-WAM; the defaults are the released 2 B model's."""
+    """Sizes of a Light-WAM; the defaults are those of the released 2 B model."""
 
-    action_dim: int  # numbers per action
-    proprio_dim: int | None  # numbers of proprioception; None: no proprio token
+    # Numbers per action.
+    action_dim: int
+    # Numbers of proprioception; None: the model has no proprioception token.
+    proprio_dim: int | None
     latent_channels: int = 16
     patch_size: tuple[int, int, int] = (1, 2, 2)
     video_dim: int = 1536
@@ -100,77 +135,96 @@ class LightWAMConfig:
     text_dim: int = 4096
     freq_dim: int = 256
     eps: float = 1e-6
-    taps: tuple[int, ...] = (
-        8,
-        16,
-        24,
-    )  # blocks after which an adapter stands and features are recorded
+    # Blocks (counted from 0) that are followed by an adapter, where features are recorded.
+    taps: tuple[int, ...] = (8, 16, 24)
     adapter_dim: int = 256
     adapter_scale: float = 1.0
-    lora_rank: int = 64  # 0: no LoRA, or merged
+    # 0: the model has no LoRA, or it has been merged into the weights.
+    lora_rank: int = 64
     lora_alpha: float = 128.0
-    lora_layers: tuple[int, ...] | None = None  # None: all
+    # Blocks with LoRA; None: all.
+    lora_layers: tuple[int, ...] | None = None
     lora_targets: tuple[str, ...] = LORA_TARGETS
-    features: tuple[tuple[Feature, ...], ...] = (
-        ("adapted",),
-    ) * 3  # what the head reads of each tap
+    # Features that the action head reads at each tap.
+    features: tuple[tuple[Feature, ...], ...] = (("adapted",), ("adapted",), ("adapted",))
     pooling: Pooling = "learned_query"
     queries: int = 16
     pool_heads: int = 8
-    merge_dim: int | None = None  # None: the queries' answers become one vector by a weighted mean
+    # Width after merging the queries' outputs in slots; None: a weighted mean merges them.
+    merge_dim: int | None = None
     merge_slots: int = 2
     layer_dim: int = 4608
     trunk_dim: int = 6144
     trunk_blocks: int = 1
     step_dim: int = 256
-    video_pool: int = 2  # latent pixels whose square is averaged for the video's supervision
-    lean_steps: int | None = (
-        None  # a lean model, which acts only: so many steps of a chunk are known; None: as trained
-    )
+    # Side of the square of latent pixels that is averaged for the supervision of the video.
+    video_pool: int = 2
+    # Longest chunk of a lean model, which can only act; None: the model as it was trained.
+    lean_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, may_be_zero=("lora_rank", "trunk_blocks"))
+        self._check_taps()
+        self._check_action_head()
+        self._check_lora()
+        self._check_lean()
+
+    def _check_taps(self) -> None:
         outside = [tap for tap in self.taps if not 0 <= tap < self.layers]
-        if outside or list(self.taps) != sorted(set(self.taps)) or not self.taps:
+        ascending = list(self.taps) == sorted(set(self.taps))
+        if outside or not ascending or not self.taps:
             raise ConfigError(
                 f"taps must be blocks 0 … {self.layers - 1} in rising order, got {list(self.taps)}"
             )
+
         if len(self.features) != len(self.taps) or not all(self.features):
             raise ConfigError(
-                f"each of the {len(self.taps)} taps needs its features, got {self.features}"
+                f"`features`: expected at least one feature for each of the {len(self.taps)} taps, "
+                f"got {self.features}"
             )
-        unknown = {source for sources in self.features for source in sources} - set(
-            get_args(Feature)
-        )
-        if unknown or self.pooling not in get_args(Pooling):
-            raise ConfigError(f"unknown features {sorted(unknown)} or pooling {self.pooling!r}")
+
+    def _check_action_head(self) -> None:
+        used = {feature for features in self.features for feature in features}
+        unknown = sorted(used - set(get_args(Feature)))
+        if unknown:
+            raise ConfigError(f"unknown features {unknown}; known are {get_args(Feature)}")
+        if self.pooling not in get_args(Pooling):
+            raise ConfigError(f"unknown pooling {self.pooling!r}; known are {get_args(Pooling)}")
+
         if self.pooling == "learned_query" and self.video_dim % self.pool_heads:
             raise ConfigError(
-                f"{self.pool_heads} pooling heads don't divide the width {self.video_dim}"
+                f"`video_dim` {self.video_dim} must be a multiple of `pool_heads` {self.pool_heads}"
             )
+
+    def _check_lora(self) -> None:
         if self.lora_rank < 0 or set(self.lora_targets) - set(LORA_TARGETS):
             raise ConfigError(
                 f"LoRA of rank {self.lora_rank} on {self.lora_targets}; targets are {LORA_TARGETS}"
             )
+
         if self.lora_layers is not None and not set(self.lora_layers) <= set(range(self.layers)):
             raise ConfigError(
                 f"LoRA on blocks {list(self.lora_layers)}; there are blocks 0 … {self.layers - 1}"
             )
-        if self.lean_steps is not None and (
-            self.lean_steps < 1 or self.lora_rank or self.taps[-1] + 1 != self.layers
-        ):
+
+    def _check_lean(self) -> None:
+        if self.lean_steps is None:
+            return
+        if self.lean_steps < 1 or self.lora_rank or self.taps[-1] + 1 != self.layers:
             raise ConfigError(
-                "a lean model knows at least one step, has no LoRA and ends at its last tap"
+                f"a lean model has at least one step, has no LoRA and ends at its last tap; got "
+                f"`lean_steps` {self.lean_steps}, `lora_rank` {self.lora_rank}, "
+                f"{self.layers} layers and taps {list(self.taps)}"
             )
 
     def lora_paths(self) -> list[str]:
-        """Paths of the adapted layers inside the video expert."""
+        """Return the paths, inside the video expert, of the layers that LoRA adapts."""
         layers = range(self.layers) if self.lora_layers is None else self.lora_layers
-        return [f"blocks.{i}.{target}" for i in layers for target in self.lora_targets]
+        return [f"blocks.{layer}.{target}" for layer in layers for target in self.lora_targets]
 
 
 def shared_sizes(config: FastWAMConfig | LightWAMConfig) -> SharedSizes:
-    """The sizes of a transformer but its widths, which the experts of a model share to attend to each other."""
+    """Return the sizes that the experts of a model share so that they can attend to each other."""
     return SharedSizes(
         layers=config.layers,
         heads=config.heads,

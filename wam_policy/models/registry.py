@@ -1,17 +1,15 @@
-"""Builds the model that sizes are of."""
+"""Functions that dispatch on the model family: build a model, draw noise, compute losses."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
 from wam_policy.errors import ConfigError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam.loss import (
     Batch,
     LossConfig,
+    LossOutput,
     TrainingNoise,
     fast_wam_losses,
     sample_fast_noise,
@@ -28,31 +26,38 @@ from wam_policy.models.light_wam.loss import (
 from wam_policy.models.light_wam.model import LightWAM
 
 Model = FastWAM | LightWAM
-
-
-def build_model(sizes: FastWAMConfig | LightWAMConfig, precision: Precision = FAST) -> Model:
-    """A new model of these sizes; under `torch.device("meta")` without memory of its own."""
-    if isinstance(sizes, FastWAMConfig):
-        return FastWAM(sizes, precision)
-    return LightWAM(sizes, precision)
-
-
 AnyTrainingNoise = TrainingNoise | LightTrainingNoise
 AnyLossConfig = LossConfig | LightLossConfig
 
 
-class Parts(NamedTuple):
-    """The losses of one batch."""
+def build_model(config: FastWAMConfig | LightWAMConfig, precision: Precision = FAST) -> Model:
+    """Build a model with new weights.
 
-    total: Tensor
-    video: Tensor
-    action: Tensor
+    Under `torch.device("meta")` no memory is allocated.
+
+    Args:
+        config: Sizes of the model; their class selects the family.
+        precision: Where the model rounds.
+    """
+    if isinstance(config, FastWAMConfig):
+        return FastWAM(config, precision)
+    return LightWAM(config, precision)
 
 
 def sample_noise(
-    model: Model, batch: Batch, generator: torch.Generator | None, variant: VariantName | None
+    model: Model,
+    batch: Batch,
+    generator: torch.Generator | None,
+    variant: VariantName | None,
 ) -> AnyTrainingNoise:
-    """The random numbers of a batch; a Fast-WAM's depend on its variant, which a Light-WAM hasn't."""
+    """Draw the random numbers of one training step.
+
+    Args:
+        model: Model that is trained.
+        batch: Batch of the step.
+        generator: Source of the random numbers; None: PyTorch's global one.
+        variant: Fast-WAM variant, None for "fast"; a Light-WAM has no variants and ignores it.
+    """
     if isinstance(model, FastWAM):
         return sample_fast_noise(batch, generator, variant or "fast")
     return sample_light_noise(batch, model.config.video_pool, generator)
@@ -64,20 +69,36 @@ def compute_losses(
     noise: AnyTrainingNoise,
     config: AnyLossConfig,
     variant: VariantName | None,
-) -> Parts:
-    """The losses of a batch, given its random numbers.
+) -> LossOutput:
+    """Compute the losses of one batch.
+
+    Args:
+        model: Model that is trained.
+        batch: Batch of the step.
+        noise: Random numbers of the step, from `sample_noise`.
+        config: Weights and schedules of the losses.
+        variant: Fast-WAM variant, None for "fast"; a Light-WAM has no variants and ignores it.
+
+    Returns:
+        The losses, without the predictions.
 
     Raises:
-        ConfigError: the losses or the random numbers are the other family's.
+        ConfigError: The noise or the loss configuration belongs to the other family.
     """
     if isinstance(model, FastWAM):
         if not isinstance(config, LossConfig) or not isinstance(noise, TrainingNoise):
-            raise ConfigError("a Fast-WAM's loss is a `LossConfig`, its random numbers are `Draws`")
-        fast = fast_wam_losses(model, batch, noise, config, variant or "fast")
-        return Parts(fast.total, fast.video, fast.action)
-    if not isinstance(config, LightLossConfig) or not isinstance(noise, LightTrainingNoise):
-        raise ConfigError(
-            "a Light-WAM's loss is a `LightLossConfig`, its random numbers are `LightDraws`"
-        )
-    light = light_wam_losses(model, batch, noise, config)
-    return Parts(light.total, light.video, light.action)
+            raise ConfigError(
+                f"a Fast-WAM's loss is a `LossConfig`, its noise a `TrainingNoise`, "
+                f"got {type(config).__name__} and {type(noise).__name__}"
+            )
+        losses = fast_wam_losses(model, batch, noise, config, variant or "fast")
+    else:
+        if not isinstance(config, LightLossConfig) or not isinstance(noise, LightTrainingNoise):
+            raise ConfigError(
+                f"a Light-WAM's loss is a `LightLossConfig`, its noise a `LightTrainingNoise`, "
+                f"got {type(config).__name__} and {type(noise).__name__}"
+            )
+        losses = light_wam_losses(model, batch, noise, config)
+
+    # Callers only read the losses; without the predictions their memory is freed early.
+    return LossOutput(losses.total, losses.video, losses.action)

@@ -5,7 +5,7 @@ See docs/method.md, "Exact savings".
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wam_policy.errors import CompileError
 from wam_policy.models.layers.attention import KeyValue
-from wam_policy.models.layers.transformer import Block
+from wam_policy.models.layers.transformer import Block, BlockInput
 from wam_policy.utils.compiler import Backend, persist_compile_cache, with_own_code
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -51,16 +51,16 @@ def compile_training(
     if backend is not None:
         forward = torch.compile(forward, backend=backend, fullgraph=True, dynamic=False)
     for block in blocks:
-        block.train_forward = forward
+        block.set_train_forward(forward)
     return model
 
 
-def _checkpointed_forward(*arguments: Any) -> tuple[Tensor, KeyValue | None]:
+def _checkpointed_forward(block: Block, inputs: BlockInput) -> tuple[Tensor, KeyValue | None]:
     """Run `Block.block_forward`, whose activations the backward pass recomputes.
 
     Compiled as a whole, so that the compiler sees both passes at once.
     """
     result: tuple[Tensor, KeyValue | None] = checkpoint(
-        Block.block_forward, *arguments, use_reentrant=False
+        Block.block_forward, block, inputs, use_reentrant=False
     )
     return result

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map, tree_map_only
 from wam_policy.data.encoded_dataset import EncodedDataset
 from wam_policy.data.sampler import DeterministicSampler, sample_generators
 from wam_policy.models import registry
-from wam_policy.models.fast_wam.loss import Batch
+from wam_policy.models.fast_wam.loss import Batch, LossOutput
 from wam_policy.models.fast_wam.variants import VariantName
-from wam_policy.models.registry import AnyTrainingNoise, Model, Parts
+from wam_policy.models.registry import AnyTrainingNoise, Model
 from wam_policy.training.checkpoint import TrainState
 from wam_policy.training.config import AnyTrainConfig, TrainConfig
 from wam_policy.training.distributed import ProcessGroup, local_tensor
@@ -35,7 +35,7 @@ class LossModule(nn.Module):
         self.variant = variant_of(config)
         self.model = model
 
-    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> Parts:
+    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> LossOutput:
         """Return the losses of a batch, given its random numbers."""
         return registry.compute_losses(self.model, batch, draws, self.loss, self.variant)
 
@@ -47,11 +47,11 @@ class Bfloat16Losses(nn.Module):
         super().__init__()
         self.losses = losses
 
-    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> Parts:
+    def forward(self, batch: Batch, draws: AnyTrainingNoise) -> LossOutput:
         """Return the losses of a batch, given its random numbers, both in bfloat16."""
         # Autograd goes through the cast, so that gradients arrive in float32.
         weights = {name: x.to(torch.bfloat16) for name, x in self.losses.named_parameters()}
-        losses: Parts = functional_call(self.losses, weights, (batch, draws))
+        losses: LossOutput = functional_call(self.losses, weights, (batch, draws))
         return losses
 
 
@@ -86,7 +86,7 @@ def batch_losses(
     module: nn.Module,
     batch: Batch,
     sources: Sequence[torch.Generator],
-) -> Parts:
+) -> LossOutput:
     """Return the losses of one batch, for newly sampled noise and timesteps.
 
     Each sample has a generator of its own, on the CPU: its random numbers depend neither on the
@@ -107,7 +107,7 @@ def batch_losses(
     # A step never waits for the device; see tests/training/test_train_step.py.
     device = next(module.parameters()).device
     batch, noise = tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), inputs)
-    losses: Parts = module(batch, noise)
+    losses: LossOutput = module(batch, noise)
     return losses
 
 
@@ -205,7 +205,7 @@ def train_step(
     return means
 
 
-def _add(means: dict[str, Tensor], losses: Parts, num_parts: int) -> None:
+def _add(means: dict[str, Tensor], losses: LossOutput, num_parts: int) -> None:
     """Add the share of one part of the batch to the mean losses."""
     values: Mapping[str, Tensor] = {"video": losses.video, "action": losses.action}
     for name, value in values.items():

@@ -1,1 +1,1 @@
-"""The frozen encoders: the video codec and the text encoder."""
+"""Frozen encoders: the video codec and the text encoder."""

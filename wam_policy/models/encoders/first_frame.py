@@ -1,8 +1,9 @@
-"""The video codec's encoder for a single picture: a 2-D network, equal to the causal 3-D one and three times smaller.
+"""The video codec's encoder for single images: an equivalent 2-D network, three times cheaper.
 
-Of a lone frame only the last temporal tap of each kernel meets data; temporal downsampling is skipped. The latents' mean and
-deviation and the outer 1×1 convolution are folded into the last convolution.
-Source: spec/fastwam.md section 7.3, item 13; spec/lightwam.md section 7.3, item 9.
+The codec is causal and pads with zeros before the first frame. So for a single frame, only the last
+temporal slice of each 3-D kernel meets data, and temporal downsampling is skipped. The mean and
+standard deviation of the latents, and the outer 1×1 convolution, are folded into the last
+convolution. See docs/method.md, "Exact savings".
 """
 
 # B batch, C channels, H W pixels, h w latent grid
@@ -20,22 +21,24 @@ if TYPE_CHECKING:
 
 
 def conv(layer: nn.Conv3d) -> nn.Conv2d:
-    """A causal 3-D convolution as the 2-D one that a lone frame meets."""
+    """Return the 2-D convolution that a causal 3-D one applies to a single frame."""
     kernel = layer.weight.detach()[:, :, -1]
-    size = tuple(kernel.shape[2:])
-    return _convolution(kernel, layer.bias, tuple(n // 2 for n in size))
+    _, _, height, width = kernel.shape
+    return _convolution(kernel, layer.bias, (height // 2, width // 2))
 
 
-def _convolution(kernel: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> nn.Conv2d:
+def _convolution(kernel: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> nn.Conv2d:
+    """Build a frozen convolution of a kernel [out, in, height, width]."""
+    out_channels, in_channels, height, width = kernel.shape
     with torch.device("meta"):
-        flat = nn.Conv2d(kernel.shape[1], kernel.shape[0], tuple(kernel.shape[2:]), padding=padding)  # type: ignore[arg-type]  # two numbers each
-    flat.weight = nn.Parameter(kernel.contiguous(), requires_grad=False)
-    flat.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return flat
+        layer = nn.Conv2d(in_channels, out_channels, (height, width), padding=padding)
+    layer.weight = nn.Parameter(kernel.contiguous(), requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
 
 
 class ChannelNorm(nn.Module):
-    """L2 norm over the channels, times √C and a weight; computed in float32."""
+    """L2 norm over the channels in at least float32, times √C and a weight."""
 
     def __init__(self, gamma: Tensor) -> None:
         super().__init__()
@@ -44,113 +47,145 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [B, C, H, W]."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.normalize(wide, dim=1).to(x.dtype) * x.shape[1] ** 0.5 * self.gamma
+        normalized = F.normalize(wide, dim=1).to(x.dtype)
+        return normalized * x.shape[1] ** 0.5 * self.gamma
 
 
 class Residual(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut."""
+    """A residual block: twice norm, SiLU and convolution, plus a shortcut."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.norm1, self.conv1 = ChannelNorm(block.norm1.gamma), conv(block.conv1)
-        self.norm2, self.conv2 = ChannelNorm(block.norm2.gamma), conv(block.conv2)
-        self.shortcut = (
-            conv(block.conv_shortcut)
-            if isinstance(block.conv_shortcut, nn.Conv3d)
-            else nn.Identity()
-        )
+        self.norm1 = ChannelNorm(block.norm1.gamma)
+        self.conv1 = conv(block.conv1)
+        self.norm2 = ChannelNorm(block.norm2.gamma)
+        self.conv2 = conv(block.conv2)
+        self.shortcut: nn.Module = nn.Identity()
+        if isinstance(block.conv_shortcut, nn.Conv3d):
+            self.shortcut = conv(block.conv_shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H, W]."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.conv2(F.silu(self.norm2(y))) + self.shortcut(x)
+        """Map [B, C, H, W] to [B, C', H, W]."""
+        hidden = F.silu(self.norm1(x))
+        hidden = self.conv1(hidden)
+        hidden = F.silu(self.norm2(hidden))
+        residual = self.conv2(hidden)
+        return residual + self.shortcut(x)
 
 
 class LoneFrame(nn.Module):
-    """A layer over clips, applied to one frame."""
+    """A layer over clips, applied to a single frame."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H', W']."""
+        """Map [B, C, H, W] to [B, C', H', W']."""
         return self.layer(x.unsqueeze(2)).squeeze(2)
 
 
 class Stage(nn.Module):
-    """Layers beside an average-pooling shortcut: a stage of Wan 2.2's encoder."""
+    """A stage of the Wan 2.2 encoder: residual blocks and downsampling, plus a pooled shortcut."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        layers = [Residual(resnet) for resnet in block.resnets]
-        self.layers = nn.Sequential(
-            *layers, *([] if block.downsampler is None else [block.downsampler.resample])
-        )
+        layers: list[nn.Module] = [Residual(resnet) for resnet in block.resnets]
+        if block.downsampler is not None:
+            layers.append(block.downsampler.resample)
+        self.layers = nn.Sequential(*layers)
         self.shortcut = LoneFrame(block.avg_shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H', W']."""
+        """Map [B, C, H, W] to [B, C', H', W']."""
         return self.layers(x) + self.shortcut(x)
 
 
 class FirstFrameEncoder(nn.Module):
-    """Pictures to standardised latents."""
+    """An encoder from single images to standardised latents."""
 
     def __init__(self, model: AutoencoderKLWan, mean: Tensor, std: Tensor) -> None:
-        """Take over an encoder's weights; those of plain 2-D layers are shared.
+        """Build the encoder from the weights of a codec; layers that are 2-D already are shared.
 
         Args:
-            model: the codec.
-            mean: of its latents, [1, C, 1, 1, 1].
-            std: likewise.
+            model: Codec.
+            mean: [1, C, 1, 1, 1] mean of its latents.
+            std: [1, C, 1, 1, 1] standard deviation of its latents.
         """
         super().__init__()
         encoder: Any = model.encoder
-        self.patch = int(model.config["patch_size"] or 1)
         middle = encoder.mid_block
+        self.patch = int(model.config["patch_size"] or 1)
+
+        conv_out = conv(encoder.conv_out)
+        quant_conv = conv(model.quant_conv)
         self.layers = nn.Sequential(
             conv(encoder.conv_in),
-            *map(_layer, encoder.down_blocks),
+            *[_down_layer(block) for block in encoder.down_blocks],
             Residual(middle.resnets[0]),
             LoneFrame(middle.attentions[0]),
             Residual(middle.resnets[1]),
             ChannelNorm(encoder.norm_out.gamma),
             nn.SiLU(),
-            _standardised(
-                conv(encoder.conv_out), conv(model.quant_conv), mean.flatten(), std.flatten()
-            ),
+            _standardized(conv_out, quant_conv, mean.flatten(), std.flatten()),
         )
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Type of the weights and of the computation."""
         return next(self.parameters()).dtype
 
     def forward(self, image: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] -> latents [B, C, 1, h, w]."""
-        if self.patch > 1:  # channels of a square of pixels: colour, then column, then row
-            squares = image.unflatten(3, (-1, self.patch)).unflatten(
-                2, (-1, self.patch)
-            )  # [B, 3, h, row, w, column]
-            image = squares.permute(0, 1, 5, 3, 2, 4).flatten(1, 3)
+        """Encode images [B, 3, H, W] in [-1, 1] as latents [B, C, 1, h, w]."""
+        if self.patch > 1:
+            image = _patches_to_channels(image, self.patch)
         return self.layers(image).unsqueeze(2)
 
 
-def _layer(block: Any) -> nn.Module:
-    """A layer of the 3-D encoder's way down as a 2-D one."""
+def _patches_to_channels(image: Tensor, patch: int) -> Tensor:
+    """Move the pixels of each square patch of [B, 3, H, W] into the channels.
+
+    The channels are ordered by colour, then column, then row of the pixel in its patch.
+    """
+    # [B, 3, h, row, w, column]
+    patches = image.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    # [B, 3, column, row, h, w]
+    ordered = patches.permute(0, 1, 5, 3, 2, 4)
+    return ordered.flatten(1, 3)
+
+
+def _down_layer(block: Any) -> nn.Module:
+    """Return the 2-D form of one of the encoder's downsampling blocks."""
     if hasattr(block, "avg_shortcut"):
         return Stage(block)
-    return block.resample if hasattr(block, "resample") else Residual(block)
+    if hasattr(block, "resample"):
+        resample: nn.Module = block.resample
+        return resample
+    return Residual(block)
 
 
-def _standardised(out: nn.Conv2d, outer: nn.Conv2d, mean: Tensor, std: Tensor) -> nn.Conv2d:
-    """The last convolution, the outer one's rows of the mean, and the standardisation as one convolution."""
-    dtype = torch.promote_types(out.weight.dtype, torch.float32)
+def _standardized(out: nn.Conv2d, outer: nn.Conv2d, mean: Tensor, std: Tensor) -> nn.Conv2d:
+    """Fold the outer convolution and the standardisation into the last convolution.
+
+    Args:
+        out: Last convolution of the encoder.
+        outer: 1×1 convolution after it, which also has rows for the variance of the latents.
+        mean: [C] mean of the latents.
+        std: [C] standard deviation of the latents.
+    """
     assert out.bias is not None and outer.bias is not None
-    rows = outer.weight[: len(mean), :, 0, 0].to(dtype) / std.to(dtype).unsqueeze(1)
+    dtype = torch.promote_types(out.weight.dtype, torch.float32)
+    mean = mean.to(dtype)
+    std = std.to(dtype)
+    outer_weight = outer.weight[: len(mean), :, 0, 0].to(dtype)
+    outer_bias = outer.bias[: len(mean)].to(dtype)
+
+    rows = outer_weight / std.unsqueeze(1)
     kernel = torch.einsum("oi,ichw->ochw", rows, out.weight.to(dtype))
-    bias = rows @ out.bias.to(dtype) + (
-        outer.bias[: len(mean)].to(dtype) - mean.to(dtype)
-    ) / std.to(dtype)
-    return _convolution(kernel.to(out.weight.dtype), bias.to(out.weight.dtype), (1, 1))
+    offset = (outer_bias - mean) / std
+    bias = rows @ out.bias.to(dtype) + offset
+
+    # Round once, to the type of the codec.
+    kernel = kernel.to(out.weight.dtype)
+    bias = bias.to(out.weight.dtype)
+    return _convolution(kernel, bias, (1, 1))

@@ -1,10 +1,10 @@
-"""Instructions to embeddings: a table of known prompts in front of transformers' UMT5 encoder.
+"""Prompt embeddings: a table of known prompts, and transformers' UMT5 encoder for new ones.
 
-Source: spec/fastwam.md section 4.3. Rows past a prompt's end are exactly zero and take part in attention; that is what the
-weights were trained with.
+Rows past a prompt's end are exactly zero and take part in attention, as in the training of the
+released weights. See docs/method.md, "Encoders".
 """
 
-# n tokens of a prompt, L padded tokens, D text width
+# B prompts, n tokens of a prompt, L rows of a padded prompt, D text width
 
 from __future__ import annotations
 
@@ -22,37 +22,49 @@ if TYPE_CHECKING:
 
 
 class TextEncoder:
-    """UMT5 encoder and tokenizer."""
+    """A UMT5 encoder and its tokenizer."""
 
     def __init__(self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model = model.eval()
+        self.tokenizer = tokenizer
 
     @torch.no_grad()
     def encode(self, prompt: str, token_length: int) -> Tensor:
-        """Embed one prompt: [n, D] of its n tokens, end-of-sentence included, at most `token_length`."""
+        """Embed one prompt.
+
+        Args:
+            prompt: Text to embed.
+            token_length: Maximum number of tokens; further ones are cut off.
+
+        Returns:
+            [n, D], including the end-of-sequence token.
+        """
         tokens = self.tokenizer(
-            prompt, max_length=token_length, truncation=True, return_tensors="pt"
+            prompt,
+            max_length=token_length,
+            truncation=True,
+            return_tensors="pt",
         )
         device = self.model.device
-        states = self.model(
+        output = self.model(
             input_ids=tokens["input_ids"].to(device),
             attention_mask=tokens["attention_mask"].to(device),
-        ).last_hidden_state
-        return states[0]
+        )
+        return output.last_hidden_state[0]
 
 
 class EmbeddingStore(Protocol):
-    """Where embeddings are kept between processes."""
+    """A cache of prompt embeddings that is shared between processes."""
 
     def get(self, prompt: str) -> Tensor | None:
-        """The embedding [n, D] of a prompt; None: it isn't there."""
+        """Return the embedding [n, D] of a prompt; None: it is not cached."""
 
     def put(self, prompt: str, embedding: Tensor) -> None:
-        """Keep an embedding [n, D]."""
+        """Store the embedding [n, D] of a prompt."""
 
 
 class PromptEmbeddings:
-    """A table of prompt embeddings that grows by a text encoder, where there is one."""
+    """A table of prompt embeddings, extended by a text encoder where there is one."""
 
     def __init__(
         self,
@@ -63,112 +75,163 @@ class PromptEmbeddings:
         encoder: Callable[[], TextEncoder] | None = None,
         cache: EmbeddingStore | None = None,
     ) -> None:
-        """Begin with known prompts.
+        """Create a table.
 
         Args:
-            table: prompt -> [n, D] embeddings.
-            token_length: rows every prompt is padded to.
-            text_dim: width D.
-            encoder: gives the text encoder; called for the first unknown prompt. None: there is none.
-            cache: where embeddings are looked for before they are computed, and kept.
+            table: Embeddings [n, D] of known prompts.
+            token_length: Rows L that every prompt is padded to.
+            text_dim: Width D.
+            encoder: Function that loads the text encoder, called for the first unknown prompt;
+                None: there is none.
+            cache: Store that is searched before a prompt is encoded, and receives new embeddings.
         """
-        self.table, self.token_length, self.text_dim = dict(table), token_length, text_dim
-        self._load, self.cache = encoder, cache
+        self.table = dict(table)
+        self.token_length = token_length
+        self.text_dim = text_dim
+        self.cache = cache
+        self._load_encoder = encoder
         self._encoder: TextEncoder | None = None
         for prompt, embedding in self.table.items():
-            self._check(prompt, embedding)
+            self._check_shape(prompt, embedding)
 
-    def _check(self, prompt: str, embedding: Tensor) -> None:
-        if (
-            embedding.ndim != 2
-            or embedding.shape[1] != self.text_dim
-            or not 0 < len(embedding) <= self.token_length
-        ):
+    def _check_shape(self, prompt: str, embedding: Tensor) -> None:
+        """Check that an embedding is [n, D] with n from 1 to the padded length."""
+        valid = embedding.ndim == 2 and embedding.shape[1] == self.text_dim
+        if not valid or not 0 < len(embedding) <= self.token_length:
             raise PromptError(
-                f"embedding of {prompt!r}: expected [1 … {self.token_length}, {self.text_dim}], got {list(embedding.shape)}"
+                f"embedding of {prompt!r}: expected [1 … {self.token_length}, {self.text_dim}] "
+                f"(tokens, width), got {list(embedding.shape)}"
             )
 
     @property
     def encoder(self) -> TextEncoder:
-        """The text encoder, loaded when it is first asked for.
+        """Text encoder, loaded on first use.
 
         Raises:
-            PromptError: there is none.
+            PromptError: There is no text encoder.
         """
         if self._encoder is None:
-            if self._load is None:
-                raise PromptError("this policy has no text encoder, only its table of prompts")
-            self._encoder = self._load()
+            if self._load_encoder is None:
+                raise PromptError(
+                    "this policy has a table of prompts, but no text encoder; add embeddings with "
+                    "`policy.add_prompt(prompt, embedding)`"
+                )
+            self._encoder = self._load_encoder()
         return self._encoder
 
     def drop_encoder(self) -> None:
-        """Forget the text encoder; the next unknown prompt loads it again."""
+        """Release the text encoder; the next unknown prompt loads it again."""
         self._encoder = None
 
     def add(self, prompts: Iterable[str]) -> None:
-        """Encode prompts into the table; those it holds are left as they are.
+        """Add prompts to the table, from the cache or by encoding them; known ones are skipped.
 
         Raises:
-            PromptError: a prompt is unknown and there is no text encoder.
+            PromptError: A prompt is unknown and there is no text encoder.
         """
         for prompt in prompts:
             if prompt in self.table:
                 continue
-            kept = None if self.cache is None else self.cache.get(prompt)
-            if kept is not None:
-                self.put(prompt, kept)
+
+            cached = None if self.cache is None else self.cache.get(prompt)
+            if cached is not None:
+                self.put(prompt, cached)
                 continue
-            if self._load is None:
+
+            if self._load_encoder is None:
+                known = "; ".join(repr(name) for name in sorted(self.table))
                 raise PromptError(
-                    f"no embedding of the prompt {prompt!r}, and this checkpoint brings no text encoder; it knows: "
-                    f"{'; '.join(map(repr, sorted(self.table)))}. Add one with "
-                    f"`policy.add_prompt(prompt, embedding)`, or name an encoder in `text` of config.json"
+                    f"no embedding of the prompt {prompt!r}, and this checkpoint has no text "
+                    f"encoder; known prompts: {known}. Add an embedding with "
+                    f"`policy.add_prompt(prompt, embedding)`, or name an encoder under `text` in "
+                    f"config.json"
                 )
             self.put(prompt, self.encoder.encode(prompt, self.token_length))
             if self.cache is not None:
                 self.cache.put(prompt, self.table[prompt])
 
     def put(self, prompt: str, embedding: Tensor) -> None:
-        """Put an embedding [n, D] into the table."""
-        self._check(prompt, embedding)
+        """Set the embedding [n, D] of a prompt.
+
+        Raises:
+            PromptError: The embedding has another shape.
+        """
+        self._check_shape(prompt, embedding)
         self.table[prompt] = embedding.detach()
 
     def embed(self, prompts: Sequence[str], *, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Embeddings of prompts, zero past each one's end: [B, L, D]."""
+        """Return the padded embeddings of prompts.
+
+        Args:
+            prompts: Prompts to embed; unknown ones are added to the table.
+            device: Device of the result.
+            dtype: Type of the result.
+
+        Returns:
+            [B, L, D], zero past each prompt's end.
+
+        Raises:
+            PromptError: A prompt is unknown and there is no text encoder.
+        """
         self.add(prompts)
-        known = (self.table[prompt].to(device, dtype) for prompt in prompts)
-        return torch.stack([F.pad(x, (0, 0, 0, self.token_length - len(x))) for x in known])
+        padded = []
+        for prompt in prompts:
+            embedding = self.table[prompt].to(device, dtype)
+            padding = self.token_length - len(embedding)
+            padded.append(F.pad(embedding, (0, 0, 0, padding)))
+        return torch.stack(padded)
 
 
 def untrained_encoder(prompts: Sequence[str], text_dim: int, seed: int) -> TextEncoder:
-    """A small UMT5 with seeded random weights and the words of `prompts` as vocabulary.
+    """Build a small UMT5 with random weights and a vocabulary of the prompts' words.
 
-    It tells prompts apart and says nothing about their meaning: enough where a policy knows a fixed list of instructions.
+    Its embeddings tell prompts apart but carry no meaning. That suffices for a policy with a fixed
+    list of instructions.
+
+    Args:
+        prompts: Prompts whose words form the vocabulary.
+        text_dim: Width D.
+        seed: Seed of the weights.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+    from transformers import UMT5Config, UMT5EncoderModel
 
     words = sorted({word for prompt in prompts for word in prompt.split()})
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    heads = max(1, text_dim // 16)
+    tokens = ["<pad>", "</s>", "<unk>", *words]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     config = UMT5Config(
         vocab_size=len(vocabulary),
         d_model=text_dim,
         d_kv=16,
         d_ff=2 * text_dim,
         num_layers=2,
-        num_heads=heads,
+        num_heads=max(1, text_dim // 16),
     )
+
+    # The caller's random state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = UMT5EncoderModel(config)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    return TextEncoder(model, _word_tokenizer(vocabulary))
+
+
+def _word_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerBase:
+    """Build a tokenizer that splits at white space and appends the end-of-sequence token.
+
+    Args:
+        vocabulary: Index of each token, including those for padding, end of sequence and unknown.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
-    return TextEncoder(model, fast)

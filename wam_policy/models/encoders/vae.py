@@ -1,9 +1,10 @@
-"""The frozen video codec: diffusers' `AutoencoderKLWan` behind encode and decode, with the latent statistics applied.
+"""The frozen video codec: diffusers' `AutoencoderKLWan` with standardised latents.
 
-Sources: spec/fastwam.md section 4.1; diffusers `autoencoder_kl_wan.py`.
+See docs/method.md, "Encoders", and `autoencoder_kl_wan.py` in diffusers.
 """
 
-# B batch, F pixel frames (1 + ratio·n), f latent frames (1 + n), C latent channels, H W pixels, h w latent grid
+# B batch, F pixel frames (1 + ratio·n), f latent frames (1 + n), C latent channels,
+# H W pixels, h w latent grid
 
 from __future__ import annotations
 
@@ -22,36 +23,43 @@ from wam_policy.models.layers.linear import computes_in_float32
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
-INERT = {
-    "clip_output"
-}  # in the released codecs' configs; what the decoder gives is clamped here whatever it says
+# Keys of the released codecs' configurations without an effect here: `decode` always clamps.
+INERT = {"clip_output"}
 
 
 class VAE(nn.Module):
-    """Pixels in [-1, 1] to standardised latents and back; deterministic (the posterior's mean)."""
+    """Encoder and decoder between pixels in [-1, 1] and standardised latents.
+
+    Encoding is deterministic: it returns the mean of the posterior.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, model: AutoencoderKLWan, load_decoder: Callable[[], None] | None = None
+        self,
+        model: AutoencoderKLWan,
+        load_decoder: Callable[[], None] | None = None,
     ) -> None:
-        """Put the codec behind encode and decode.
+        """Wrap a codec of diffusers.
 
         Args:
-            model: the codec.
-            load_decoder: what gives its decoder the weights when it is first needed; None: it has them.
+            model: Codec.
+            load_decoder: Function that loads the weights of the codec's decoder, called before the
+                first decoding; None: they are loaded.
         """
         super().__init__()
-        self.model, self._load_decoder = model, load_decoder
-        self._first_frame: FirstFrameEncoder | None = (
-            None  # made of the encoder when it is first used
-        )
+        self.model = model
+        self._load_decoder = load_decoder
+        # Built from the codec's encoder when it is first needed.
+        self._first_frame: FirstFrameEncoder | None = None
         self.spatial_ratio = int(model.config["scale_factor_spatial"])
         self.temporal_ratio = int(model.config["scale_factor_temporal"])
+
         for name in ("mean", "std"):
-            values = torch.tensor(model.config[f"latents_{name}"]).view(1, -1, 1, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+            values = model.config[f"latents_{name}"]
+            statistic = torch.tensor(values).view(1, -1, 1, 1, 1)
+            self.register_buffer(name, statistic, persistent=False)
 
     def encode(self, video: Tensor) -> Tensor:
         """Encode clips.
@@ -60,69 +68,101 @@ class VAE(nn.Module):
             video: [B, 3, F, H, W] float in [-1, 1], F = 1 + `temporal_ratio`·n.
 
         Returns:
-            [B, C, f, h, w] standardised latents in the video's dtype.
+            [B, C, f, h, w] standardised latents in the type of the video.
 
         Raises:
-            ObservationError: a size the codec can't halve evenly.
+            ObservationError: The codec cannot encode clips of this size.
         """
-        self._check(*video.shape[2:])
-        mean = self.model.encode(video.to(self.model.dtype)).latent_dist.mode()
-        return ((mean - self.mean.to(mean.dtype)) * (1 / self.std).to(mean.dtype)).to(video.dtype)
+        self._check_size(*video.shape[2:])
+        posterior = self.model.encode(video.to(self.model.dtype)).latent_dist
+        latents = posterior.mode()
+        centered = latents - self.mean.to(latents.dtype)
+        inverse_std = (1 / self.std).to(latents.dtype)
+        return (centered * inverse_std).to(video.dtype)
 
-    def _check(self, frames: int, height: int, width: int) -> None:
-        if (
-            (frames - 1) % self.temporal_ratio
-            or height % self.spatial_ratio
-            or width % self.spatial_ratio
-        ):
+    def _check_size(self, frames: int, height: int, width: int) -> None:
+        """Check that the codec can downsample a clip of this size without a remainder."""
+        valid_length = (frames - 1) % self.temporal_ratio == 0
+        valid_size = height % self.spatial_ratio == 0 and width % self.spatial_ratio == 0
+        if not valid_length or not valid_size:
             raise ObservationError(
-                f"the codec takes 1 + {self.temporal_ratio}·n frames whose sides are multiples of {self.spatial_ratio}, "
-                f"got {frames} frames of {height}×{width}"
+                f"the codec encodes 1 + {self.temporal_ratio}·n frames whose height and width are "
+                f"multiples of {self.spatial_ratio}, got {frames} frames of {height}×{width}"
             )
 
     def encode_first_frame(self, image: Tensor) -> Tensor:
-        """Encode single pictures [B, 3, H, W] as [B, C, 1, h, w]: the first latent frame of any clip they begin.
+        """Encode single images as the first latent frame of any clip that begins with them.
+
+        Args:
+            image: [B, 3, H, W] in [-1, 1].
+
+        Returns:
+            [B, C, 1, h, w] standardised latents in the type of the image.
 
         Raises:
-            ObservationError: a size the codec can't halve evenly.
+            ObservationError: The codec cannot encode images of this size.
         """
-        self._check(1, *image.shape[2:])
+        self._check_size(1, *image.shape[2:])
         encoder = self.first_frame_encoder
         return encoder(image.to(encoder.dtype)).to(image.dtype)
 
     @property
     def first_frame_encoder(self) -> FirstFrameEncoder:
-        """The encoder of single pictures; in float32 on a CPU whose bfloat16 convolutions are some hundred times slower."""
+        """Encoder of single images, built on first use.
+
+        It is in float32 where bfloat16 convolutions are about a hundred times slower.
+        """
         if self._first_frame is None:
             encoder = FirstFrameEncoder(self.model, self.mean, self.std)
-            slow = computes_in_float32(next(encoder.parameters()))
-            self._first_frame = (
-                copy.deepcopy(encoder).float() if slow else encoder
-            )  # its plain 2-D layers are the codec's own
+            if computes_in_float32(next(encoder.parameters())):
+                # A copy: it shares its 2-D layers with the codec, whose type must not change.
+                encoder = copy.deepcopy(encoder).float()
+            self._first_frame = encoder
         return self._first_frame
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Standardised latents [B, C, f, h, w] -> clips [B, 3, F, H, W] in the codec's dtype, clamped to [-1, 1]."""
+        """Decode clips.
+
+        Args:
+            latents: [B, C, f, h, w] standardised latents.
+
+        Returns:
+            [B, 3, F, H, W] in [-1, 1], in the type of the codec.
+        """
         self.load_decoder()
         latents = latents.to(self.model.dtype)
-        raw = latents * self.std.to(latents.dtype) + self.mean.to(latents.dtype)
+        std = self.std.to(latents.dtype)
+        mean = self.mean.to(latents.dtype)
+        raw = latents * std + mean
         return self.model.decode(raw).sample.clamp(-1, 1)
 
     def load_decoder(self) -> None:
-        """Load the decoder if it isn't there yet; acting alone never needs it."""
+        """Load the weights of the decoder if they are not loaded; acting does not need them."""
         if self._load_decoder is not None:
             self._load_decoder()
             self._load_decoder = None
 
 
 def build_vae(config: dict[str, Any]) -> VAE:
-    """An untrained codec of diffusers' configuration `config`; any width, any number of latent channels."""
+    """Build a codec with new weights.
+
+    Args:
+        config: Configuration of diffusers' `AutoencoderKLWan`.
+
+    Raises:
+        ConfigError: The installed diffusers does not know a key of the configuration.
+    """
     from diffusers import AutoencoderKLWan
 
-    known = inspect.signature(AutoencoderKLWan.__init__).parameters
-    public = {name: value for name, value in config.items() if not name.startswith("_")}
-    if unknown := sorted(public.keys() - known.keys() - INERT):
+    # Keys with a leading underscore are metadata of diffusers.
+    parameters = inspect.signature(AutoencoderKLWan.__init__).parameters
+    options = {name: value for name, value in config.items() if not name.startswith("_")}
+
+    unknown = sorted(options.keys() - parameters.keys() - INERT)
+    if unknown:
         raise ConfigError(
-            f"the codec's config holds {unknown}, which this diffusers doesn't know: pip install -U diffusers"
+            f"the codec's configuration holds {unknown}, which the installed diffusers does not "
+            f"know: pip install -U diffusers"
         )
-    return VAE(AutoencoderKLWan(**{name: value for name, value in public.items() if name in known}))
+    known = {name: value for name, value in options.items() if name in parameters}
+    return VAE(AutoencoderKLWan(**known))

@@ -1,1 +1,1 @@
-"""Fast-WAM."""
+"""Fast-WAM: a video expert and an action expert in a mixture of transformers."""

@@ -1,6 +1,7 @@
-"""Makes an action expert out of a video expert, for training from Wan: interpolation with alpha scaling.
+"""Initialisation of an action expert from a video expert, for training from Wan weights.
 
-Source: spec/fastwam.md section 6.1.
+Weights are interpolated linearly to the smaller widths, and rescaled where inputs are dropped.
+See docs/method.md, "Initialisation".
 """
 
 from __future__ import annotations
@@ -10,46 +11,59 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-FRESH = ("action_encoder.", "head.")  # what a video expert has no counterpart of
+# Prefixes of the action expert's parameters that have no counterpart in a video expert.
+FRESH = ("action_encoder.", "head.")
 
 
 def action_from_video(
-    video: Mapping[str, Tensor], action: Mapping[str, Tensor]
+    video: Mapping[str, Tensor],
+    action: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Weights of an action expert that behaves like the video expert shrunk to its widths.
+    """Compute the weights of an action expert from those of a video expert.
 
     Args:
-        video: the video expert's weights, by name.
-        action: what the action expert's weights look like, by name; only shapes are read, `meta` tensors will do.
+        video: Weights of the video expert by name.
+        action: Weights of the action expert by name. Only their shapes are read, so they may be
+            on the `meta` device.
 
     Returns:
-        Every weight of the action expert but those of its input and output layer, float32.
+        Every weight of the action expert except those of its input and output layers, float32.
     """
-    return {
-        name: _shrink(video[name], like.shape)
-        for name, like in action.items()
-        if not name.startswith(FRESH)
-    }
+    weights = {}
+    for name, weight in action.items():
+        if not name.startswith(FRESH):
+            weights[name] = _shrink(video[name], weight.shape)
+    return weights
 
 
 def _shrink(x: Tensor, shape: torch.Size) -> Tensor:
-    """Interpolate `x` axis by axis, rounded to its own dtype; where the last axis shrinks, keep the outputs' variance."""
+    """Interpolate a weight to a shape.
+
+    The result is rounded to the type of `x` and returned as float32. If the last axis (the inputs
+    of a layer) shrinks, the weight is scaled so that the variance of the outputs is preserved.
+    """
     if x.shape == shape:
         return x.float()
+
     shrunk = x.float()
     for axis, size in enumerate(shape):
         shrunk = _interpolate(shrunk, axis, size)
+
     shrunk = shrunk.to(x.dtype).float()
     if len(shape) > 1 and x.shape[-1] != shape[-1]:
-        shrunk = shrunk * (x.shape[-1] / shape[-1]) ** 0.5
+        ratio = x.shape[-1] / shape[-1]
+        shrunk = shrunk * ratio**0.5
     return shrunk
 
 
 def _interpolate(x: Tensor, axis: int, size: int) -> Tensor:
-    """Linear interpolation of one axis to `size` samples, the first and last of them on the ends."""
+    """Interpolate one axis linearly to `size` samples; its two ends are kept."""
     if x.shape[axis] == size:
         return x
+
+    # `interpolate` resizes the last axis of [batch, channels, length].
     moved = x.movedim(axis, -1)
     rows = moved.reshape(1, -1, x.shape[axis])
     resized = torch.nn.functional.interpolate(rows, size=size, mode="linear", align_corners=True)
-    return resized.reshape(*moved.shape[:-1], size).movedim(-1, axis)
+    restored = resized.reshape(*moved.shape[:-1], size)
+    return restored.movedim(-1, axis)

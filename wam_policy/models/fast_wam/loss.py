@@ -1,9 +1,11 @@
-"""What Fast-WAM learns: the flow-matching losses of one batch, for every variant, given the random numbers of the step.
+"""Training losses of Fast-WAM: flow matching of the video and of the actions, in every variant.
 
-Source: spec/fastwam.md sections 3.2 and 3.3.
+The random numbers of a step are an argument, so that a step can be repeated exactly.
+See docs/method.md, "Training losses".
 """
 
-# B batch, C latent channels, F latent frames, h w latent grid, L text tokens, T actions in a chunk, A numbers per action
+# B batch, C latent channels, F latent frames, h w latent grid, L text tokens,
+# T actions in a chunk, A numbers per action, P numbers of proprioception
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from wam_policy.models import flow_matching
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.fast_wam.variants import VARIANTS, VariantName
 
-DEFAULT_SHIFT = 5.0  # of the schedules, where nothing else is said
-NOISED_CONTEXT_CLIPS = 0.5  # part of the samples whose second context_clip of the clip is noised; the reference's constant
+DEFAULT_SHIFT = 5.0  # of a schedule that is not configured
+NOISED_CONTEXT_CLIPS = 0.5  # fraction of samples whose context clip is noised, as in the reference
 
 
 class Batch(NamedTuple):
-    """One training batch, already normalised and encoded."""
+    """One training batch, normalised and encoded."""
 
     latents: Tensor  # [B, C, F, h, w], frame 0 is the observation
     context: Tensor  # [B, L, text_dim] prompt embeddings, zero past the prompt's end
@@ -31,81 +33,106 @@ class Batch(NamedTuple):
     proprio: Tensor | None  # [B, P]
     action_is_pad: Tensor  # bool [B, T]
     latent_is_pad: Tensor  # bool [B, F − 1], of the frames after the first
-    text_bias: Tensor | None = (
-        None  # [B, L], where rows of the context stand for several: see `padding.condensed`
-    )
+    # [B, L] biases of rows that stand for several; see `text_padding.condense_padding`.
+    text_bias: Tensor | None = None
 
 
 class ContextClipNoise(NamedTuple):
-    """The random numbers of the second context_clip of the clip."""
+    """Random numbers of the context clip, the second copy of the clip."""
 
-    u_noised: Tensor  # [B] uniform; below NOISED_COPIES the context_clip is noised
-    u_context: Tensor  # [B] uniform
-    noise_context: Tensor  # like the latents
-    u_attend_full_video: (
-        Tensor  # [B] uniform; below `action_idm_prob` the actions see the whole context_clip
-    )
+    u_noised: Tensor  # [B] uniform; the clip is noised where it is below NOISED_CONTEXT_CLIPS
+    u_context: Tensor  # [B] uniform, gives the timestep
+    noise_context: Tensor  # [B, C, F, h, w] normal
+    # [B] uniform; the actions attend to the whole clip where it is below `action_idm_prob`.
+    u_attend_full_video: Tensor
 
 
 class TrainingNoise(NamedTuple):
-    """The random numbers of one training step."""
+    """Random numbers of one training step."""
 
-    noise_video: Tensor  # like the latents
-    u_video: Tensor  # [B] uniform
-    noise_action: Tensor  # like the actions
-    u_action: Tensor  # [B] uniform
-    context_clip: ContextClipNoise | None = None  # of the variants that have a context_clip
+    noise_video: Tensor  # [B, C, F, h, w] normal
+    u_video: Tensor  # [B] uniform, gives the timestep of the video
+    noise_action: Tensor  # [B, T, A] normal
+    u_action: Tensor  # [B] uniform, gives the timestep of the actions
+    context_clip: ContextClipNoise | None = None  # None: the variant has no context clip
 
 
 class LossOutput(NamedTuple):
-    """Losses of one batch and the predictions they come from."""
+    """Losses of one batch and the predictions they were computed from.
+
+    A Fast-WAM predicts velocities. A Light-WAM predicts the velocity of the pooled video and the
+    actions themselves.
+    """
 
     total: Tensor
     video: Tensor
     action: Tensor
-    velocity_video: Tensor | None  # [B, C, F, h, w]; None where the video loss is off
-    velocity_action: Tensor | None  # [B, T, A]; None where the action loss is off
+    video_prediction: Tensor | None = None  # [B, C, F, h, w]; None: the video loss is off
+    action_prediction: Tensor | None = None  # [B, T, A]; None: the action loss is off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """What the two losses weigh and how their timesteps are drawn."""
+    """Weights of the two losses and schedules of their timesteps."""
 
     video_shift: float = 5.0
     action_shift: float | None = None
-    """Of the actions' schedule; the default is that of the weights a run begins from, else 5."""
+    """Shift of the schedule of the actions. Default: that of the initial weights, else 5."""
     lambda_video: float = 1.0
-    """0: no video co-training; what only the video's loss needs is then not computed."""
+    """Weight of the video loss. 0 disables video co-training and what only it needs."""
     lambda_action: float = 1.0
-    """0: only the video is learned; the action expert is then not run."""
+    """Weight of the action loss. 0 trains the video only; the action expert is not run."""
     action_idm_prob: float = 0.5
-    """Optional-IDM: part of the samples whose actions see the whole video, not only its first frame."""
+    """Optional-IDM: fraction of the samples whose actions attend to the whole video."""
 
     def __post_init__(self) -> None:
-        if self.lambda_video == 0 == self.lambda_action:
-            raise ConfigError("`lambda_video` and `lambda_action` are both 0: nothing is learned")
+        if self.lambda_video == 0 and self.lambda_action == 0:
+            raise ConfigError(
+                "`lambda_video` and `lambda_action` are both 0, so nothing is trained; "
+                "set at least one of them"
+            )
         if not 0 <= self.action_idm_prob <= 1:
             raise ConfigError(f"`action_idm_prob` must lie in [0, 1], got {self.action_idm_prob}")
 
 
 def sample_fast_noise(
-    batch: Batch, generator: torch.Generator | None = None, variant: VariantName = "fast"
+    batch: Batch,
+    generator: torch.Generator | None = None,
+    variant: VariantName = "fast",
 ) -> TrainingNoise:
-    """Draw the random numbers of one training step, in the reference's order."""
-    device, b = batch.latents.device, len(batch.latents)
+    """Draw the random numbers of one training step, in the order of the reference.
+
+    Args:
+        batch: Batch of the step.
+        generator: Source of the random numbers; None: PyTorch's global one.
+        variant: Variant that is trained.
+    """
+    device = batch.latents.device
 
     def normal(like: Tensor) -> Tensor:
+        """Draw normal numbers in the shape and type of a tensor."""
         return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype)
 
     def uniform() -> Tensor:
-        return torch.rand(b, generator=generator, device=device)
+        """Draw one uniform number in [0, 1) per sample."""
+        return torch.rand(len(batch.latents), generator=generator, device=device)
 
-    draws = TrainingNoise(normal(batch.latents), uniform(), normal(batch.action), uniform())
-    if not VARIANTS[variant].uses_context_clip:
-        return draws
-    return draws._replace(
-        context_clip=ContextClipNoise(uniform(), uniform(), normal(batch.latents), uniform())
+    noise = TrainingNoise(
+        noise_video=normal(batch.latents),
+        u_video=uniform(),
+        noise_action=normal(batch.action),
+        u_action=uniform(),
     )
+    if not VARIANTS[variant].uses_context_clip:
+        return noise
+
+    context_clip = ContextClipNoise(
+        u_noised=uniform(),
+        u_context=uniform(),
+        noise_context=normal(batch.latents),
+        u_attend_full_video=uniform(),
+    )
+    return noise._replace(context_clip=context_clip)
 
 
 def fast_wam_losses(
@@ -115,92 +142,184 @@ def fast_wam_losses(
     config: LossConfig,
     variant: VariantName = "fast",
 ) -> LossOutput:
-    """Flow-matching losses of one batch.
+    """Compute the flow-matching losses of one batch.
 
-    With `lambda_video` 0 the passes and frames that only the video's loss reads are left out: same action loss, same gradients.
-    With `lambda_action` 0 what only the actions' loss reads is.
+    A loss of weight 0 is not computed, nor are the passes and frames that only it needs; the other
+    loss and its gradients do not change.
+
+    Args:
+        model: Model that is trained.
+        batch: Batch of the step.
+        noise: Random numbers of the step, from `sample_fast_noise`.
+        config: Weights and schedules of the losses.
+        variant: Variant that is trained.
+
+    Raises:
+        ConfigError: The variant needs noise for a context clip and there is none.
     """
-    kind, with_video, with_action = (
-        VARIANTS[variant],
-        config.lambda_video != 0,
-        config.lambda_action != 0,
-    )
-    action_shift = DEFAULT_SHIFT if config.action_shift is None else config.action_shift
-    clean = batch.latents if with_video or kind.attends_to == "video" else batch.latents[:, :, :1]
+    with_video = config.lambda_video != 0
+    with_action = config.lambda_action != 0
+    attend_video = VARIANTS[variant].attends_to == "video"
+
+    # Frames after the first are needed for the video loss or as context of the actions.
+    needs_future = with_video or attend_video
+    clean = batch.latents if needs_future else batch.latents[:, :, :1]
     noise_video = noise.noise_video[:, :, : clean.shape[2]]
-    time = model.precision.time or clean.dtype
-    t_video = flow_matching.timesteps(noise.u_video, config.video_shift, time)
-    t_action = flow_matching.timesteps(noise.u_action, action_shift, time)
-    context_clip, attend_full_video = None, None
-    if kind.uses_context_clip and with_action:
-        if noise.context_clip is None:
-            raise ConfigError(
-                f"the variant {variant!r} needs draws of its own: `draw(batch, variant={variant!r})`"
-            )
-        noised = noise.context_clip.u_noised < NOISED_CONTEXT_CLIPS
-        t_context = (
-            flow_matching.timesteps(noise.context_clip.u_context, config.video_shift, time) * noised
-        )
-        context_clip = (noise_clip(clean, noise.context_clip.noise_context, t_context), t_context)
-        attend_full_video = (
-            noise.context_clip.u_attend_full_video < config.action_idm_prob
-            if kind.optional_video
-            else None
-        )
-    velocity_video, velocity_action = model(
+
+    # Timesteps
+    action_shift = DEFAULT_SHIFT if config.action_shift is None else config.action_shift
+    time_dtype = model.precision.time or clean.dtype
+    t_video = flow_matching.timesteps(noise.u_video, config.video_shift, time_dtype)
+    t_action = flow_matching.timesteps(noise.u_action, action_shift, time_dtype)
+
+    context_clip, attend_full_video = _context_clip(clean, noise, config, variant, time_dtype)
+    video_prediction, action_prediction = model(
         noise_clip(clean, noise_video, t_video),
         t_video,
         flow_matching.add_noise(batch.action, noise.noise_action, t_action),
         t_action,
         model.context(batch.context, batch.proprio),
-        attend_video=kind.attends_to == "video",
+        attend_video=attend_video,
         context_clip=context_clip,
         attend_full_video=attend_full_video,
         text_bias=batch.text_bias,
         decode_video=with_video,
         decode_actions=with_action,
     )
-    action, video = (
-        t_action.new_zeros((), dtype=torch.float32),
-        t_video.new_zeros((), dtype=torch.float32),
+
+    action = _action_loss(action_prediction, batch, noise, t_action, action_shift)
+    video = video_loss(
+        video_prediction, clean, noise_video, batch.latent_is_pad, t_video, config.video_shift
     )
-    if velocity_action is not None:
-        action_error = squared_error(
-            velocity_action, flow_matching.velocity(batch.action, noise.noise_action)
-        ).mean(2)
-        action = weighted_mean(
-            action_error, ~batch.action_is_pad, flow_matching.loss_weight(t_action, action_shift)
-        )
-    if velocity_video is not None:
-        target = flow_matching.velocity(clean, noise_video)[:, :, 1:]
-        video_error = squared_error(velocity_video[:, :, 1:], target).mean((1, 3, 4))
-        video = weighted_mean(
-            video_error,
-            ~batch.latent_is_pad,
-            flow_matching.loss_weight(t_video, config.video_shift),
-        )
     total = config.lambda_video * video + config.lambda_action * action
-    return LossOutput(total, video, action, velocity_video, velocity_action)
+    return LossOutput(total, video, action, video_prediction, action_prediction)
+
+
+def _context_clip(
+    clean: Tensor,
+    noise: TrainingNoise,
+    config: LossConfig,
+    variant: VariantName,
+    time_dtype: torch.dtype,
+) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+    """Return the copy of the clip that the actions attend to, where the variant has one.
+
+    Args:
+        clean: [B, C, F, h, w] latents.
+        noise: Random numbers of the step.
+        config: Schedules of the losses.
+        variant: Variant that is trained.
+        time_dtype: Type of the timesteps.
+
+    Returns:
+        The copy [B, C, F, h, w] with its timesteps [B], which are 0 where it stays clean (None: it
+        is not needed); and which samples attend to all of its frames, bool [B] (None: all).
+    """
+    if not VARIANTS[variant].uses_context_clip or config.lambda_action == 0:
+        return None, None
+    draws = noise.context_clip
+    if draws is None:
+        raise ConfigError(
+            f"the variant {variant!r} needs random numbers for its context clip; draw them with "
+            f"`sample_fast_noise(batch, variant={variant!r})`"
+        )
+
+    noised = draws.u_noised < NOISED_CONTEXT_CLIPS
+    t = flow_matching.timesteps(draws.u_context, config.video_shift, time_dtype) * noised
+    clip = noise_clip(clean, draws.noise_context, t)
+
+    attend_full_video = None
+    if VARIANTS[variant].optional_video:
+        attend_full_video = draws.u_attend_full_video < config.action_idm_prob
+    return (clip, t), attend_full_video
+
+
+def _action_loss(
+    prediction: Tensor | None,
+    batch: Batch,
+    noise: TrainingNoise,
+    t: Tensor,
+    shift: float,
+) -> Tensor:
+    """Return the flow-matching loss of predicted velocities [B, T, A]; 0 without a prediction."""
+    if prediction is None:
+        return t.new_zeros((), dtype=torch.float32)
+    target = flow_matching.velocity(batch.action, noise.noise_action)
+    error = squared_error(prediction, target).mean(2)
+    weight = flow_matching.loss_weight(t, shift)
+    return weighted_mean(error, ~batch.action_is_pad, weight)
+
+
+def video_loss(
+    prediction: Tensor | None,
+    clean: Tensor,
+    noise: Tensor,
+    is_pad: Tensor,
+    t: Tensor,
+    shift: float,
+) -> Tensor:
+    """Return the flow-matching loss of the frames after the observed one.
+
+    Args:
+        prediction: [B, C, F, h, w] predicted velocity; None: the loss is 0.
+        clean: [B, C, F, h, w] latents.
+        noise: [B, C, F, h, w].
+        is_pad: bool [B, F − 1], of the frames after the first.
+        t: [B] timesteps.
+        shift: Shift of their schedule.
+    """
+    if prediction is None:
+        return t.new_zeros((), dtype=torch.float32)
+    target = flow_matching.velocity(clean, noise)
+    future_prediction = prediction[:, :, 1:]
+    future_target = target[:, :, 1:]
+    error = squared_error(future_prediction, future_target)
+    frame_error = error.mean((1, 3, 4))
+    weight = flow_matching.loss_weight(t, shift)
+    return weighted_mean(frame_error, ~is_pad, weight)
 
 
 def noise_clip(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """A clip [B, C, F, h, w] noised at timesteps `t` [B], but for its first frame."""
-    return torch.cat(
-        (clean[:, :, :1], flow_matching.add_noise(clean[:, :, 1:], noise[:, :, 1:], t)), dim=2
-    )
+    """Noise all frames of a clip but the first.
+
+    Args:
+        clean: [B, C, F, h, w] latents.
+        noise: [B, C, F, h, w].
+        t: [B] timesteps.
+    """
+    observed = clean[:, :, :1]
+    future = clean[:, :, 1:]
+    noisy = flow_matching.add_noise(future, noise[:, :, 1:], t)
+    return torch.cat((observed, noisy), dim=2)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared differences, float32."""
+    """Return the squared differences, float32."""
     return (prediction.float() - target.float()).square()
 
 
 def weighted_mean(error: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
-    """Mean of `error` [B, K] over each sample's valid places, weighted per sample [B], averaged over the batch."""
-    mean = (error * valid).sum(1) / valid.sum(1).clamp(min=1)
+    """Average errors over the valid positions of each sample, then over the batch with weights.
+
+    Args:
+        error: [B, K] errors at K positions.
+        valid: bool [B, K]; a sample without a valid position contributes 0.
+        weight: [B] weight of each sample.
+    """
+    count = valid.sum(1).clamp(min=1)
+    mean = (error * valid).sum(1) / count
     return (mean * weight).mean()
 
 
 def latent_padding(image_is_pad: Tensor, temporal_ratio: int = 4) -> Tensor:
-    """Padding of pixel frames, bool [B, 1 + ratio·n] -> of latent frames after the first, [B, n]: all of their frames."""
-    return image_is_pad[:, 1:].unflatten(1, (-1, temporal_ratio)).all(2)
+    """Return which latent frames after the first are padding: those whose images all are.
+
+    Args:
+        image_is_pad: bool [B, 1 + ratio·n].
+        temporal_ratio: Images per latent frame.
+
+    Returns:
+        bool [B, n].
+    """
+    groups = image_is_pad[:, 1:].unflatten(1, (-1, temporal_ratio))
+    return groups.all(2)

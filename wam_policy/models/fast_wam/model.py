@@ -1,9 +1,11 @@
-"""Fast-WAM: a video expert and an action expert that reads the video expert's keys and values.
+"""Fast-WAM: a video expert, and an action expert that attends to the video's keys and values.
 
-Source: spec/fastwam.md section 2. How it is trained is in `objective`, how actions and frames are drawn from it in `sampling`.
+`loss` computes its training losses, `sampling` draws actions and frames from it.
+See docs/method.md, "Video expert" and "Action expert".
 """
 
-# B batch, C latent channels, F latent frames, h w latent grid, L text tokens, T actions in a chunk, A numbers per action
+# B batch, C latent channels, F latent frames, h w latent grid, L text tokens,
+# T actions in a chunk, A numbers per action, P numbers of proprioception
 
 from __future__ import annotations
 
@@ -22,44 +24,63 @@ from wam_policy.models.layers.video_dit import VideoDiT
 
 
 class FastWAM(nn.Module):
-    """The two experts and the proprio encoder; every variant has these and nothing else."""
+    """The two experts and the proprioception encoder, which are the same in every variant."""
 
     def __init__(self, config: FastWAMConfig, precision: Precision = FAST) -> None:
         super().__init__()
-        self.config, self.precision = config, precision
+        self.config = config
+        self.precision = precision
         self.video = VideoDiT(config, precision)
         self.action = ActionDiT(config, precision)
-        self.proprio_encoder = (
-            None if config.proprio_dim is None else Linear(config.proprio_dim, config.text_dim)
-        )
+        self.proprio_encoder: Linear | None = None
+        if config.proprio_dim is not None:
+            self.proprio_encoder = Linear(config.proprio_dim, config.text_dim)
 
     def context(self, prompt: Tensor, proprio: Tensor | None) -> Tensor:
-        """Append the proprio token [B, P] to prompt embeddings [B, L, text_dim]."""
+        """Append the proprioception token to a prompt.
+
+        Args:
+            prompt: [B, L, text_dim] prompt embeddings.
+            proprio: [B, P] normalised robot state; None for a model without proprioception.
+
+        Returns:
+            [B, L + 1, text_dim], or [B, L, text_dim] without proprioception.
+        """
         return append_proprio(prompt, proprio, self.proprio_encoder)
 
     def encode_clip(
-        self, latents: Tensor, t: Tensor, text: Text | SharedText, *, decode: bool
+        self,
+        latents: Tensor,
+        t: Tensor,
+        text: Text | SharedText,
+        *,
+        decode: bool,
     ) -> tuple[Tensor | None, list[KeyValue]]:
-        """Run the video expert over a whole clip, whose first frame is the observation.
+        """Run the video expert over a clip whose first frame is the observation.
 
         Args:
             latents: [B, C, F, h, w], frame 0 clean.
-            t: [B] timestep of the later frames.
-            text: from `video.shared_text`.
-            decode: False leaves the velocity out.
+            t: [B] timestep of the other frames.
+            text: From `video.shared_text` or `video.embed_text`.
+            decode: Whether to compute the velocity.
 
         Returns:
-            The velocity [B, C, F, h, w] (None if not read), and the keys and values of all tokens, one pair per block.
+            The velocity [B, C, F, h, w] (None unless `decode`), and the keys and values of all
+            tokens, one pair per block.
         """
-        frames, rows, columns = grid = self.video.grid(latents)
+        grid = self.video.grid(latents)
+        frames, rows, columns = grid
+        num_observed_tokens = rows * columns if frames > 1 else 0
+
         time = self.video.embed_clip_time(t, frames)
-        stream = self.video.stream(
-            latents, self.video.shared_modulations(time), self.video.rope(latents), text
-        )
-        x, cache = run_blocks(
-            stream, num_observed_tokens=rows * columns if frames > 1 else 0, need_output=decode
-        )
-        return self.video.decode(x, time.embedding, grid) if decode else None, cache
+        modulations = self.video.shared_modulations(time)
+        rope = self.video.rope(latents)
+        stream = self.video.stream(latents, modulations, rope, text)
+        x, cache = run_blocks(stream, num_observed_tokens=num_observed_tokens, need_output=decode)
+
+        if not decode:
+            return None, cache
+        return self.video.decode(x, time.embedding, grid), cache
 
     def action_velocity(
         self,
@@ -69,20 +90,23 @@ class FastWAM(nn.Module):
         context_kv: list[KeyValue],
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Velocity [B, T, A] of noisy actions, which see each other and the video.
+        """Predict the velocity of noisy actions, which attend to each other and to the video.
 
         Args:
-            action: [B, T, A].
-            time: of their timestep, from `action.embed_time`.
-            text: from `action.shared_text`.
-            context_kv: keys and values of the video, one pair per block.
-            mask: see `mot.attend`.
+            action: [B, T, A] noisy actions.
+            time: Embedding of their timestep, from `action.embed_time`.
+            text: From `action.shared_text`.
+            context_kv: Keys and values of the video, one pair per block.
+            mask: See `attention.attend`.
+
+        Returns:
+            [B, T, A].
         """
-        rope = action_rope(
-            action.shape[1], self.config.head_dim, action.device, self.precision.rope
-        )
-        tokens = self.action.action_encoder(action.to(self.action.action_encoder.weight.dtype))
-        stream = Stream(self.action, tokens, self.action.shared_modulations(time), rope, text)
+        horizon = action.shape[1]
+        rope = action_rope(horizon, self.config.head_dim, action.device, self.precision.rope)
+        modulations = self.action.shared_modulations(time)
+        tokens = self.action.embed_actions(action)
+        stream = Stream(self.action, tokens, modulations, rope, text)
         x, _ = run_blocks(stream, (context_kv,), mask=mask, return_kv=False)
         return self.action.head(x)
 
@@ -107,35 +131,92 @@ class FastWAM(nn.Module):
             latents: [B, C, F, h, w], frame 0 clean, the others noisy.
             t_video: [B] timestep of the noisy frames.
             action: [B, T, A] noisy actions.
-            t_action: [B] their timestep.
+            t_action: [B] timestep of the actions.
             context: [B, L + 1, text_dim], from `context()`.
-            attend_video: the actions see the whole clip, not only its first frame.
-            context_clip: another copy of the clip and its timesteps, which the actions see in the clip's place.
-            attend_full_video: bool [B], the samples whose actions see the whole clip; None: all of them.
-            text_bias: of the context's first rows; see `DiT.shared_text`.
-            decode_video: False leaves the video's velocity out.
-            decode_actions: False leaves the actions' out.
+            attend_video: Whether the actions attend to all frames, not only to the first.
+            context_clip: A second copy of the clip and its timesteps, which the actions attend to
+                instead of `latents`.
+            attend_full_video: bool [B], samples whose actions attend to all frames; None: all.
+            text_bias: Biases of the first rows of the context; see `DiT.shared_text`.
+            decode_video: Whether to compute the velocity of the video.
+            decode_actions: Whether to compute the velocity of the actions.
 
         Returns:
-            Video velocity [B, C, F, h, w] and action velocity [B, T, A], None where not read.
+            Velocity of the video [B, C, F, h, w] and of the actions [B, T, A]; None where it is
+            not computed.
         """
-        text, velocity = self.video.shared_text(context, text_bias), None
-        cache: list[KeyValue] = []
+        text = self.video.shared_text(context, text_bias)
         if not decode_actions:
-            return self.encode_clip(latents, t_video, text, decode=decode_video)[0], None
-        if decode_video or context_clip is None:
-            velocity, cache = self.encode_clip(latents, t_video, text, decode=decode_video)
-        if context_clip is not None:
-            _, cache = self.encode_clip(*context_clip, text, decode=False)
+            velocity, _ = self.encode_clip(latents, t_video, text, decode=decode_video)
+            return velocity, None
+        velocity, cache = self._encode_clips(
+            latents, t_video, context_clip, text, decode=decode_video
+        )
+
+        # Keys and values that the actions attend to
         _, rows, columns = self.video.grid(latents)
-        seen = cache if attend_video else narrow_kv(cache, rows * columns)
+        tokens_per_frame = rows * columns
+        if not attend_video:
+            cache = narrow_kv(cache, tokens_per_frame)
         mask = None
         if attend_full_video is not None:
-            visible = torch.arange(seen[0].key.shape[2] + action.shape[1], device=action.device)
-            later = (visible >= rows * columns) & (visible < seen[0].key.shape[2])
-            mask = (attend_full_video.unsqueeze(1) | ~later)[:, None, None]
-        time, text = (
-            self.action.embed_time(t_action.unsqueeze(1)),
-            self.action.shared_text(context, text_bias),
-        )
-        return velocity, self.action_velocity(action, time, text, seen, mask)
+            video_tokens = cache[0].key.shape[2]
+            mask = _future_mask(attend_full_video, tokens_per_frame, video_tokens, action.shape[1])
+
+        # Actions
+        time = self.action.embed_time(t_action.unsqueeze(1))
+        action_text = self.action.shared_text(context, text_bias)
+        return velocity, self.action_velocity(action, time, action_text, cache, mask)
+
+    def _encode_clips(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        context_clip: tuple[Tensor, Tensor] | None,
+        text: SharedText,
+        *,
+        decode: bool,
+    ) -> tuple[Tensor | None, list[KeyValue]]:
+        """Run the video expert over a clip and its copy, each only if it is needed.
+
+        Args:
+            latents: [B, C, F, h, w], frame 0 clean.
+            t: [B] timestep of the other frames.
+            context_clip: A second copy of the clip and its timesteps; None: there is none.
+            text: From `video.shared_text`.
+            decode: Whether to compute the velocity of the clip.
+
+        Returns:
+            The velocity of the clip (None unless `decode`), and the keys and values of the copy, or
+            of the clip where there is no copy.
+        """
+        velocity = None
+        cache: list[KeyValue] = []
+        if decode or context_clip is None:
+            velocity, cache = self.encode_clip(latents, t, text, decode=decode)
+        if context_clip is not None:
+            _, cache = self.encode_clip(*context_clip, text, decode=False)
+        return velocity, cache
+
+
+def _future_mask(
+    attend_full_video: Tensor,
+    tokens_per_frame: int,
+    video_tokens: int,
+    horizon: int,
+) -> Tensor:
+    """Return a mask that hides all frames but the first from the actions of some samples.
+
+    Args:
+        attend_full_video: bool [B], False where the frames are hidden.
+        tokens_per_frame: Tokens of the first frame.
+        video_tokens: Tokens of all frames.
+        horizon: Action tokens, which follow those of the video.
+
+    Returns:
+        bool [B, 1, 1, video_tokens + horizon], False hides a key.
+    """
+    positions = torch.arange(video_tokens + horizon, device=attend_full_video.device)
+    future = (positions >= tokens_per_frame) & (positions < video_tokens)
+    visible = attend_full_video.unsqueeze(1) | ~future
+    return visible[:, None, None]

@@ -1,12 +1,13 @@
-"""Draws action chunks and future frames from a Fast-WAM, in every mode, computing what is constant once.
+"""Sampling of action chunks and future frames from a Fast-WAM, in every mode.
 
-What depends on shapes and the schedule only is in `Tables`, what belongs to an observation in `Observed`: the first frame is
-clean and sees only itself, so its keys and values, like the text's, aren't a step's.
-Source: spec/fastwam.md sections 3.4 and 7.
+Whatever is constant is computed once: what depends only on shapes and the schedule is in
+`SamplerConstants`, what depends on the observation is in `PrefillCache`. The first frame is clean
+and attends only to itself, so its keys and values, like those of the text, serve all steps.
+See docs/method.md, "Sampling" and "Exact savings".
 """
 
-# B batch, C latent channels, F latent frames, h w latent grid, T actions in a chunk, A numbers per action, D width, L blocks,
-# n steps
+# B batch, C latent channels, F latent frames, h w latent grid, L text tokens, D width,
+# T actions in a chunk, A numbers per action
 
 from __future__ import annotations
 
@@ -26,61 +27,70 @@ from wam_policy.models.layers.transformer import DiT, Text
 
 
 class Schedule(NamedTuple):
-    """Timesteps and step sizes of the sampler, each [steps], from `flow.schedule()`."""
+    """Schedule of the sampler, each [steps], from `flow_matching.make_schedule`."""
 
     timesteps: Tensor
     deltas: Tensor
 
 
 class ScheduleStep(NamedTuple):
-    """What an expert makes of one step of a schedule."""
+    """One step of a schedule, embedded by an expert."""
 
     modulations: list[Tensor]  # [1, 1, 6, D] per block
     embedding: Tensor  # [1, 1, D]
-    delta: Tensor
-    sigma: Tensor  # how noisy what is denoised is before the step, 1 to 0
+    delta: Tensor  # step size, negative
+    sigma: Tensor  # noise level before the step, from 1 to 0
 
 
 class NormalizedTarget(NamedTuple):
-    """Actions that are known before a chunk is drawn, as those are that will have been played when it is there."""
+    """Actions that are known before a chunk is sampled, such as those already being executed."""
 
     actions: Tensor  # [B, T, A], normalised
-    weights: Tensor  # [B, T, 1], 1 where an action is fixed, 0 where it is free, between where it is wanted
+    weights: Tensor  # [B, T, 1]; 1: the action is fixed, 0: it is free, between: it is attracted
 
 
 class SamplerConstants(NamedTuple):
-    """What is the same for every observation of one shape."""
+    """Tensors that are the same for every observation of one shape."""
 
-    clean_modulation: list[Tensor]  # [1, 1, 6, D] per block, modulations of the video at timestep 0
-    first_frame_rope: Rope  # of the observed frame
-    future_rope: Rope  # of the frames after it; of no tokens where they aren't needed
+    clean_modulation: list[Tensor]  # [1, 1, 6, D] per block, of the video at timestep 0
+    first_frame_rope: Rope
+    future_rope: Rope  # of the frames after the first; no tokens where they are not needed
     action_rope: Rope
     action_steps: list[ScheduleStep]
     video_steps: list[ScheduleStep]
 
 
 class PrefillCache(NamedTuple):
-    """What one observation leaves for the steps."""
+    """Keys and values of one observation, which all denoising steps attend to."""
 
-    video_kv: list[KeyValue]  # keys and values of the observed frame, one pair per block
+    video_kv: list[KeyValue]  # of the observed frame, one pair per block
     video_text: Text
     action_text: Text
 
 
 def embed_schedule(expert: DiT, schedule: Schedule) -> list[ScheduleStep]:
-    """What an expert makes of a schedule, its timesteps embedded all at once."""
+    """Embed all steps of a schedule in one pass.
+
+    Args:
+        expert: Expert that the steps are for.
+        schedule: Timesteps and step sizes.
+    """
     embedding, modulation = expert.embed_time(schedule.timesteps.unsqueeze(1))
-    modulations = (x.unsqueeze(1).unbind() for x in expert.modulations(modulation))
-    each = zip(
-        zip(*modulations, strict=True),
-        embedding.unsqueeze(1).unbind(),
-        *(x.unbind() for x in schedule),
-        strict=True,
-    )
-    return [
-        ScheduleStep(list(per_block), e, delta, t / flow_matching.TIMESTEPS)
-        for per_block, e, t, delta in each
-    ]
+    embeddings = embedding.unsqueeze(1).unbind()
+    block_modulations = [x.unsqueeze(1).unbind() for x in expert.modulations(modulation)]
+    timesteps = schedule.timesteps.unbind()
+    deltas = schedule.deltas.unbind()
+
+    steps = []
+    for index, timestep in enumerate(timesteps):
+        step = ScheduleStep(
+            modulations=[modulations[index] for modulations in block_modulations],
+            embedding=embeddings[index],
+            delta=deltas[index],
+            sigma=timestep / flow_matching.TIMESTEPS,
+        )
+        steps.append(step)
+    return steps
 
 
 def make_sampler_constants(
@@ -91,25 +101,30 @@ def make_sampler_constants(
     action_schedule: Schedule,
     video_schedule: Schedule,
 ) -> SamplerConstants:
-    """The tables of a shape.
+    """Compute what is the same for every observation of one shape.
 
     Args:
-        model: the model.
-        first_frame: [B, C, 1, h, w], latents of that shape and device.
-        frames: latent frames of a clip F, the first one among them; 1: no others are needed.
-        horizon: actions per chunk T.
-        action_schedule: the actions' steps.
-        video_schedule: the video's steps.
+        model: Model to sample from.
+        first_frame: [B, C, 1, h, w] latents, of which only shape, type and device are used.
+        frames: Latent frames F of a clip, including the first; 1: no other frames are needed.
+        horizon: Actions T per chunk.
+        action_schedule: Schedule of the actions.
+        video_schedule: Schedule of the video.
     """
-    later = first_frame.expand(-1, -1, frames - 1, -1, -1)
-    still = model.video.embed_time(first_frame.new_zeros(1, 1)).modulation
+    future = first_frame.expand(-1, -1, frames - 1, -1, -1)
+    clean_time = model.video.embed_time(first_frame.new_zeros(1, 1))
     return SamplerConstants(
-        model.video.modulations(still),
-        model.video.rope(first_frame),
-        model.video.rope(later, start=1),
-        action_rope(horizon, model.config.head_dim, first_frame.device, model.precision.rope),
-        embed_schedule(model.action, action_schedule),
-        embed_schedule(model.video, video_schedule),
+        clean_modulation=model.video.modulations(clean_time.modulation),
+        first_frame_rope=model.video.rope(first_frame),
+        future_rope=model.video.rope(future, start=1),
+        action_rope=action_rope(
+            horizon,
+            model.config.head_dim,
+            first_frame.device,
+            model.precision.rope,
+        ),
+        action_steps=embed_schedule(model.action, action_schedule),
+        video_steps=embed_schedule(model.video, video_schedule),
     )
 
 
@@ -126,35 +141,43 @@ def prefill_and_denoise(
     decode_video: bool = False,
     target: NormalizedTarget | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """One observation's actions and future, everything made for it alone.
+    """Sample actions and frames for one observation, without reusing anything between calls.
 
     Args:
-        model: the model.
+        model: Model to sample from.
         first_frame: [B, C, 1, h, w] latents of the observation.
         context: [B, L + 1, text_dim], from `model.context()`.
-        actions: as in `sample`.
-        future: as in `sample`.
-        mode: as in `sample`.
-        action_schedule: the actions' steps.
-        video_schedule: the video's steps.
-        decode_video: as in `sample`.
-        target: as in `sample`.
+        actions: As in `denoise`.
+        future: As in `denoise`.
+        mode: As in `denoise`.
+        action_schedule: Schedule of the actions.
+        video_schedule: Schedule of the video.
+        decode_video: As in `denoise`.
+        target: As in `denoise`.
 
     Returns:
-        As `sample`.
+        As `denoise`.
     """
     frames = 1 if future is None else 1 + future.shape[2]
-    constant = make_sampler_constants(
-        model, first_frame, frames, actions.shape[1], action_schedule, video_schedule
+    horizon = actions.shape[1]
+    constants = make_sampler_constants(
+        model,
+        first_frame,
+        frames,
+        horizon,
+        action_schedule,
+        video_schedule,
     )
-    text = model.video.embed_text(context)
-    observed = PrefillCache(
-        prefill(model, first_frame, constant, text), text, model.action.embed_text(context)
-    )
+
+    video_text = model.video.embed_text(context)
+    video_kv = prefill(model, first_frame, constants, video_text)
+    action_text = model.action.embed_text(context)
+    cache = PrefillCache(video_kv, video_text, action_text)
+
     return denoise(
         model,
-        constant,
-        observed,
+        constants,
+        cache,
         actions,
         future,
         mode=mode,
@@ -164,13 +187,30 @@ def prefill_and_denoise(
 
 
 def prefill(
-    model: FastWAM, first_frame: Tensor, constants: SamplerConstants, text: Text
+    model: FastWAM,
+    first_frame: Tensor,
+    constants: SamplerConstants,
+    text: Text,
 ) -> list[KeyValue]:
-    """Run the video expert once over the observed frame [B, C, 1, h, w]: its keys and values, one pair per block."""
+    """Run the video expert once over the observed frame.
+
+    Args:
+        model: Model to sample from.
+        first_frame: [B, C, 1, h, w] latents.
+        constants: From `make_sampler_constants`.
+        text: From `video.embed_text`.
+
+    Returns:
+        Keys and values of the frame, one pair per block.
+    """
     stream = model.video.stream(
-        first_frame, constants.clean_modulation, constants.first_frame_rope, text
+        first_frame,
+        constants.clean_modulation,
+        constants.first_frame_rope,
+        text,
     )
-    return run_blocks(stream, need_output=False)[1]
+    _, video_kv = run_blocks(stream, need_output=False)
+    return video_kv
 
 
 def action_step(
@@ -183,23 +223,36 @@ def action_step(
     noise: Tensor,
     target: NormalizedTarget | None,
 ) -> Tensor:
-    """Actions [B, T, A] a step less noisy; what is known of them is put in their place first, as noisy as they are.
+    """Denoise the actions by one step.
 
-    `later` are keys and values of the frames after the observed one; None: the actions don't see them.
+    Args:
+        model: Model to sample from.
+        rope: Rotary tables of the actions.
+        cache: Keys and values of the observation.
+        future_kv: Keys and values of the frames after the first, one pair per block; None: the
+            actions do not attend to them.
+        action: [B, T, A] actions before the step.
+        step: Step of the schedule.
+        noise: [B, T, A] initial noise.
+        target: Known actions. Before the step they replace the sampled ones, noised to the level
+            of the step; None: there are none.
+
+    Returns:
+        [B, T, A] actions after the step.
     """
     expert = model.action
     if target is not None:
-        action = torch.lerp(
-            action, (1 - step.sigma) * target.actions + step.sigma * noise, target.weights
-        )
-    tokens = expert.action_encoder(action.to(expert.action_encoder.weight.dtype))
+        noised_target = (1 - step.sigma) * target.actions + step.sigma * noise
+        action = torch.lerp(action, noised_target, target.weights)
+
+    context_kv = [cache.video_kv]
+    if future_kv is not None:
+        context_kv.append(future_kv)
+    tokens = expert.embed_actions(action)
     stream = Stream(expert, tokens, step.modulations, rope, cache.action_text)
-    x, _ = run_blocks(
-        stream,
-        (cache.video_kv,) if future_kv is None else (cache.video_kv, future_kv),
-        return_kv=False,
-    )
-    return flow_matching.euler_step(action, expert.head(x), step.delta)
+    x, _ = run_blocks(stream, context_kv, return_kv=False)
+    velocity = expert.head(x)
+    return flow_matching.euler_step(action, velocity, step.delta)
 
 
 def video_step(
@@ -211,28 +264,56 @@ def video_step(
     *,
     decode: bool,
 ) -> tuple[Tensor, list[KeyValue]]:
-    """The frames after the observed one a step less noisy (as they are, if not `read`), and their keys and values before it."""
+    """Denoise the frames after the first by one step.
+
+    Args:
+        model: Model to sample from.
+        rope: Rotary tables of the frames.
+        cache: Keys and values of the observation.
+        future: [B, C, F − 1, h, w] latents before the step.
+        step: Step of the schedule.
+        decode: Whether to compute the frames after the step; False returns them unchanged.
+
+    Returns:
+        [B, C, F − 1, h, w] latents after the step, and the keys and values of the latents before
+        it, one pair per block.
+    """
     stream = model.video.stream(future, step.modulations, rope, cache.video_text)
     x, future_kv = run_blocks(stream, (cache.video_kv,), need_output=decode)
     if not decode:
         return future, future_kv
+
     velocity = model.video.decode(x, step.embedding, model.video.grid(future))
-    return flow_matching.euler_step(future, velocity, step.delta), future_kv
+    denoised = flow_matching.euler_step(future, velocity, step.delta)
+    return denoised, future_kv
 
 
 def encode_future(
-    model: FastWAM, rope: Rope, clean_modulation: list[Tensor], cache: PrefillCache, future: Tensor
+    model: FastWAM,
+    rope: Rope,
+    clean_modulation: list[Tensor],
+    cache: PrefillCache,
+    future: Tensor,
 ) -> list[KeyValue]:
-    """Keys and values of the clean frames after the observed one, latents [B, C, F − 1, h, w]."""
-    return run_blocks(
-        model.video.stream(future, clean_modulation, rope, cache.video_text),
-        (cache.video_kv,),
-        need_output=False,
-    )[1]
+    """Run the video expert over clean frames after the first.
+
+    Args:
+        model: Model to sample from.
+        rope: Rotary tables of the frames.
+        clean_modulation: Modulation of timestep 0, one per block.
+        cache: Keys and values of the observation.
+        future: [B, C, F − 1, h, w] latents.
+
+    Returns:
+        Keys and values of the frames, one pair per block.
+    """
+    stream = model.video.stream(future, clean_modulation, rope, cache.video_text)
+    _, future_kv = run_blocks(stream, (cache.video_kv,), need_output=False)
+    return future_kv
 
 
 class SamplerSteps(NamedTuple):
-    """What sampling is made of: the functions of this module, or their compiled forms."""
+    """The functions that sampling consists of: those of this module, or compiled forms of them."""
 
     action: Callable[..., Tensor] = action_step
     video: Callable[..., tuple[Tensor, list[KeyValue]]] = video_step
@@ -254,48 +335,85 @@ def denoise(
     target: NormalizedTarget | None = None,
     steps: SamplerSteps = EAGER_STEPS,
 ) -> tuple[Tensor, Tensor | None]:
-    """Denoise one chunk of actions in any mode and, where the mode or the caller needs them, the frames.
-
-    In the mode "joint" both are denoised in step, and each action step sees the video as it then is; in the mode "idm" the
-    actions see the finished frames.
+    """Denoise one chunk of actions and, where the mode or the caller needs them, the frames.
 
     Args:
-        model: the model.
-        constants: from `tables()`.
-        cache: the observation.
-        actions: [B, T, A] initial noise, in the schedule's dtype.
-        future: [B, C, F − 1, h, w] initial noise of the frames after the observed one; None: neither side needs them.
-        mode: what the actions see.
-        decode_video: whether the caller wants the frames.
-        target: what of the actions is known: they are kept at the noise of each step, so that the others fit them; a weight
-            between 0 and 1 is that of all steps together.
-        steps: what a step is made by.
+        model: Model to sample from.
+        constants: From `make_sampler_constants`.
+        cache: Keys and values of the observation.
+        actions: [B, T, A] initial noise, in the type of the schedule.
+        future: [B, C, F − 1, h, w] initial noise of the frames after the first; None: neither the
+            mode nor the caller needs them.
+        mode: What the actions attend to: the observed frame, the frames at the same step
+            ("joint"), or the finished frames ("idm").
+        decode_video: Whether the caller needs the frames.
+        target: Known actions, imposed at the noise level of every step so that the free ones adapt
+            to them. A weight between 0 and 1 is the effect of all steps together.
+        steps: Functions that compute the steps.
 
     Returns:
-        [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None if nobody needed them to the end).
+        [B, T, A] normalised actions, and [B, C, F − 1, h, w] latents (None unless `decode_video`).
     """
-    noise, later = actions, None
-    if target is not None:  # as much at every step as makes the weight over all of them
-        target = target._replace(
-            weights=1 - (1 - target.weights) ** (1 / len(constants.action_steps))
-        )
-    actions = noise.clone()  # not the same tensor: a step that was compiled for one tensor in two roles would be compiled again
+    step_target = None if target is None else _step_target(target, len(constants.action_steps))
+    noise = actions
+    # A copy: a step compiled for one tensor in both roles would have to be compiled again.
+    actions = noise.clone()
+
+    # Unless they are denoised together, the frames come first.
+    future_kv = None
     if future is not None and mode != "joint":
-        for step in constants.video_steps:
-            future, _ = steps.video(model, constants.future_rope, cache, future, step, decode=True)
-        later = (
-            steps.watch(model, constants.future_rope, constants.clean_modulation, cache, future)
-            if mode == "idm"
-            else None
+        future, future_kv = _denoise_video(
+            model, constants, cache, future, steps, encode=mode == "idm"
         )
-    for action_at, video_at in zip(constants.action_steps, constants.video_steps, strict=True):
-        if mode == "joint":  # no action sees what the video's last step would make
-            read = decode_video or video_at is not constants.video_steps[-1]
-            future, later = steps.video(
-                model, constants.future_rope, cache, future, video_at, decode=read
+
+    for step, frame_step in zip(constants.action_steps, constants.video_steps, strict=True):
+        if mode == "joint":
+            # No action attends to the result of the last video step.
+            decode = decode_video or frame_step is not constants.video_steps[-1]
+            future, future_kv = steps.video(
+                model, constants.future_rope, cache, future, frame_step, decode=decode
             )
         actions = steps.action(
-            model, constants.action_rope, cache, later, actions, action_at, noise, target
+            model, constants.action_rope, cache, future_kv, actions, step, noise, step_target
         )
-    actions = actions if target is None else torch.lerp(actions, target.actions, target.weights)
+
+    if step_target is not None:
+        actions = torch.lerp(actions, step_target.actions, step_target.weights)
     return actions, future if decode_video else None
+
+
+def _step_target(target: NormalizedTarget, num_steps: int) -> NormalizedTarget:
+    """Convert the weights of all steps together into the weights of each step."""
+    weights = 1 - (1 - target.weights) ** (1 / num_steps)
+    return target._replace(weights=weights)
+
+
+def _denoise_video(
+    model: FastWAM,
+    constants: SamplerConstants,
+    cache: PrefillCache,
+    future: Tensor,
+    steps: SamplerSteps,
+    *,
+    encode: bool,
+) -> tuple[Tensor, list[KeyValue] | None]:
+    """Denoise the frames after the first by all steps of the schedule.
+
+    Args:
+        model: Model to sample from.
+        constants: From `make_sampler_constants`.
+        cache: Keys and values of the observation.
+        future: [B, C, F − 1, h, w] initial noise.
+        steps: Functions that compute the steps.
+        encode: Whether to compute the keys and values of the finished frames.
+
+    Returns:
+        [B, C, F − 1, h, w] latents, and their keys and values (None unless `encode`).
+    """
+    rope = constants.future_rope
+    for step in constants.video_steps:
+        future, _ = steps.video(model, rope, cache, future, step, decode=True)
+
+    if not encode:
+        return future, None
+    return future, steps.watch(model, rope, constants.clean_modulation, cache, future)

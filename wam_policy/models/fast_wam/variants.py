@@ -1,6 +1,6 @@
-"""What tells the Fast-WAM variants apart: what the actions see in training, and the ways to sample them.
+"""The Fast-WAM variants: what the actions attend to in training, and how they can be sampled.
 
-Source: spec/fastwam.md sections 2.6, 3.3 and 3.4.
+See docs/method.md, "Variants and attention masks" and "Sampling".
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from typing import Literal
 
 VariantName = Literal["fast", "joint", "idm", "optional_idm"]
 ActionMode = Literal["first_frame", "joint", "idm"]
-"""How actions are sampled: from the observed frame alone; in step with the video; from the video, once it is denoised."""
+"""How actions are sampled.
+
+"first_frame": from the observed frame alone. "joint": together with the video, step by step.
+"idm" (inverse dynamics model): from the video, after it has been denoised.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One variant of Fast-WAM."""
+    """Properties of one variant of Fast-WAM."""
 
-    modes: tuple[ActionMode, ...]  # ways to sample that fit its training; the first is its own
-    attends_to: Literal["first_frame", "video"]  # what the actions attend to in training
-    uses_context_clip: bool = (
-        False  # True: the video they see is a second copy of the clip, clean or noised on its own
-    )
-    optional_video: bool = False  # True: a part of the samples sees only the copy's first frame
+    # Sampling modes that match the training; the first is the default.
+    modes: tuple[ActionMode, ...]
+    # What the actions attend to in training.
+    attends_to: Literal["first_frame", "video"]
+    # True: that video is a second copy of the clip, clean or noised independently.
+    uses_context_clip: bool = False
+    # True: for a part of the samples, actions attend only to the first frame of that copy.
+    optional_video: bool = False
 
 
 VARIANTS: dict[VariantName, Variant] = {

@@ -1,1 +1,1 @@
-"""The parts that both families are made of."""
+"""Layers that both families are built from."""

@@ -1,4 +1,9 @@
-"""Attention: RMS norm, the projections of queries, keys and values, and attention over cached keys and values."""
+"""Attention: RMS norm, projections of queries, keys and values, and the attention product.
+
+See docs/method.md, "Transformer block".
+"""
+
+# B batch, S tokens, D width, H heads, d head width
 
 from __future__ import annotations
 
@@ -6,10 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
-from wam_policy.models.layers.linear import Linear, linear
+from wam_policy.models.layers.linear import FusedLinear, Linear
 from wam_policy.models.layers.precision import Precision
 
 
@@ -20,44 +25,50 @@ class KeyValue(NamedTuple):
     value: Tensor
 
     def returned(self) -> KeyValue:
-        """As a region that is compiled once may return them: tensors of their own, not views of what they were computed in."""
+        """Return the pair in a form that a nested compile region may return.
+
+        While compiling, keys and values are copied: a region must not return views of the tensors
+        it computed them in.
+        """
         if not torch.compiler.is_compiling():
             return self
-        return KeyValue(*(x.clone(memory_format=torch.contiguous_format) for x in self))
+        key = self.key.clone(memory_format=torch.contiguous_format)
+        value = self.value.clone(memory_format=torch.contiguous_format)
+        return KeyValue(key, value)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, in float32; unless fused, the weight is applied in the input's dtype."""
+    """Root-mean-square norm over the last axis, with statistics in float32.
+
+    Unless fused, the result is rounded to the input's type before the weight is applied.
+    """
 
     def __init__(self, dim: int, eps: float, *, fused: bool) -> None:
         super().__init__()
-        self.eps, self.fused = eps, fused
+        self.eps = eps
+        self.fused = fused
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., D]."""
         if self.fused:
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(
-            x.dtype
-        ) * self.weight
+        mean_square = wide.square().mean(-1, keepdim=True)
+        inverse_root = torch.rsqrt(mean_square + self.eps)
+        normalized = wide * inverse_root
+        return normalized.to(x.dtype) * self.weight
 
 
-def _join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape, one after the other: where they lie so already, that memory, else new memory."""
-    first = parts[0]
-    storage, size = first.untyped_storage(), first.numel()
-    for i, part in enumerate(parts):
-        beside = (
-            part.untyped_storage()._cdata == storage._cdata
-            and part.is_contiguous()
-            and part.shape == first.shape
-        )
-        if not beside or part.storage_offset() != first.storage_offset() + i * size:
-            return torch.cat(list(parts))
-    shape = (len(parts) * len(first), *first.shape[1:])
-    return first.detach().as_strided(shape, first.stride(), first.storage_offset())
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Split [B, S, H·d] into heads, [B, H, S, d]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Join the heads of [B, H, S, d] into [B, S, H·d]."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def attend(
@@ -68,88 +79,105 @@ def attend(
     num_observed_tokens: int = 0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one expert's tokens, [B, H, S, d].
+    """Compute the attention of one expert's tokens.
 
     Args:
         query: [B, H, S, d].
-        self_kv: keys and values of the same tokens.
-        context_kv: keys and values of other tokens, which all of them see too.
-        num_observed_tokens: the first so many tokens see only each other (the observed frame of a clip).
-        mask: bool [B, 1, 1, seen + S], False hides a key from a sample.
+        self_kv: Keys and values of the same tokens.
+        context_kv: Keys and values of other tokens that all of them attend to.
+        num_observed_tokens: Number of leading tokens (the observed frame of a clip) that attend
+            only to each other; the others attend to all tokens.
+        mask: bool [B, 1, 1, context + S]; False hides a key from a sample.
+
+    Returns:
+        [B, H, S, d].
     """
     if num_observed_tokens:
-        key, value = (x.narrow(2, 0, num_observed_tokens) for x in self_kv)
-        observing, later = query.split(
-            (num_observed_tokens, query.shape[2] - num_observed_tokens), dim=2
-        )
-        observed = F.scaled_dot_product_attention(observing, key, value)
-        return torch.cat((observed, F.scaled_dot_product_attention(later, *self_kv)), dim=2)
-    key, value = (
-        self_kv
-        if not context_kv
-        else (torch.cat(parts, dim=2) for parts in zip(*context_kv, self_kv, strict=True))
-    )
+        return _attend_causally(query, self_kv, num_observed_tokens)
+
+    key, value = self_kv
+    if context_kv:
+        pairs = (*context_kv, self_kv)
+        key = torch.cat([pair.key for pair in pairs], dim=2)
+        value = torch.cat([pair.value for pair in pairs], dim=2)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-class Attention(nn.Module):
-    """Projections of multi-head attention whose inner width may differ from the model's; norms span all heads."""
+def _attend_causally(query: Tensor, self_kv: KeyValue, num_observed_tokens: int) -> Tensor:
+    """Compute attention in which the first tokens attend only to each other.
 
-    fused_weight: Tensor
-    fused_bias: Tensor
+    Two products without a mask replace one with a mask, so fast kernels remain available.
+    """
+    observed_key = self_kv.key.narrow(2, 0, num_observed_tokens)
+    observed_value = self_kv.value.narrow(2, 0, num_observed_tokens)
+    sections = (num_observed_tokens, query.shape[2] - num_observed_tokens)
+    observed_query, future_query = query.split(sections, dim=2)
+
+    observed = F.scaled_dot_product_attention(observed_query, observed_key, observed_value)
+    future = F.scaled_dot_product_attention(future_query, *self_kv)
+    return torch.cat((observed, future), dim=2)
+
+
+class Attention(nn.Module):
+    """Projections of multi-head attention, with RMS norms of queries and keys over all heads.
+
+    The inner width, heads times head width, may differ from the width of the tokens.
+    """
 
     def __init__(
-        self, dim: int, heads: int, head_dim: int, eps: float, precision: Precision
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        eps: float,
+        precision: Precision,
     ) -> None:
         super().__init__()
         inner = heads * head_dim
-        self.heads, self.fused = heads, ""
-        self.q, self.k, self.v = Linear(dim, inner), Linear(dim, inner), Linear(dim, inner)
+        self.heads = heads
+        self.fused: FusedLinear | None = None
+        self.q = Linear(dim, inner)
+        self.k = Linear(dim, inner)
+        self.v = Linear(dim, inner)
         self.o = Linear(inner, dim)
-        self.norm_q, self.norm_k = (
-            RMSNorm(inner, eps, fused=precision.fused_norm) for _ in range(2)
-        )
+        self.norm_q = RMSNorm(inner, eps, fused=precision.fused_norm)
+        self.norm_k = RMSNorm(inner, eps, fused=precision.fused_norm)
 
-    @torch.no_grad()
     def fuse(self, names: str) -> None:
-        """Keep the matrices of the projections `names`, "qkv" or "kv", as one, of which they become parts: one product.
+        """Compute projections of the same input as one product, for inference.
 
-        Names and values of the parameters stay as they are. For inference only: no gradient reaches the parts.
+        Args:
+            names: Projections to fuse, "qkv" or "kv".
         """
-        layers = [getattr(self, name) for name in names]
-        for kind in ("weight", "bias"):
-            parameters = [getattr(layer, kind) for layer in layers]
-            whole = _join_rows(parameters)
-            for parameter, part in zip(parameters, whole.chunk(len(layers)), strict=True):
-                parameter.data = part
-            self.register_buffer(f"fused_{kind}", whole, persistent=False)
-        self.fused = names
+        layers = {name: getattr(self, name) for name in names}
+        self.fused = FusedLinear(layers)
 
     def _project(self, names: str, x: Tensor) -> Sequence[Tensor]:
-        """Each named projection of tokens [B, S, D], [B, S, H·d]."""
-        if self.fused == names:
-            return linear(x, self.fused_weight, self.fused_bias).chunk(len(names), dim=-1)
+        """Apply the named projections to tokens [B, S, D]; one [B, S, H·d] for each name."""
+        if self.fused is not None and self.fused.names == tuple(names):
+            return self.fused(x)
         return [getattr(self, name)(x) for name in names]
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
     def query(self, x: Tensor) -> Tensor:
-        """Normalised queries [B, H, S, d] of tokens [B, S, D]."""
-        return self._split(self.norm_q(self.q(x)))
+        """Return the normalised queries [B, H, S, d] of tokens [B, S, D]."""
+        query = self.norm_q(self.q(x))
+        return split_heads(query, self.heads)
 
     def key_value(self, x: Tensor) -> KeyValue:
-        """Normalised keys and values of tokens [B, S, D]."""
+        """Return the normalised keys, and the values, of tokens [B, S, D]."""
         key, value = self._project("kv", x)
-        return KeyValue(self._split(self.norm_k(key)), self._split(value))
+        key = split_heads(self.norm_k(key), self.heads)
+        value = split_heads(value, self.heads)
+        return KeyValue(key, value)
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, KeyValue]:
-        """Both, of the same tokens."""
+        """Return the queries [B, H, S, d], and the keys and values, of tokens [B, S, D]."""
         query, key, value = self._project("qkv", x)
-        return self._split(self.norm_q(query)), KeyValue(
-            self._split(self.norm_k(key)), self._split(value)
-        )
+        query = split_heads(self.norm_q(query), self.heads)
+        key = split_heads(self.norm_k(key), self.heads)
+        value = split_heads(value, self.heads)
+        return query, KeyValue(key, value)
 
     def merge(self, x: Tensor) -> Tensor:
-        """Project attention outputs [B, H, S, d] back to [B, S, D]."""
-        return self.o(x.transpose(1, 2).flatten(2))
+        """Project attention outputs [B, H, S, d] back to tokens [B, S, D]."""
+        return self.o(merge_heads(x))

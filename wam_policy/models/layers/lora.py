@@ -1,6 +1,7 @@
-"""Low-rank adaptation of linear layers, attached to a finished module; `fold` merges it back into plain weights.
+"""Low-rank adaptation (LoRA) of the linear layers of an existing module.
 
-Source: spec/lightwam.md section 1.3.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021).
+`light_wam.fold.merge_lora` merges it back into plain weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from wam_policy.models.layers.linear import Linear
 
 
 class LoRALinear(Linear):
-    """A linear layer `W·x + b` plus `scale·Up(Down(x))`; new, it is the plain layer."""
+    """A linear layer plus a low-rank term: `W·x + b + scale·Up(Down(x))`.
+
+    `Up` starts at zero, so a new layer computes what the plain one does.
+    """
 
     def __init__(self, in_features: int, out_features: int, *, rank: int, scale: float) -> None:
         super().__init__(in_features, out_features)
@@ -26,15 +30,23 @@ class LoRALinear(Linear):
         nn.init.zeros_(self.lora_up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [..., in] -> [..., out]."""
-        return super().forward(x) + self.scale * self.lora_up(self.lora_down(x))
+        """Map [..., in] to [..., out]."""
+        plain = super().forward(x)
+        low_rank = self.lora_up(self.lora_down(x))
+        return plain + self.scale * low_rank
 
 
 def attach_lora(module: nn.Module, targets: Iterable[str], *, rank: int, alpha: float) -> None:
-    """Put LoRA layers in the place of the linear layers at `targets`, paths inside `module`; their weights are kept.
+    """Replace linear layers of a module by LoRA layers with the same weights, in place.
+
+    Args:
+        module: Module to adapt.
+        targets: Paths of linear layers inside the module.
+        rank: Rank of the added term.
+        alpha: Scale of the added term, times the rank.
 
     Raises:
-        ConfigError: a target is no linear layer.
+        ConfigError: A target does not exist or is not a linear layer.
     """
     for path in targets:
         try:
@@ -42,7 +54,11 @@ def attach_lora(module: nn.Module, targets: Iterable[str], *, rank: int, alpha: 
         except AttributeError as error:
             raise ConfigError(f"LoRA: there is no layer {path!r}") from error
         if not isinstance(plain, nn.Linear):
-            raise ConfigError(f"LoRA: {path!r} is a {type(plain).__name__}, not a linear layer")
+            raise ConfigError(
+                f"LoRA: {path!r}: expected a linear layer, got a {type(plain).__name__}"
+            )
+
         adapted = LoRALinear(plain.in_features, plain.out_features, rank=rank, scale=alpha / rank)
-        adapted.weight, adapted.bias = plain.weight, plain.bias
+        adapted.weight = plain.weight
+        adapted.bias = plain.bias
         module.set_submodule(path, adapted)

@@ -1,4 +1,4 @@
-"""Where a model rounds."""
+"""Numerical precision: the points of the forward pass at which a model rounds."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import torch
 
 
 class Precision(NamedTuple):
-    """Where a model rounds; spec/fastwam.md section 2.2."""
+    """Types of the intermediate results that do not follow the type of the weights."""
 
-    rope: torch.dtype  # rotary tables, and what rotations are computed in
-    time: torch.dtype | None  # timesteps, step sizes and what is denoised; None: the weights' dtype
-    fused_norm: bool  # True: one kernel, rounded once; False: rounded before the weight is applied
-
-
-REFERENCE = Precision(
-    rope=torch.float64, time=None, fused_norm=False
-)  # as the released weights were trained and evaluated
+    # Rotary tables and the rotation itself.
+    rope: torch.dtype
+    # Timesteps, step sizes and the denoised tensor; None: the type of the weights.
+    time: torch.dtype | None
+    # True: RMS norm is one kernel that rounds once; False: it rounds before applying the weight.
+    fused_norm: bool
 
 
+# The released weights were trained and evaluated with these types.
+REFERENCE = Precision(rope=torch.float64, time=None, fused_norm=False)
 FAST = Precision(rope=torch.float32, time=torch.float32, fused_norm=True)
-
 
 PRECISIONS = {"reference": REFERENCE, "fast": FAST}

@@ -1,6 +1,8 @@
-"""The rows past a prompt's end as a few keys that count for all of them: equal rows make equal keys.
+"""Condensing the padding of a prompt into a few keys with a bias that stands for all of its rows.
 
-Source: spec/fastwam.md section 7.3, items 4 and 5.
+All padding rows of a prompt are zero, so they have the same key and value. n equal keys contribute
+to a softmax exactly as one key whose score is raised by ln(n).
+See docs/method.md, "Exact savings".
 """
 
 # N prompts, L rows of a padded prompt, K slots, D width
@@ -12,59 +14,97 @@ import math
 import torch
 from torch import Tensor
 
-SLOT_ALIGNMENT = 8  # slots are a multiple of this, as CUDA's attention kernels want a bias to be
-MIN_PADDING_SLOTS = (
-    3  # slots that padding is given at least: so many biases in bfloat16 add up to a count
-)
+SLOT_ALIGNMENT = 8  # CUDA attention kernels need a bias whose last axis is a multiple of this
+# Padding gets at least as many slots: that many biases in bfloat16 add up to the exact count.
+MIN_PADDING_SLOTS = 3
 
 
 def slots_for(tokens: int, token_length: int, *, proprio: bool) -> int:
-    """Slots that hold prompts of up to `tokens` tokens, padded to `token_length`."""
-    wanted = min(tokens + MIN_PADDING_SLOTS, token_length) + proprio
-    return -(-wanted // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    """Return how many slots hold a prompt, its condensed padding and the proprioception token.
+
+    Args:
+        tokens: Tokens of the longest prompt.
+        token_length: Rows that a prompt is padded to.
+        proprio: Whether a proprioception token follows the prompt.
+
+    Returns:
+        A multiple of `SLOT_ALIGNMENT`.
+    """
+    required = min(tokens + MIN_PADDING_SLOTS, token_length) + proprio
+    groups = math.ceil(required / SLOT_ALIGNMENT)
+    return groups * SLOT_ALIGNMENT
 
 
 def padding_biases(copies: int, slots: int, dtype: torch.dtype) -> list[float]:
-    """Biases of `slots` equal keys that together count as `copies` of them.
+    """Return the biases with which a few equal keys count as many.
 
-    One bias ln(copies) would be enough if it were not rounded: in bfloat16 it would be off by up to 1.6 %. So each slot takes
-    what fits, and the next one what is left. −inf: the slot isn't needed.
+    One bias of ln(copies) would suffice if it were not rounded: in bfloat16 it is off by up to
+    1.6 %. So each slot rounds down, and the next one accounts for the remainder.
+
+    Args:
+        copies: Number of rows that the slots stand for.
+        slots: Number of slots.
+        dtype: Type that the biases will be rounded to.
+
+    Returns:
+        One bias per slot; −inf hides a slot that is not needed.
     """
     if copies <= slots:
         return [0.0] * copies + [-math.inf] * (slots - copies)
-    biases, left = [], float(copies)
+
+    biases = []
+    remaining = float(copies)
     for _ in range(slots):
-        bias = _rounded_down(math.log(left), dtype) if left > 0 else -math.inf
+        bias = _rounded_down(math.log(remaining), dtype) if remaining > 0 else -math.inf
         biases.append(bias)
-        left -= math.exp(bias)
+        remaining -= math.exp(bias)
     return biases
 
 
 def _rounded_down(x: float, dtype: torch.dtype) -> float:
+    """Return the largest number of a type that does not exceed `x`."""
     nearest = torch.tensor(x, dtype=dtype)
     if nearest.double() > x:
-        nearest = torch.nextafter(nearest, torch.tensor(-math.inf, dtype=dtype))
+        minus_infinity = torch.tensor(-math.inf, dtype=dtype)
+        nearest = torch.nextafter(nearest, minus_infinity)
     return float(nearest)
 
 
 def condense_padding(
-    context: Tensor, *, proprio: bool, dtype: torch.dtype
+    context: Tensor,
+    *,
+    proprio: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """Padded prompts with only as much padding as it takes to count for all of it.
+    """Cut padded prompts to the rows that are needed to represent all of their padding.
 
     Args:
-        context: [N, L, D], zero past each prompt's end.
-        proprio: whether a proprio token will follow.
-        dtype: what attention is computed in.
+        context: [N, L, D] prompt embeddings, zero past each prompt's end.
+        proprio: Whether a proprioception token will follow.
+        dtype: Type that attention is computed in.
 
     Returns:
-        [N, K, D] and the biases of these keys, [N, K]; the context itself and None where that is no shorter.
+        Prompt embeddings [N, K, D] and the biases of their keys [N, K]; the context itself and
+        None where that would not be shorter.
     """
     length = context.shape[1]
+
+    # The length of each prompt: up to its last row that is not zero.
     used = (context != 0).any(2)
-    tokens = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in used]
-    slots = slots_for(max(tokens), length, proprio=proprio) - proprio
+    lengths = []
+    for row in used:
+        last = int(row.nonzero().max()) if row.any() else -1
+        lengths.append(last + 1)
+
+    # The proprioception token takes a slot, but is appended later.
+    slots = slots_for(max(lengths), length, proprio=proprio) - proprio
     if slots >= length:
         return context, None
-    biases = [[0.0] * n + padding_biases(length - n, slots - n, dtype) for n in tokens]
-    return context[:, :slots].contiguous(), torch.tensor(biases, dtype=dtype, device=context.device)
+
+    biases = []
+    for tokens in lengths:
+        padding = padding_biases(length - tokens, slots - tokens, dtype)
+        biases.append([0.0] * tokens + padding)
+    condensed = context[:, :slots].contiguous()
+    bias = torch.tensor(biases, dtype=dtype, device=context.device)
+    return condensed, bias

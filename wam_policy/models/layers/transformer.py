@@ -1,17 +1,18 @@
-"""The parts both experts are made of: norms, rotary positions, attention and the modulated transformer block.
+"""The transformer that all experts are built from: modulated blocks with text cross-attention.
 
-Source: spec/fastwam.md sections 2.1 to 2.5. Parameter names are the reference checkpoints' own.
+Parameters have the names of the released checkpoints. See docs/method.md, "Transformer block".
 """
 
-# B batch, S tokens, D width, H heads, d head width, G groups of tokens that share a timestep
+# B batch, S tokens, L text tokens, D width, H heads, d head width,
+# G groups of tokens that share a timestep
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
@@ -22,156 +23,242 @@ from wam_policy.models.layers.rope import Rope, rotate, sinusoid
 
 
 class TimeEmbedding(NamedTuple):
-    """What an expert makes of timesteps: what its head reads, and the modulations of its blocks."""
+    """An expert's embedding of timesteps and what it derives from it."""
 
-    embedding: Tensor  # [B, G, D]
-    modulation: Tensor  # [B, G, 6, D]
+    embedding: Tensor  # [B, G, D], input of the video head
+    modulation: Tensor  # [B, G, 6, D], shared by all blocks
 
 
 class SharedInput(NamedTuple):
-    """What every block makes its own of, when it runs: embedded text, or the modulation of timesteps."""
+    """A tensor from which every block derives its own: embedded text or a modulation."""
 
     source: Tensor  # [B, L, D] or [B, G, 6, D]
 
 
 class Text(NamedTuple):
-    """What an expert's tokens see of the text."""
+    """Keys and values of the text, computed in advance for every block."""
 
     layers: Sequence[KeyValue]  # one pair per block
-    bias: Tensor | None = (
-        None  # [B, 1, 1, L], added to the scores: a key that stands for n equal ones has ln(n); None: zero
-    )
+    # [B, 1, 1, L], added to the attention scores (ln(n) for a key that stands for n equal ones);
+    # None: zero.
+    bias: Tensor | None = None
 
 
 class SharedText(NamedTuple):
-    """The same, of which every block makes its keys and values itself."""
+    """Embedded text, from which every block computes its own keys and values."""
 
     layers: Sequence[SharedInput]
     bias: Tensor | None = None  # as in `Text`
 
 
+class BlockInput(NamedTuple):
+    """Inputs of one transformer block."""
+
+    tokens: Tensor  # [B, S, D]
+    modulation: Tensor | SharedInput  # [B, G, 6, D]
+    rope: Rope  # of the tokens
+    text: KeyValue | SharedInput
+    text_bias: Tensor | None = None  # as in `Text`
+    context_kv: Sequence[KeyValue] = ()  # this and the next two as in `attend`
+    num_observed_tokens: int = 0
+    mask: Tensor | None = None
+    return_kv: bool = True  # whether to return the keys and values of the tokens
+
+
+TrainForward = Callable[["Block", BlockInput], tuple[Tensor, KeyValue | None]]
+"""A replacement of `Block.block_forward` that computes the same."""
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`x·(1 + scale) + shift`, with [B, G, D] modulations for the G equal groups of the S tokens of `x` [B, S, D]."""
+    """Compute `x·(1 + scale) + shift` for groups of tokens.
+
+    Args:
+        x: [B, S, D] tokens in G groups of equal size.
+        shift: [B, G, D].
+        scale: [B, G, D].
+    """
     grouped = x.unflatten(1, (shift.shape[1], -1))
-    return (grouped * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+    scaled = grouped * (1 + scale.unsqueeze(2))
+    modulated = scaled + shift.unsqueeze(2)
+    return modulated.flatten(1, 2)
 
 
 def gated(x: Tensor, gate: Tensor) -> Tensor:
-    """`gate·x`, with a [B, G, D] gate for the G equal groups of the S tokens of `x` [B, S, D]."""
-    return (x.unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)).flatten(1, 2)
+    """Compute `gate·x` for tokens `x` [B, S, D] in G groups of equal size; `gate` is [B, G, D]."""
+    grouped = x.unflatten(1, (gate.shape[1], -1))
+    return (grouped * gate.unsqueeze(2)).flatten(1, 2)
 
 
 def append_proprio(prompt: Tensor, proprio: Tensor | None, encoder: nn.Linear | None) -> Tensor:
-    """Append the proprio token, the encoded state [B, P], to prompt embeddings [B, L, text_dim].
+    """Append the proprioception token to a prompt.
+
+    Args:
+        prompt: [B, L, text_dim] prompt embeddings.
+        proprio: [B, P] normalised robot state; None: the model takes none.
+        encoder: Layer that embeds the state; None: the model takes none.
+
+    Returns:
+        [B, L + 1, text_dim]; the prompt itself for a model without proprioception.
 
     Raises:
-        ObservationError: there is a state and no encoder, or an encoder and no state.
+        ObservationError: Only one of state and encoder is given.
     """
-    if (encoder is None) != (proprio is None):
-        raise ObservationError(
-            "this model was trained without proprioception: pass None"
-            if encoder is None
-            else f"this model needs its {encoder.in_features} numbers of proprioception, got none"
-        )
-    if encoder is None or proprio is None:
+    if encoder is None:
+        if proprio is not None:
+            raise ObservationError("this model was trained without proprioception: pass None")
         return prompt
-    return torch.cat((prompt, encoder(proprio.to(prompt.dtype)).unsqueeze(1)), dim=1)
+
+    if proprio is None:
+        raise ObservationError(
+            f"this model needs its {encoder.in_features} numbers of proprioception, got none"
+        )
+    token = encoder(proprio.to(prompt.dtype))
+    return torch.cat((prompt, token.unsqueeze(1)), dim=1)
 
 
 def text_mlp(text_dim: int, dim: int) -> nn.Sequential:
-    """An expert's own embedding of the raw context."""
+    """Build the layers with which an expert embeds the output of the text encoder."""
     return nn.Sequential(Linear(text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim))
 
 
 class Block(nn.Module):
-    """One transformer block: modulated self-attention, text cross-attention, modulated feed-forward.
+    """A transformer block: modulated self-attention, text cross-attention, modulated feed-forward.
 
-    Self-attention is split in two halves, so that tokens of several experts can attend to each other in between.
+    `attention_inputs` and `finish_block` are the two halves around the self-attention.
     """
 
     def __init__(
-        self, dim: int, ffn_dim: int, heads: int, head_dim: int, eps: float, precision: Precision
+        self,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        head_dim: int,
+        eps: float,
+        precision: Precision,
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.train_forward: Callable[..., tuple[Tensor, KeyValue | None]] | None = (
-            None  # `through` as `compile_training` wants it
-        )
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self._train_forward: TrainForward | None = None
+        table = torch.randn(1, 6, dim) / dim**0.5
+        self.modulation = nn.Parameter(table)
         self.self_attn = Attention(dim, heads, head_dim, eps, precision)
         self.cross_attn = Attention(dim, heads, head_dim, eps, precision)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(
-            Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim)
+            Linear(dim, ffn_dim),
+            nn.GELU(approximate="tanh"),
+            Linear(ffn_dim, dim),
         )
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, KeyValue | None]:
-        """`through`; where gradients are wanted as `compile_training` says: compiled, or computed anew on the way back."""
-        if self.train_forward is None or not torch.is_grad_enabled():
-            return self.block_forward(*arguments)
-        return self.train_forward(self, *arguments)
+    def set_train_forward(self, forward: TrainForward | None) -> None:
+        """Replace the forward pass wherever gradients are enabled.
 
-    def block_forward(
-        self,
-        x: Tensor,
-        modulation: Tensor | SharedInput,
-        rope: Rope,
-        text: KeyValue | SharedInput,
-        text_bias: Tensor | None,
-        context_kv: Sequence[KeyValue],
-        num_observed_tokens: int,
-        mask: Tensor | None,
-        return_kv: bool,
-    ) -> tuple[Tensor, KeyValue | None]:
-        """Tokens [B, S, D] after the block, and their keys and values in it where they are kept.
+        `compile_training` installs a compiled or activation-checkpointed `block_forward` here. A
+        wrapper module is not an option: it would change the names in the state dict.
 
         Args:
-            x: [B, S, D].
-            modulation: [B, G, 6, D], or what the block's own is to be added to.
-            rope: of the tokens.
-            text: keys and values of the text, or the embedded text [B, L, D].
-            text_bias: as in `Text`.
-            context_kv: see `attend`, like the next two.
-            num_observed_tokens: see `attend`.
-            mask: see `attend`.
-            return_kv: whether keys and values are wanted.
+            forward: Function of a block and its inputs that computes what `block_forward` does;
+                None: `block_forward` itself.
         """
-        modulation = self.add_modulation(modulation)
-        text = self.text_key_value(text.source) if isinstance(text, SharedInput) else text
-        query, own = self.attention_inputs(x, modulation, rope)
+        self._train_forward = forward
+
+    def forward(self, inputs: BlockInput) -> tuple[Tensor, KeyValue | None]:
+        """Run `block_forward`, or its replacement by `set_train_forward` if gradients are enabled.
+
+        Args:
+            inputs: Tokens and what they are conditioned on.
+
+        Returns:
+            As `block_forward`.
+        """
+        if self._train_forward is None or not torch.is_grad_enabled():
+            return self.block_forward(inputs)
+        return self._train_forward(self, inputs)
+
+    def block_forward(self, inputs: BlockInput) -> tuple[Tensor, KeyValue | None]:
+        """Run the block.
+
+        Args:
+            inputs: Tokens and what they are conditioned on.
+
+        Returns:
+            Tokens [B, S, D], and the keys and values of their self-attention (None unless
+            `return_kv` is set).
+        """
+        # Derive what the caller has not computed in advance.
+        modulation = self.add_modulation(inputs.modulation)
+        text = inputs.text
+        if isinstance(text, SharedInput):
+            text = self.text_key_value(text.source)
+
+        query, self_kv = self.attention_inputs(inputs.tokens, modulation, inputs.rope)
         attended = attend(
-            query, own, context_kv, num_observed_tokens=num_observed_tokens, mask=mask
+            query,
+            self_kv,
+            inputs.context_kv,
+            num_observed_tokens=inputs.num_observed_tokens,
+            mask=inputs.mask,
         )
-        return self.finish_block(
-            x, attended, modulation, text, text_bias
-        ), own.returned() if return_kv else None
+        tokens = self.finish_block(inputs.tokens, attended, modulation, text, inputs.text_bias)
+
+        if not inputs.return_kv:
+            return tokens, None
+        return tokens, self_kv.returned()
 
     def _norm(self, x: Tensor) -> Tensor:
+        """Apply a layer norm without learned parameters to [B, S, D]."""
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
     def add_modulation(self, modulation: Tensor | SharedInput) -> Tensor:
-        """The shift, scale and gate of the attention, then of the feed-forward: [..., 6, D]."""
-        return (
-            self.modulation + modulation.source
-            if isinstance(modulation, SharedInput)
-            else modulation
-        )
+        """Add the block's table to a shared modulation; return a finished one unchanged.
+
+        Args:
+            modulation: [..., 6, D].
+
+        Returns:
+            [..., 6, D]: shift, scale and gate of the self-attention, then of the feed-forward.
+        """
+        if isinstance(modulation, SharedInput):
+            return self.modulation + modulation.source
+        return modulation
 
     def self_key_value(self, x: Tensor, modulation: Tensor | SharedInput, rope: Rope) -> KeyValue:
-        """Only the keys and values of tokens [B, S, D], laid out as `through` returns them."""
-        return self.attention_inputs(x, self.add_modulation(modulation), rope)[1].returned()
+        """Return the keys and values that `block_forward` returns, without running the block.
+
+        Args:
+            x: [B, S, D] tokens.
+            modulation: [B, G, 6, D].
+            rope: Rotary tables of the tokens.
+        """
+        _, self_kv = self.attention_inputs(x, self.add_modulation(modulation), rope)
+        return self_kv.returned()
 
     def text_key_value(self, embedded: Tensor) -> KeyValue:
-        """Keys and values of embedded text tokens [B, L, D]."""
+        """Return the keys and values of embedded text tokens [B, L, D]."""
         return self.cross_attn.key_value(embedded)
 
     def attention_inputs(
-        self, x: Tensor, modulation: Tensor, rope: Rope
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: Rope,
     ) -> tuple[Tensor, KeyValue]:
-        """Rotated queries [B, H, S, d], and keys and values, of tokens [B, S, D] with modulations [B, G, 6, D]."""
-        shift, scale = modulation.unbind(2)[:2]
-        query, (key, value) = self.self_attn.query_key_value(modulate(self._norm(x), shift, scale))
-        return rotate(query, rope), KeyValue(rotate(key, rope), value)
+        """Return the inputs of the self-attention.
+
+        Args:
+            x: [B, S, D] tokens.
+            modulation: [B, G, 6, D], from `add_modulation`.
+            rope: Rotary tables of the tokens.
+
+        Returns:
+            Rotated queries [B, H, S, d], and rotated keys with their values.
+        """
+        shift, scale, *_ = modulation.unbind(2)
+        normalized = modulate(self._norm(x), shift, scale)
+        query, (key, value) = self.self_attn.query_key_value(normalized)
+        query = rotate(query, rope)
+        key = rotate(key, rope)
+        return query, KeyValue(key, value)
 
     def finish_block(
         self,
@@ -181,16 +268,37 @@ class Block(nn.Module):
         text: KeyValue,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """The rest of the block: tokens [B, S, D] and attention outputs [B, H, S, d] -> tokens; `bias` as in `Text`."""
+        """Run everything after the self-attention.
+
+        Args:
+            x: [B, S, D] tokens before the block.
+            attended: [B, H, S, d] outputs of the self-attention.
+            modulation: [B, G, 6, D], from `add_modulation`.
+            text: Keys and values of the text.
+            bias: As in `Text`.
+
+        Returns:
+            [B, S, D] tokens after the block.
+        """
         _, _, gate, shift, scale, ffn_gate = modulation.unbind(2)
-        x = x + gated(self.self_attn.merge(attended), gate)
+
+        # Self-attention
+        update = self.self_attn.merge(attended)
+        x = x + gated(update, gate)
+
+        # Cross-attention to the text, neither rotated nor gated
         query = self.cross_attn.query(self.norm3(x))
-        x = x + self.cross_attn.merge(F.scaled_dot_product_attention(query, *text, attn_mask=bias))
-        return x + gated(self.ffn(modulate(self._norm(x), shift, scale)), ffn_gate)
+        text_attended = F.scaled_dot_product_attention(query, *text, attn_mask=bias)
+        x = x + self.cross_attn.merge(text_attended)
+
+        # Feed-forward
+        normalized = modulate(self._norm(x), shift, scale)
+        update = self.ffn(normalized)
+        return x + gated(update, ffn_gate)
 
 
 class DiT(nn.Module):
-    """A stack of blocks with its own text and time embeddings: what the video and the action expert share."""
+    """A stack of blocks with embeddings of text and time: the base class of all experts."""
 
     def __init__(
         self,
@@ -206,59 +314,67 @@ class DiT(nn.Module):
         precision: Precision,
     ) -> None:
         super().__init__()
-        self.dim, self.head_dim, self.freq_dim, self.eps, self.precision = (
-            dim,
-            head_dim,
-            freq_dim,
-            eps,
-            precision,
-        )
+        self.dim = dim
+        self.head_dim = head_dim
+        self.freq_dim = freq_dim
+        self.eps = eps
+        self.precision = precision
+
         self.text_embedding = text_mlp(text_dim, dim)
         self.time_embedding = nn.Sequential(Linear(freq_dim, dim), nn.SiLU(), Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
+
         blocks = nn.ModuleList(
             Block(dim, ffn_dim, heads, head_dim, eps, precision) for _ in range(layers)
         )
-        self.blocks = cast("Sequence[Block]", blocks)  # a module list, seen as what it holds
+        # A module list, typed as what it contains.
+        self.blocks = cast("Sequence[Block]", blocks)
 
     def embed_time(self, t: Tensor) -> TimeEmbedding:
-        """Timesteps [B, G] -> their embedding and the blocks' modulations."""
-        embedded = self.time_embedding(
-            sinusoid(t, self.freq_dim).to(next(self.time_embedding.parameters()).dtype)
-        )
-        return TimeEmbedding(embedded, self.time_projection(embedded).unflatten(-1, (6, self.dim)))
+        """Embed the timesteps [B, G] of groups of tokens."""
+        dtype = next(self.time_embedding.parameters()).dtype
+        frequencies = sinusoid(t, self.freq_dim).to(dtype)
+        embedding = self.time_embedding(frequencies)
+        modulation = self.time_projection(embedding)
+        return TimeEmbedding(embedding, modulation.unflatten(-1, (6, self.dim)))
 
     def modulations(self, time: Tensor) -> list[Tensor]:
-        """Each block's `modulated`, [..., 6, D] of `time` [..., 6, D]."""
-        return [block.add_modulation(SharedInput(time)) for block in self.blocks]
+        """Return the modulation of every block in advance, for a shared one [..., 6, D]."""
+        shared = SharedInput(time)
+        return [block.add_modulation(shared) for block in self.blocks]
 
     def embed_text(self, context: Tensor) -> Text:
-        """Raw context [B, L, text_dim] -> cross-attention keys and values."""
+        """Compute the text's keys and values of every block in advance.
+
+        Args:
+            context: [B, L, text_dim] prompt embeddings and proprioception token.
+        """
         embedded = self.text_embedding(context)
         return Text([block.text_key_value(embedded) for block in self.blocks])
 
     def shared_text(self, context: Tensor, bias: Tensor | None = None) -> SharedText:
-        """Raw context [B, L, text_dim] -> the text, of which every block makes its keys and values itself.
+        """Embed the text and leave keys and values to the blocks.
 
-        So a block is the only one to touch its weights, which may then lie on many devices.
+        Then a block's weights are used only inside the block, which sharding them over devices
+        (FSDP) requires.
 
         Args:
-            context: the rows.
-            bias: [B, K], of the first K of them; see `padding.condensed`.
+            context: [B, L, text_dim] prompt embeddings and proprioception token.
+            bias: [B, K] biases of the first K rows; see `text_padding.condense_padding`.
         """
         embedded = self.text_embedding(context)
         if bias is not None:
-            bias = F.pad(bias, (0, context.shape[1] - bias.shape[1])).to(embedded.dtype)[
-                :, None, None
-            ]
+            missing = context.shape[1] - bias.shape[1]
+            padded = F.pad(bias, (0, missing))
+            bias = padded.to(embedded.dtype)[:, None, None]
         return SharedText([SharedInput(embedded)] * len(self.blocks), bias)
 
     def shared_modulations(self, time: TimeEmbedding) -> Sequence[SharedInput]:
-        """The same for modulations."""
+        """Return the modulation of timesteps for every block, which adds its own table to it."""
         return [SharedInput(time.modulation)] * len(self.blocks)
 
     def fuse(self) -> None:
-        """Keep projections that read the same as one matrix; see `Attention.fuse`."""
+        """Fuse the projections that have the same input, for inference; see `Attention.fuse`."""
         for block in self.blocks:
             block.self_attn.fuse("qkv")
             block.cross_attn.fuse("kv")

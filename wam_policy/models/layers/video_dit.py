@@ -1,13 +1,17 @@
-"""The video expert: a Wan DiT over latent frames. Source: spec/fastwam.md section 2.3."""
+"""The video expert: a Wan diffusion transformer over latent frames.
+
+See docs/method.md, "Video expert".
+"""
 
 # B batch, C latent channels, F latent frames, h w latent grid, S tokens, D width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # PyTorch's own name for it
 from torch import Tensor, nn
 
 from wam_policy.errors import ObservationError
@@ -33,39 +37,63 @@ class Head(nn.Module):
         super().__init__()
         self.eps = eps
         self.head = Linear(dim, out_dim)
-        self.modulation = nn.Parameter(
-            nn.init.trunc_normal_(self.head.weight.new_empty(1, 2, dim), std=dim**-0.5)
-        )
+        table = self.head.weight.new_empty(1, 2, dim)
+        nn.init.trunc_normal_(table, std=dim**-0.5)
+        self.modulation = nn.Parameter(table)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Tokens [B, S, D] and time embedding [B, G, D] -> patches [B, S, out]."""
-        shift, scale = (self.modulation.unsqueeze(1) + time.unsqueeze(2)).unbind(2)
-        return self.head(modulate(F.layer_norm(x, x.shape[-1:], eps=self.eps), shift, scale))
+        """Map tokens to patches.
+
+        Args:
+            x: [B, S, D] tokens.
+            time: [B, G, D] embedding of the timesteps of G groups of tokens.
+
+        Returns:
+            [B, S, out_dim].
+        """
+        modulation = self.modulation.unsqueeze(1) + time.unsqueeze(2)
+        shift, scale = modulation.unbind(2)
+        normalized = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        modulated = modulate(normalized, shift, scale)
+        return self.head(modulated)
 
 
 def token_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Token grid (frames, rows, columns) of latents [B, C, F, h, w].
+    """Return the numbers of frames, rows and columns of the tokens of a clip.
+
+    Args:
+        latents: [B, C, F, h, w].
+        patch: Frames, rows and columns of a patch.
 
     Raises:
-        ObservationError: they can't be cut into whole patches.
+        ObservationError: The latents cannot be divided into whole patches.
     """
-    sizes = latents.shape[2:]
-    if any(n % p for n, p in zip(sizes, patch, strict=True)):
+    frames, rows, columns = latents.shape[2:]
+    if frames % patch[0] or rows % patch[1] or columns % patch[2]:
         raise ObservationError(
-            f"latents {list(sizes)} can't be cut into patches of {list(patch)}; use another canvas"
+            f"latents: expected multiples of the patch size {list(patch)} (frames, rows, columns), "
+            f"got {[frames, rows, columns]}; change the size of the canvas"
         )
-    frames, rows, columns = (n // p for n, p in zip(sizes, patch, strict=True))
-    return frames, rows, columns
+    return frames // patch[0], rows // patch[1], columns // patch[2]
 
 
 def embed_patches(patches: nn.Conv3d, latents: Tensor) -> Tensor:
-    """Latents [B, C, F, h, w] -> tokens [B, S, D], frame by frame, row by row; laid out as later blocks' are."""
-    tokens = patches(latents.to(patches.weight.dtype)).flatten(2).transpose(1, 2)
+    """Embed latent patches as tokens, ordered by frame, row and column.
+
+    Args:
+        patches: Convolution whose stride is the patch size.
+        latents: [B, C, F, h, w].
+
+    Returns:
+        [B, S, D], contiguous as the output of a block is, so that compiled blocks are shared.
+    """
+    embedded = patches(latents.to(patches.weight.dtype))
+    tokens = embedded.flatten(2).transpose(1, 2)
     return tokens.clone(memory_format=torch.contiguous_format)
 
 
 class VideoDiT(DiT):
-    """Embeds latent frames as tokens and reads tokens back as latent frames."""
+    """The diffusion transformer of latent video frames."""
 
     def __init__(self, config: FastWAMConfig | LightWAMConfig, precision: Precision) -> None:
         super().__init__(
@@ -77,26 +105,38 @@ class VideoDiT(DiT):
         self.patch = config.patch_size
         self.channels = config.latent_channels
         self.patch_embedding = nn.Conv3d(self.channels, self.dim, self.patch, self.patch)
-        self.head = Head(
-            self.dim, self.channels * self.patch[0] * self.patch[1] * self.patch[2], self.eps
-        )
+        patch_dim = self.channels * math.prod(self.patch)
+        self.head = Head(self.dim, patch_dim, self.eps)
 
     def grid(self, latents: Tensor) -> tuple[int, int, int]:
-        """Token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
+        """Return the token grid (frames, rows, columns) of latents [B, C, F, h, w]."""
         return token_grid(latents, self.patch)
 
     def embed_clip_time(self, t: Tensor, frames: int) -> TimeEmbedding:
-        """Timesteps [B] of a clip's later frames -> the embedding of all its `frames`; the first one is clean, at 0."""
-        later = t.unsqueeze(1)
-        return self.embed_time(
-            torch.cat((torch.zeros_like(later), later.expand(-1, frames - 1)), dim=1)
-        )
+        """Embed the timesteps of a clip whose first frame is clean, at timestep 0.
+
+        Args:
+            t: [B] timestep of the other frames.
+            frames: Number of latent frames F.
+
+        Returns:
+            Embedding [B, F, D] and modulation [B, F, 6, D].
+        """
+        future = t.unsqueeze(1)
+        observed = torch.zeros_like(future)
+        future = future.expand(-1, frames - 1)
+        timesteps = torch.cat((observed, future), dim=1)
+        return self.embed_time(timesteps)
 
     def rope(self, latents: Tensor, start: int = 0) -> Rope:
-        """Rotary tables of the tokens of latents [B, C, F, h, w] that begin at frame `start`."""
-        return video_rope(
-            self.grid(latents), self.head_dim, latents.device, self.precision.rope, start
-        )
+        """Return the rotary tables of latents' tokens.
+
+        Args:
+            latents: [B, C, F, h, w].
+            start: Position of their first frame in the clip.
+        """
+        grid = self.grid(latents)
+        return video_rope(grid, self.head_dim, latents.device, self.precision.rope, start)
 
     def stream(
         self,
@@ -105,18 +145,40 @@ class VideoDiT(DiT):
         rope: Rope,
         text: Text | SharedText,
     ) -> Stream:
-        """Latents [B, C, F, h, w] -> the stream of their tokens.
+        """Embed latents as a token stream.
 
         Args:
-            latents: the frames.
-            modulations: of their timesteps, per block [B or 1, F or 1, 6, D], from `modulations`.
-            rope: of their tokens, from `rope`.
-            text: from `embed_text` or `shared_text`.
+            latents: [B, C, F, h, w].
+            modulations: [B or 1, F or 1, 6, D] per block, from `modulations` or
+                `shared_modulations`.
+            rope: Rotary tables of the tokens, from `rope`.
+            text: Text that conditions them, from `embed_text` or `shared_text`.
         """
-        return Stream(self, embed_patches(self.patch_embedding, latents), modulations, rope, text)
+        tokens = embed_patches(self.patch_embedding, latents)
+        return Stream(self, tokens, modulations, rope, text)
 
     def decode(self, x: Tensor, time: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Tokens [B, S, D] and time embedding [B, F, D] -> velocity [B, C, F, h, w]."""
-        patches = self.head(x, time).unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
-        b, f, r, c, pf, pr, pc, channels = patches.shape
-        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, channels, f * pf, r * pr, c * pc)
+        """Map tokens to the velocity of the latents.
+
+        Args:
+            x: [B, S, D] tokens.
+            time: [B, F, D] embedding of the timesteps.
+            grid: Token grid (frames, rows, columns).
+
+        Returns:
+            [B, C, F, h, w].
+        """
+        patches = self.head(x, time)
+        patches = patches.unflatten(1, grid)
+        patches = patches.unflatten(-1, (*self.patch, self.channels))
+        batch, frames, rows, columns, *patch, channels = patches.shape
+
+        # Each axis of the grid is followed by the same axis inside a patch.
+        ordered = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return ordered.reshape(
+            batch,
+            channels,
+            frames * patch[0],
+            rows * patch[1],
+            columns * patch[2],
+        )

@@ -1,1 +1,1 @@
-"""Light-WAM."""
+"""Light-WAM: an adapted video expert with a regression head for actions."""

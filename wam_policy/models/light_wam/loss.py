@@ -1,9 +1,11 @@
-"""What Light-WAM learns: the pooled future by flow matching, the chunk by regression, given the random numbers of the step.
+"""Training losses of Light-WAM: flow matching of the pooled video, regression of the actions.
 
-Source: spec/lightwam.md section 3.3.
+The random numbers of a step are an argument, so that a step can be repeated exactly.
+See docs/method.md, "Light-WAM".
 """
 
-# B batch, C latent channels, F latent frames, h w latent grid, T actions in a chunk, A numbers per action
+# B batch, C latent channels, F latent frames, h w latent grid,
+# T actions in a chunk, A numbers per action
 
 from __future__ import annotations
 
@@ -15,99 +17,132 @@ from torch import Tensor
 
 from wam_policy.errors import ConfigError
 from wam_policy.models import flow_matching
-from wam_policy.models.fast_wam.loss import Batch, noise_clip, squared_error, weighted_mean
+from wam_policy.models.fast_wam.loss import (
+    Batch,
+    LossOutput,
+    noise_clip,
+    squared_error,
+    video_loss,
+)
 from wam_policy.models.layers.video_dit import VideoDiT
 from wam_policy.models.light_wam.model import LightWAM, pool_latents
 
 
 class LightTrainingNoise(NamedTuple):
-    """The random numbers of one training step."""
+    """Random numbers of one training step."""
 
-    u_video: Tensor  # [B] uniform
-    noise_video: Tensor  # like the pooled latents
-
-
-class LightLossOutput(NamedTuple):
-    """Losses of one batch and the predictions they come from."""
-
-    total: Tensor
-    video: Tensor
-    action: Tensor
-    velocity_video: (
-        Tensor | None
-    )  # [B, C, F, h, w] on the pooled grid; None where the video loss is off
-    actions: Tensor  # [B, T, A]
+    u_video: Tensor  # [B] uniform, gives the timestep of the video
+    noise_video: Tensor  # [B, C, F, h, w] normal, on the pooled grid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LightLossConfig:
-    """What the two losses weigh, and which steps of the chunk are supervised."""
+    """Weights of the two losses, and of the steps of a chunk."""
 
     video_shift: float = 5.0
     lambda_video: float = 1.0
-    """0: no video co-training; the second pass is then not run."""
+    """Weight of the video loss. 0 disables video co-training and the second pass it needs."""
     lambda_action: float = 1.0
+    """Weight of the action loss."""
     prefix_steps: int | None = None
-    """So many first steps count whole; None: all."""
+    """Number of first steps of a chunk that have weight 1. None: all."""
     tail_weight: float = 0.0
-    """What the later steps count."""
+    """Weight of the other steps."""
 
     def __post_init__(self) -> None:
-        if (
-            self.prefix_steps is not None and self.prefix_steps < 1
-        ) or not 0 <= self.tail_weight <= 1:
-            raise ConfigError(
-                f"`prefix_steps` must be positive and `tail_weight` in [0, 1], got {self}"
-            )
+        if self.prefix_steps is not None and self.prefix_steps < 1:
+            raise ConfigError(f"`prefix_steps` must be positive, got {self.prefix_steps}")
+        if not 0 <= self.tail_weight <= 1:
+            raise ConfigError(f"`tail_weight` must lie in [0, 1], got {self.tail_weight}")
 
     @property
     def supervised_steps(self) -> int | None:
-        """So many first steps of a chunk are trained at all; None: all."""
-        return self.prefix_steps if self.tail_weight == 0 else None
+        """Number of first steps of a chunk that are trained; None: all."""
+        if self.tail_weight != 0:
+            return None
+        return self.prefix_steps
 
     def step_weights(self, horizon: int, like: Tensor) -> Tensor:
-        """Weights [T] of the steps of a chunk."""
-        steps = torch.arange(horizon, device=like.device)
-        prefix = steps < (horizon if self.prefix_steps is None else self.prefix_steps)
-        return torch.where(prefix, 1.0, self.tail_weight)
+        """Return the weights [T] of the steps of a chunk, on the device of a tensor."""
+        prefix_steps = horizon if self.prefix_steps is None else self.prefix_steps
+        in_prefix = torch.arange(horizon, device=like.device) < prefix_steps
+        return torch.where(in_prefix, 1.0, self.tail_weight)
 
 
 def sample_light_noise(
-    batch: Batch, factor: int, generator: torch.Generator | None = None
+    batch: Batch,
+    factor: int,
+    generator: torch.Generator | None = None,
 ) -> LightTrainingNoise:
-    """Draw the random numbers of one training step, in the reference's order; `factor` is the model's `video_pool`."""
-    device, (b, c, f, h, w) = batch.latents.device, batch.latents.shape
-    shape = (b, c, f, h // factor, w // factor)
-    u = torch.rand(b, generator=generator, device=device)
-    return LightTrainingNoise(
-        u, torch.randn(shape, generator=generator, device=device, dtype=batch.latents.dtype)
+    """Draw the random numbers of one training step, in the order of the reference.
+
+    Args:
+        batch: Batch of the step.
+        factor: The model's `video_pool`.
+        generator: Source of the random numbers; None: PyTorch's global one.
+    """
+    latents = batch.latents
+    size, channels, frames, height, width = latents.shape
+    pooled_shape = (size, channels, frames, height // factor, width // factor)
+
+    u_video = torch.rand(size, generator=generator, device=latents.device)
+    noise_video = torch.randn(
+        pooled_shape,
+        generator=generator,
+        device=latents.device,
+        dtype=latents.dtype,
     )
+    return LightTrainingNoise(u_video, noise_video)
 
 
 def light_wam_losses(
-    model: LightWAM, batch: Batch, noise: LightTrainingNoise, config: LightLossConfig
-) -> LightLossOutput:
-    """Losses of one batch; both passes share the embedded text."""
-    assert isinstance(model.video, VideoDiT), "a lean model only acts"
-    text = model.video.shared_text(model.context(batch.context, batch.proprio), batch.text_bias)
+    model: LightWAM,
+    batch: Batch,
+    noise: LightTrainingNoise,
+    config: LightLossConfig,
+) -> LossOutput:
+    """Compute the losses of one batch.
+
+    Args:
+        model: Model that is trained; it must not be lean.
+        batch: Batch of the step.
+        noise: Random numbers of the step, from `sample_light_noise`.
+        config: Weights and schedules of the losses.
+    """
+    assert isinstance(model.video, VideoDiT), "a lean model can only act"
+
+    # Both passes use the same embedded text.
+    context = model.context(batch.context, batch.proprio)
+    text = model.video.shared_text(context, batch.text_bias)
+
+    # Actions, from the first frame at full resolution
     horizon = batch.action.shape[1]
-    actions = model.expert(model.tap_features(batch.latents[:, :, :1], text), horizon)
-    counts = ~batch.action_is_pad * config.step_weights(horizon, actions)
-    per_sample = (squared_error(actions, batch.action).mean(2) * counts).sum(1) / counts.sum(
-        1
-    ).clamp(min=1e-6)
-    action, velocity = per_sample.mean(), None
+    first_frame = batch.latents[:, :, :1]
+    taps = model.tap_features(first_frame, text)
+    actions = model.expert(taps, horizon)
+    step_weight = ~batch.action_is_pad * config.step_weights(horizon, actions)
+    error = squared_error(actions, batch.action).mean(2)
+    weight_sum = step_weight.sum(1).clamp(min=1e-6)
+    sample_loss = (error * step_weight).sum(1) / weight_sum
+    action = sample_loss.mean()
+
+    # Video, pooled before it is noised
+    velocity = None
     video = action.new_zeros(())
     if config.lambda_video != 0:
         clean = pool_latents(batch.latents, model.config.video_pool)
-        t = flow_matching.timesteps(
-            noise.u_video, config.video_shift, model.precision.time or clean.dtype
+        time_dtype = model.precision.time or clean.dtype
+        t = flow_matching.timesteps(noise.u_video, config.video_shift, time_dtype)
+        noisy = noise_clip(clean, noise.noise_video, t)
+        velocity = model.velocity(noisy, t, text)
+        video = video_loss(
+            velocity,
+            clean,
+            noise.noise_video,
+            batch.latent_is_pad,
+            t,
+            config.video_shift,
         )
-        velocity = model.velocity(noise_clip(clean, noise.noise_video, t), t, text)
-        target = flow_matching.velocity(clean, noise.noise_video)
-        error = squared_error(velocity[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))
-        video = weighted_mean(
-            error, ~batch.latent_is_pad, flow_matching.loss_weight(t, config.video_shift)
-        )
+
     total = config.lambda_video * video + config.lambda_action * action
-    return LightLossOutput(total, video, action, velocity, actions)
+    return LossOutput(total, video, action, velocity, actions)

@@ -1,9 +1,10 @@
-"""Draws the future that a Light-WAM imagines, on the pooled grid that it learned the future on.
+"""Sampling of future frames from a Light-WAM, on the pooled grid that it was trained on.
 
-Source: spec/lightwam.md section 3.4, the protocol of the trainer's renderer (upstream's `infer_joint` does another thing).
+The protocol is that of the video renderer in the reference's trainer; the reference's
+`infer_joint` differs from it. See docs/method.md, "Light-WAM".
 """
 
-# B batch, C latent channels, F latent frames, h w pooled latent grid
+# B batch, C latent channels, F latent frames, H W latent grid, h w pooled latent grid
 
 from __future__ import annotations
 
@@ -17,23 +18,32 @@ from wam_policy.models.light_wam.model import LightWAM, pool_latents
 
 
 def imagine(
-    model: LightWAM, first: Tensor, text: Text, noise: Tensor, schedule: Schedule
+    model: LightWAM,
+    first: Tensor,
+    text: Text,
+    noise: Tensor,
+    schedule: Schedule,
 ) -> Tensor:
     """Denoise the frames after the observed one.
 
     Args:
-        model: the model.
+        model: Model to sample from.
         first: [B, C, 1, H, W] latents of the observed frame, not pooled.
-        text: from `video.embed_text`.
-        noise: [B, C, F − 1, h, w] initial noise, in the schedule's dtype.
-        schedule: the steps.
+        text: From `video.embed_text`.
+        noise: [B, C, F − 1, h, w] initial noise, in the type of the schedule.
+        schedule: Schedule of the sampler.
 
     Returns:
-        [B, C, F, h, w] latents, the pooled observed frame first.
+        [B, C, F, h, w] latents, beginning with the pooled observed frame.
     """
-    clean, future = pool_latents(first, model.config.video_pool), noise
-    for t, delta in zip(*(x.unbind() for x in schedule), strict=True):
-        clip = torch.cat((clean, future.to(clean.dtype)), dim=2)
-        velocity = model.velocity(clip, t.expand(len(clip)), text)[:, :, 1:]
-        future = flow_matching.euler_step(future, velocity, delta)
-    return torch.cat((clean, future.to(clean.dtype)), dim=2)
+    observed = pool_latents(first, model.config.video_pool)
+    future = noise
+    timesteps = schedule.timesteps.unbind()
+    deltas = schedule.deltas.unbind()
+
+    for t, delta in zip(timesteps, deltas, strict=True):
+        clip = torch.cat((observed, future.to(observed.dtype)), dim=2)
+        velocity = model.velocity(clip, t.expand(len(clip)), text)
+        future = flow_matching.euler_step(future, velocity[:, :, 1:], delta)
+
+    return torch.cat((observed, future.to(observed.dtype)), dim=2)
