@@ -256,14 +256,14 @@ def _write_policy(
     policy_config, config_origin = contracts.foreign_config(foreign, path, wanted)
     origin = {"weights": foreign.layout}
     origin |= _with_encoders(config, policy_config, config_origin)
-    policy_config = replace(
-        policy_config,
-        dtype=config.dtype or policy_config.dtype,
-        vae=policy_config.vae if config.codec is None else Source(subfolder="vae"),
-        text=policy_config.text if config.text_encoder is None else Source(subfolder="text"),
-    )
+    dtype_name = config.dtype or policy_config.dtype
+    policy_config = replace(policy_config, dtype=dtype_name)
+    if config.codec is not None:
+        policy_config = replace(policy_config, vae=Source(subfolder="vae"))
+    if config.text_encoder is not None:
+        policy_config = replace(policy_config, text=Source(subfolder="text"))
 
-    dtype = getattr(torch, policy_config.dtype)
+    dtype = getattr(torch, dtype_name)
     device = torch.device("cpu")
     model = checkpoint.empty_model(policy_config)
     weights.assign_weights(model, foreign.tensors, str(path), dtype=dtype, device=device)
