@@ -201,6 +201,7 @@ def assemble(
     dtype = weight.dtype
 
     def load_vae() -> VAE:
+        """Load the video VAE."""
         return components.load_vae(
             config.vae,
             folder,
@@ -232,6 +233,7 @@ def _text_loader(
         return None
 
     def load() -> TextEncoder:
+        """Load the text encoder."""
         return components.load_text(source, folder, download, dtype=dtype, device=device)
 
     return load

@@ -101,6 +101,7 @@ def load_vae(
     has_decoder = not encoder_only or _has_decoder(folder)
 
     def load(only: tuple[str, ...]) -> None:
+        """Load the tensors with these prefixes into the model."""
         if only == DECODER and not has_decoder:
             raise CheckpointError(
                 f"the video VAE in {folder} has no decoder: a lean checkpoint only acts; "

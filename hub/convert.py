@@ -269,6 +269,7 @@ def _write_policy(
     weights.assign_weights(model, foreign.tensors, str(path), dtype=dtype, device=device)
 
     def load(loader: Callable[..., T], folder: Path | None) -> T:
+        """Load an encoder from the folder that the options name."""
         # `write_checkpoint` loads only the encoders that are copied into the checkpoint.
         assert folder is not None
         folder = folder.resolve()

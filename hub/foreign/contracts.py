@@ -193,6 +193,7 @@ def _stored_dtype(foreign: ForeignCheckpoint, path: Path) -> DtypeName:
     dtype = next(iter(foreign.tensors.values())).dtype
     if dtype not in _DTYPES:
         raise WeightsError(
-            f"{path}: expected weights in {', '.join(_DTYPES.values())}, got {dtype}; cast them first"
+            f"{path}: expected weights in {', '.join(_DTYPES.values())}, got {dtype}; "
+            f"cast them first"
         )
     return _DTYPES[dtype]

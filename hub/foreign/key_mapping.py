@@ -1,8 +1,8 @@
 """Tensor names of foreign checkpoints and this package's names, as tables of prefixes.
 
-Below a prefix, this package uses the reference implementations' names for a policy, diffusers' names
-for the video VAE, and transformers' names for the text encoder. Every table can be read in both
-directions. See docs/method.md, "Checkpoint formats".
+Below a prefix, this package uses the reference implementations' names for a policy, diffusers'
+names for the video VAE, and transformers' names for the text encoder. Every table can be read in
+both directions. See docs/method.md, "Checkpoint formats".
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Configurations of LeRobot's `fastwam` checkpoints.
 
-They come from `config.json` and from the files of the pre- and postprocessor, which are described in
-`src/lerobot/processor/` of https://github.com/huggingface/lerobot. See docs/method.md, "Data and
-normalisation" and "Checkpoint formats".
+They come from `config.json` and from the files of the pre- and postprocessor, which
+`src/lerobot/processor/` in https://github.com/huggingface/lerobot writes. See docs/method.md, "Data
+and normalisation" and "Checkpoint formats".
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ UNREAD = {
     "text_cfg_scale": 1.0,
 }
 
-# Smallest gripper number of datasets in which -1 is open; where 0 is closed, none is below it.
-_TOGGLED_MINIMUM = -0.5
+# A gripper whose smallest number in the data is above this has 0 for closed, not -1 for open.
+_SIGNED_GRIPPER_LIMIT = -0.5
 
 
 class ProcessorStatistics:
@@ -192,7 +192,8 @@ def lerobot_config(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, di
     for name, dim in (("action_dim", sizes.action_dim), ("proprio_dim", sizes.proprio_dim)):
         if config.get(name, dim) != dim:
             raise WeightsError(
-                f"{folder}: `{name}` is {config[name]!r}, the weights have {dim or 'no such part'}: "
+                f"{folder}: `{name}` is {config[name]!r}, "
+                f"the weights have {dim or 'no such part'}: "
                 f"they are partial, or of another policy"
             )
 
@@ -446,9 +447,10 @@ def _action_layout(
 def _toggled_index(
     config: Mapping[str, Any], sizes: FastWAMConfig, after: ProcessorStatistics
 ) -> int | None:
-    """Return the index of the gripper that LeRobot toggles, from {0, 1} to {1, -1}; None for none.
+    """Return the index of the gripper that LeRobot toggles; None for none.
 
-    LeRobot toggles where the saved postprocessor has that step, whatever the config says.
+    Toggling maps 1 (open) and 0 (closed) to LIBERO's -1 and 1. The step of the saved postprocessor
+    takes precedence over the config.
 
     Raises:
         ConfigError: Several grippers are toggled.
@@ -475,7 +477,7 @@ def _untoggled_gripper(index: int, after: ProcessorStatistics) -> Gripper:
         CheckpointError: The gripper's numbers are those of a gripper that needs toggling.
     """
     statistics = after.normalization("ACTION", ACTION).statistics
-    if "min" in statistics and statistics["min"][index] > _TOGGLED_MINIMUM:
+    if "min" in statistics and statistics["min"][index] > _SIGNED_GRIPPER_LIMIT:
         raise CheckpointError(
             f"{after.path}: the gripper's numbers begin at {statistics['min'][index]:g}, so 0 is "
             f"closed, but nothing toggles them: "

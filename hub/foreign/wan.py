@@ -15,7 +15,8 @@ from torch import Tensor
 from wam_policy.errors import WeightsError
 from wam_policy.hub.foreign import key_mapping
 
-# Statistics of the latents of Wan 2.2's VAE, by channel; those of Wan 2.1's are diffusers' defaults.
+# Statistics of the latents of Wan 2.2's VAE, by channel. Those of Wan 2.1's VAE are diffusers'
+# defaults.
 # fmt: off
 WAN22_MEAN = [
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
@@ -131,6 +132,7 @@ def _matches(tensors: Mapping[str, Tensor], pattern: str) -> list[str]:
     groups = {match[1] for match in matches if match is not None}
 
     def numbers(group: str) -> list[int]:
+        """Return the numbers in a match."""
         return [int(number) for number in re.findall(r"\d+", group)]
 
     return sorted(groups, key=numbers)

@@ -116,7 +116,7 @@ def test_damaged_weights_are_refused(folder, damage):
             {"truncated": whole[:-100], "garbage": b"x" * len(whole), "empty": b""}[damage]
         )
     with pytest.raises(
-        WeightsError, match=r"can't be read as safetensors.*force_download"
+        WeightsError, match=r"cannot be read as safetensors.*force_download"
     ) as caught:
         WAMPolicy.from_pretrained(folder)
     assert isinstance(caught.value, WAMPolicyError) and isinstance(caught.value, OSError)
@@ -265,7 +265,7 @@ def test_weights_of_mixed_dtypes_are_refused_by_name(folder):
         lambda tensors: tensors.update({"action.head.bias": tensors["action.head.bias"].half()}),
     )
     with pytest.raises(
-        WeightsError, match=r"one floating dtype, it holds .*float16 \(action\.head\.bias\)"
+        WeightsError, match=r"one floating dtype, but holds .*float16 \(action\.head\.bias\)"
     ):
         WAMPolicy.from_pretrained(folder)
 

@@ -54,7 +54,7 @@ def test_the_codec_is_loaded_when_it_is_first_needed(policy, tmp_path):
     folder = policy.save_pretrained(tmp_path / "checkpoint")
     shutil.move(folder / "vae", tmp_path / "elsewhere")
     loaded = WAMPolicy.from_pretrained(folder)
-    with pytest.raises(CheckpointError, match="no video codec in"):
+    with pytest.raises(CheckpointError, match="no video VAE in"):
         loaded.predict_chunk(make_observation())
     shutil.move(tmp_path / "elsewhere", folder / "vae")
     assert same(loaded, policy)

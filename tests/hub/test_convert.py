@@ -243,7 +243,7 @@ def test_an_original_text_encoder_becomes_transformers_with_its_tokenizer(tmp_pa
     model = UMT5EncoderModel(config).eval()
     names = {n: x for n, x in model.state_dict().items() if n != "encoder.embed_tokens.weight"}
     torch.save(key_mapping.from_native(names, key_mapping.umt5(2)), tmp_path / "t5.pth")
-    with pytest.raises(CheckpointError, match="say --tokenizer FOLDER"):
+    with pytest.raises(CheckpointError, match="pass --tokenizer FOLDER"):
         convert(ConvertConfig(src=str(tmp_path / "t5.pth"), dst=tmp_path / "text"))
     assert not (tmp_path / "text").exists()
     speaker.tokenizer.save_pretrained(tmp_path / "google" / "umt5-xxl")
@@ -261,7 +261,7 @@ def test_an_original_text_encoder_becomes_transformers_with_its_tokenizer(tmp_pa
 
 
 def test_another_file_than_the_one_wanted_is_refused(tmp_path, source):
-    with pytest.raises(CheckpointError, match="isn't the wanted file"):
+    with pytest.raises(CheckpointError, match="is not the expected file"):
         convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", sha256="0" * 64, **SAID))
     assert not (tmp_path / "ours").exists()
 
@@ -283,10 +283,11 @@ def test_half_said_is_refused(tmp_path, source):
         {"preset": "libero", "variant": "fast"},
         {"action_shift": 5.0},
     ):
-        with pytest.raises(ConfigError, match="say all of"):
+        with pytest.raises(ConfigError, match="pass all of"):
             convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", **said))
     with pytest.raises(
-        CheckpointError, match=r"doesn't say what it was trained for.*--variant … --action-shift"
+        CheckpointError,
+        match=r"does not record what it was trained for.*--variant … --action-shift",
     ):
         convert(
             ConvertConfig(src=str(source), dst=tmp_path / "ours", preset="libero")
@@ -308,7 +309,7 @@ def test_a_full_disk_leaves_the_source_and_no_destination(tmp_path, source):
     before = source.read_bytes()
     with (
         full_disk(8192),
-        pytest.raises(CheckpointError, match=r"can't write .*nothing is left of it"),
+        pytest.raises(CheckpointError, match=r"cannot write .*nothing is left of it"),
     ):
         convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", **SAID))
     assert source.read_bytes() == before and not (tmp_path / "ours").exists()

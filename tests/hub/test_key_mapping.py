@@ -84,7 +84,7 @@ def test_the_full_size_has_the_released_shapes(full_size):
 
 
 def manifest(action: int, proprio: int) -> dict[str, list[int]]:
-    """Upstream's names and shapes at full size, as spec/fastwam.md section 1.2 lists them."""
+    """Upstream's names and shapes at full size, as the released Fast-WAM checkpoint has them."""
     video, small, inner, text = 3072, 1024, 3072, 4096
 
     def both(name: str, *shape: int) -> dict[str, list[int]]:
@@ -195,7 +195,7 @@ def test_the_sizes_of_the_released_model_are_read_off_its_shapes(full_size):
     assert FastWAMConfig(**infer_config(full_size, head_dim=128)) == FastWAMConfig(
         action_dim=7, proprio_dim=8
     )
-    with pytest.raises(WeightsError, match="say another `head_dim`"):
+    with pytest.raises(WeightsError, match="pass another `head_dim`"):
         infer_config(full_size, head_dim=100)
     with pytest.raises(WeightsError, match=r"lack 'video\.blocks\.0\.ffn\.0\.weight'"):
         infer_config(
