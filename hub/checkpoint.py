@@ -127,6 +127,7 @@ def read_checkpoint(
         tensors = checkpoint_tensors(folder, download)
         weights.assign_weights(model, tensors, str(folder), dtype=dtype, device=device)
 
+    # The table of prompt embeddings is optional.
     embeddings: dict[str, Tensor] = {}
     if (folder / f"{PROMPTS}.safetensors").is_file():
         embeddings = weights.read_weights(folder, PROMPTS)
@@ -260,6 +261,7 @@ def write_checkpoint(
         if parts.prompts.table:
             weights.write_weights(stage, parts.prompts.table, PROMPTS, dtype=dtype)
 
+        # Encoders of another repository are not copied.
         if config.vae.repo is None:
             _write_vae(stage / config.vae.subfolder, parts, dtype)
         if config.text is not None and config.text.repo is None:

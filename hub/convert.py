@@ -160,6 +160,7 @@ def convert(config: ConvertConfig) -> Path:
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists already; choose a new folder")
 
+    # Hash before reading: an unexpected file is refused before its content is interpreted.
     is_native = path.is_dir() and checkpoint.is_native(path)
     hashes = _hash_files(path)
     if config.sha256 is not None and list(hashes.values()) != [config.sha256.lower()]:
@@ -170,6 +171,7 @@ def convert(config: ConvertConfig) -> Path:
     if is_native:
         return _convert_native(config, path, download, hashes)
 
+    # Tensors are memory-mapped: the disk is checked before any of them is read.
     foreign = reader.read_foreign(path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     _check_space(dst, foreign.tensors, dtype)
@@ -256,6 +258,7 @@ def _write_policy(
     policy_config, config_origin = contracts.foreign_config(foreign, path, wanted)
     origin = {"weights": foreign.layout}
     origin |= _with_encoders(config, policy_config, config_origin)
+    # A copied encoder lives in a folder of the checkpoint, not in a repository.
     dtype_name = config.dtype or policy_config.dtype
     policy_config = replace(policy_config, dtype=dtype_name)
     if config.codec is not None:
@@ -263,6 +266,7 @@ def _write_policy(
     if config.text_encoder is not None:
         policy_config = replace(policy_config, text=Source(subfolder="text"))
 
+    # The weights are loaded now, the copied encoders when they are written.
     dtype = getattr(torch, dtype_name)
     device = torch.device("cpu")
     model = checkpoint.empty_model(policy_config)

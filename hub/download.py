@@ -61,6 +61,7 @@ def resolve_folder(
     if folder.is_dir():
         return folder
 
+    # Report a mistyped path as such, and do not ask the Hub for it.
     name = str(id_or_folder)
     is_path = isinstance(id_or_folder, Path) or folder.is_absolute() or name.startswith((".", "~"))
     if is_path or name.count("/") != 1:

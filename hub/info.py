@@ -114,6 +114,7 @@ def _describe_foreign(
     if foreign.kind != "policy":
         return rows | {"To use it": f"wam convert {path} FOLDER"}
 
+    # The weights alone determine neither cameras nor normalisation.
     if not contracts.release_is_known(foreign, path, wanted):
         dtypes = {str(x.dtype).removeprefix("torch.") for x in foreign.tensors.values()}
         rows["Stored in"] = ", ".join(sorted(dtypes))
@@ -160,6 +161,7 @@ def _describe_memory(config: PolicyConfig, folder: Path) -> str:
     model_bytes = _count(model.state_dict().values()) * itemsize
     text = f"{_format_bytes(model_bytes)} for the weights in {config.dtype}"
 
+    # A VAE on the Hub is not downloaded to be measured.
     parameters = _count_vae(config.vae, folder)
     if parameters is None:
         return text

@@ -47,6 +47,7 @@ def load_policy(
             path, download, device=device, dtype=dtype, text_device=text_device
         )
 
+    # Parts, video VAEs and text encoders have to be converted first.
     foreign = read_foreign(path)
     if foreign.kind != "policy":
         command = f"wam convert {path} FOLDER"
@@ -57,6 +58,7 @@ def load_policy(
             f"which cannot act; run {command}"
         )
 
+    # Another project's file holds no prompt embeddings; its encoders are beside it or on the Hub.
     config, _ = foreign_config(foreign, path, wanted)
     model = checkpoint.empty_model(config)
     compute_dtype = dtype or getattr(torch, config.dtype)

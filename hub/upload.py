@@ -35,6 +35,7 @@ def upload_folder(
     Raises:
         CheckpointError: The Hub refuses the upload, or cannot be reached.
     """
+    # Only an upload needs these: importing them takes time.
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

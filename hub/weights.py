@@ -299,6 +299,7 @@ def write_weights(
     sizes = {name: x.numel() * (dtype or x.dtype).itemsize for name, x in tensors.items()}
     shards = _split_into_shards(sizes, shard_bytes)
 
+    # A single file needs no index.
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:
         count = len(shards)

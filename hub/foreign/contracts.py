@@ -46,6 +46,7 @@ def foreign_config(
             trained for.
         ConfigError: The caller's information contradicts the weights.
     """
+    # LeRobot's folders and Light-WAM's runs describe themselves.
     if path.is_dir():
         refuse_release_info(path, wanted)
         sizes = infer_config(found.tensors, lerobot.head_dim(path))
@@ -53,6 +54,7 @@ def foreign_config(
     if found.family == "light_wam":
         return _light_wam_config(found, path, wanted)
 
+    # A file of Fast-WAM's does not: it is a known release, or the caller describes it.
     release = wanted.release or RELEASES.get(path.stem)
     if release is None or release.variant is None or release.action_shift is None:
         raise CheckpointError(
@@ -108,6 +110,7 @@ def _release_config(
         ConfigError: The policy was not trained for that preset.
         WeightsError: A proprio encoder is missing or unexpected, or the dtype is not supported.
     """
+    # Without its proprio encoder, the policy would ignore its state.
     preset = preset_of(foreign.family, release.preset)
     has_proprio = model.proprio_dim is not None
     if release.proprio != has_proprio:

@@ -182,6 +182,7 @@ def lerobot_config(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, di
         ConfigError: Entries are invalid.
         WeightsError: The sizes contradict the weights.
     """
+    # Refuse settings that would change what the policy does.
     config = _read_json(folder / "config.json")
     for name, supported in UNREAD.items():
         if config.get(name, supported) != supported:
@@ -253,6 +254,7 @@ def _origin(
             "would do it a second time"
         )
 
+    # The frozen encoders are always those of Wan's repository.
     tokenizer = config.get("tokenizer_model_id", TOKENIZER)
     if tokenizer != TOKENIZER:
         origin["tokenizer"] = f"that of `{WAN}`; the checkpoint names {tokenizer!r}"
@@ -348,6 +350,7 @@ def _cameras(config: Mapping[str, Any], sizes: FastWAMConfig) -> CameraConfig:
     names = sorted(name.removeprefix(CAMERA) for name in features)
     height, width = config["image_size"]
 
+    # One image may hold all cameras of a preset.
     preset = _preset(sizes)
     if preset is not None and len(names) == 1 and preset.cameras.layout == "t":
         canvas = (3 * preset.cameras.height, 2 * preset.cameras.width)

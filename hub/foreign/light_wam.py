@@ -335,6 +335,7 @@ def run_release(run: RunFile, given: ReleaseInfo | None) -> tuple[ReleaseInfo, d
         CheckpointError: The run has settings that this package does not support.
         ConfigError: The robot is unknown, or the run's file contradicts the robot's preset.
     """
+    # Refuse settings that would change what the policy does.
     for path, supported in UNREAD.items():
         value = run.get(path, supported)
         if value != supported:
@@ -344,6 +345,7 @@ def run_release(run: RunFile, given: ReleaseInfo | None) -> tuple[ReleaseInfo, d
     if given is not None and (given.variant is not None or given.action_shift is not None):
         raise ConfigError("a Light-WAM has neither a variant nor an action shift: leave both out")
 
+    # The datasets' names tell the robot, unless the caller does.
     datasets = _dataset_names(run)
     robot = _robot_of(datasets) if given is None else given.preset
     if robot is None:

@@ -92,6 +92,7 @@ def infer_light_config(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str
     if not taps:
         raise WeightsError("the weights hold no adapters, on whose features a Light-WAM acts")
 
+    # Adapters and action head.
     fields |= {
         "taps": taps,
         "adapter_dim": _shape(tensors, f"adapters.{taps[0]}.down_proj.weight")[0],
