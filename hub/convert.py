@@ -1,4 +1,4 @@
-"""`wam convert`: a checkpoint of another project becomes one of ours, or a part that ours use.
+"""`wam convert`: conversion of other projects' checkpoints to this package's format.
 
 A checkpoint of this package can be converted to another form (see `hub.forms`).
 """
@@ -153,10 +153,10 @@ def convert(config: ConvertConfig) -> Path:
             disk is too small.
         ConfigError: The options contradict the source.
     """
-    wanted = config.wanted()
+    source_request = config.wanted()
     download = DownloadOptions(revision=config.revision)
     dst = config.dst
-    path = wanted.locate(download)
+    path = source_request.locate(download)
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists already; choose a new folder")
 
@@ -177,7 +177,7 @@ def convert(config: ConvertConfig) -> Path:
     _check_space(dst, foreign.tensors, dtype)
     with _explained_write_errors(dst):
         if foreign.kind == "policy":
-            _write_policy(config, wanted, foreign, path, hashes)
+            _write_policy(config, source_request, foreign, path, hashes)
         else:
             _write_component(config, foreign, path, dtype, hashes)
     logger.info("%s: %s, %s -> %s", path, foreign.kind, foreign.layout, dst)
@@ -241,7 +241,7 @@ def _write_checkpoint(
 
 def _write_policy(
     config: ConvertConfig,
-    wanted: request.CheckpointRequest,
+    source_request: request.CheckpointRequest,
     foreign: ForeignCheckpoint,
     path: Path,
     hashes: Mapping[str, str],
@@ -250,12 +250,12 @@ def _write_policy(
 
     Args:
         config: Options of the conversion.
-        wanted: Request for the source.
+        source_request: Request for the source.
         foreign: Content of the source; its tensors are consumed.
         path: File or folder of the source.
         hashes: SHA-256 of the source's files by name.
     """
-    policy_config, config_origin = contracts.foreign_config(foreign, path, wanted)
+    policy_config, config_origin = contracts.foreign_config(foreign, path, source_request)
     origin = {"weights": foreign.layout}
     origin |= _with_encoders(config, policy_config, config_origin)
     # A copied encoder lives in a folder of the checkpoint, not in a repository.

@@ -80,8 +80,8 @@ def _shortest_exact_dtype(tensors: Mapping[str, Tensor]) -> DtypeName:
             return name
 
     # `Base` refuses a dtype that configurations do not support.
-    own = next(iter(tensors.values())).dtype
-    return cast(DtypeName, str(own).removeprefix("torch."))
+    stored_dtype = next(iter(tensors.values())).dtype
+    return cast(DtypeName, str(stored_dtype).removeprefix("torch."))
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: DtypeName) -> dict[str, Tensor]:

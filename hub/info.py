@@ -59,10 +59,12 @@ def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
     return rows
 
 
-def _describe(wanted: request.CheckpointRequest, download: DownloadOptions) -> dict[str, str]:
+def _describe(
+    source_request: request.CheckpointRequest, download: DownloadOptions
+) -> dict[str, str]:
     """Describe a checkpoint of any format."""
-    if wanted.filename is None and not Path(wanted.source).expanduser().is_file():
-        folder = resolve_folder(wanted.source, download, ["*.json", "*.md"])
+    if source_request.filename is None and not Path(source_request.source).expanduser().is_file():
+        folder = resolve_folder(source_request.source, download, ["*.json", "*.md"])
         if (folder / checkpoint.BASE).is_file():
             return _describe_parts(folder)
         if checkpoint.is_native(folder):
@@ -71,7 +73,7 @@ def _describe(wanted: request.CheckpointRequest, download: DownloadOptions) -> d
         # Refuse other LeRobot policies before their weights are downloaded.
         if (folder / checkpoint.CONFIG).is_file():
             lerobot.is_lerobot(folder)
-    return _describe_foreign(wanted, download)
+    return _describe_foreign(source_request, download)
 
 
 def _describe_native(folder: Path) -> dict[str, str]:
@@ -102,10 +104,10 @@ def _describe_parts(folder: Path) -> dict[str, str]:
 
 
 def _describe_foreign(
-    wanted: request.CheckpointRequest, download: DownloadOptions
+    source_request: request.CheckpointRequest, download: DownloadOptions
 ) -> dict[str, str]:
     """Describe a file or folder of another project, which is downloaded whole."""
-    path = wanted.locate(download)
+    path = source_request.locate(download)
     foreign = load.read_foreign(path)
     rows = {
         "Format": f"{foreign.layout} ({path.name}): {foreign.kind}",
@@ -115,7 +117,7 @@ def _describe_foreign(
         return rows | {"To use it": f"wam convert {path} FOLDER"}
 
     # The weights alone determine neither cameras nor normalisation.
-    if not contracts.release_is_known(foreign, path, wanted):
+    if not contracts.release_is_known(foreign, path, source_request):
         dtypes = {str(x.dtype).removeprefix("torch.") for x in foreign.tensors.values()}
         rows["Stored in"] = ", ".join(sorted(dtypes))
         rows["Contract"] = (
@@ -124,7 +126,7 @@ def _describe_foreign(
         )
         return rows
 
-    config, origin = contracts.foreign_config(foreign, path, wanted)
+    config, origin = contracts.foreign_config(foreign, path, source_request)
     rows |= _describe_config(config, path.parent, {})
     for part, source in origin.items():
         rows[f"From: {part}"] = source

@@ -1,4 +1,4 @@
-"""Loading of policies in every format: ours, the reference implementations', LeRobot's."""
+"""Loading of policies in every format: this package's, the references' and LeRobot's."""
 
 from __future__ import annotations
 

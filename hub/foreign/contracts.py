@@ -78,13 +78,13 @@ def foreign_config(
 
 
 def _light_wam_config(
-    foreign: ForeignCheckpoint, path: Path, wanted: CheckpointRequest
+    foreign: ForeignCheckpoint, path: Path, request: CheckpointRequest
 ) -> tuple[PolicyConfig, Mapping[str, str]]:
     """Return the configuration of a Light-WAM, and where each part of it came from."""
     run = light_wam.RunFile(light_wam.find_run_file(path, light_wam.CONFIG))
-    release, origin = light_wam.run_release(run, wanted.release)
+    release, origin = light_wam.run_release(run, request.release)
     model = light_wam.run_model_config(run, foreign.tensors, release.head_dim)
-    stats = wanted.stats or light_wam.find_run_file(path, STATISTICS)
+    stats = request.stats or light_wam.find_run_file(path, STATISTICS)
     config = _release_config(foreign, path, release, model, stats)
     return config, {**origin, "statistics": _describe_file(stats, path)}
 
@@ -180,14 +180,14 @@ def _find_statistics(path: Path) -> Path:
     Returns:
         The first existing file; the file's own statistics if there is none.
     """
-    own = path.with_name(f"{path.stem}_{STATISTICS}")
-    candidates = [own, path.with_name(STATISTICS)]
+    default = path.with_name(f"{path.stem}_{STATISTICS}")
+    candidates = [default, path.with_name(STATISTICS)]
 
     # A folder above that has no run configuration may hold another policy's statistics.
     for candidate in light_wam.candidate_paths(path, STATISTICS):
         if candidate.with_name(light_wam.CONFIG).is_file():
             candidates.append(candidate)
-    return next((candidate for candidate in candidates if candidate.is_file()), own)
+    return next((candidate for candidate in candidates if candidate.is_file()), default)
 
 
 def _stored_dtype(foreign: ForeignCheckpoint, path: Path) -> DtypeName:

@@ -1,4 +1,4 @@
-"""The frozen parts: loaded when they are needed, from the checkpoint or from the repository it names."""
+"""Frozen encoders are loaded at first use, from the checkpoint or from another repository."""
 
 import shutil
 
@@ -130,7 +130,7 @@ def test_the_codec_computes_in_float32_where_the_cpu_has_no_short_floats(
         )
 
 
-def test_entries_that_released_codecs_have_and_diffusers_does_not_know_are_left_out_and_others_refused():
+def test_entries_of_released_codecs_that_diffusers_does_not_know_are_left_out_and_others_refused():
     assert (
         build_vae(
             TINY_VAE | {"clip_output": False, "_class_name": "AutoencoderKLWan"}

@@ -1,4 +1,4 @@
-"""Loading from and pushing to a Hub: the same calls users make, against a local stand-in."""
+"""Policies are loaded from and pushed to a local stand-in for the Hub, as users do it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`wam info` tells of every format what it is and what it takes to run, and reads no weights to do so."""
+"""`wam info` describes checkpoints of every format without loading their weights."""
 
 import pytest
 from foreign_files import LIBERO, lerobot, tensors, upstream

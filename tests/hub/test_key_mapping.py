@@ -162,8 +162,12 @@ def test_the_codec_s_names_go_there_and_back_and_none_is_left_out(family):
 def test_the_released_codec_s_names_are_those_of_its_file():
     table = key_mapping.wan_vae(4, 2, residual=True)
     ours = {
-        "encoder.down_blocks.1.downsampler.time_conv.weight": "encoder.downsamples.1.downsamples.2.time_conv.weight",
-        "decoder.up_blocks.0.upsampler.resample.1.bias": "decoder.upsamples.0.upsamples.3.resample.1.bias",
+        "encoder.down_blocks.1.downsampler.time_conv.weight": (
+            "encoder.downsamples.1.downsamples.2.time_conv.weight"
+        ),
+        "decoder.up_blocks.0.upsampler.resample.1.bias": (
+            "decoder.upsamples.0.upsamples.3.resample.1.bias"
+        ),
         "encoder.conv_out.weight": "encoder.head.2.weight",
         "encoder.mid_block.attentions.0.to_qkv.weight": "encoder.middle.1.to_qkv.weight",
     }

@@ -1,4 +1,4 @@
-"""Light-WAM's files load as they are published, are written in three forms, and what is wrong with one is said."""
+"""Light-WAM's own files load, checkpoints are written in three forms, and errors are reported."""
 
 import copy
 from dataclasses import replace
@@ -46,15 +46,15 @@ def ours():
     return light_tensors()
 
 
-# -- upstream's files ---------------------------------------------------------------------------------------------------
+# -- upstream's files ------------------------------------------------------------------------------
 
 
 def test_a_run_loads_with_the_contract_of_its_config(tmp_path, ours):
     policy = WAMPolicy.from_pretrained(light_upstream(tmp_path, ours), trained=GIVEN)
-    found, spec = policy.model.state_dict(), policy.config
-    assert found.keys() == ours.keys() and all(
-        torch.equal(found[name], ours[name]) for name in ours
-    )
+    state = policy.model.state_dict()
+    spec = policy.config
+    assert state.keys() == ours.keys()
+    assert all(torch.equal(state[name], ours[name]) for name in ours)
     assert spec.model == replace(LIGHT, lora_layers=None) and (spec.family, spec.variant) == (
         "light_wam",
         None,
@@ -223,7 +223,10 @@ def test_a_config_that_is_not_the_weights_is_refused(tmp_path, ours, path, value
 
 
 def test_data_that_does_not_tell_the_robot_asks_for_it(tmp_path, ours):
-    """RoboTwin and the real robot share canvas and normalisation, but not the gripper's rule: nothing is guessed."""
+    """The robot is not guessed.
+
+    RoboTwin and the real robot share canvas and normalisation, but not the gripper's rule.
+    """
     path = light_upstream(
         tmp_path, ours, run_config("data.train.dataset_dirs", "./data/fold_towels")
     )
@@ -296,7 +299,8 @@ def test_a_run_without_a_state_is_one_where_the_caller_says_so(tmp_path, ours):
 
 def test_a_config_that_holds_code_is_not_executed(tmp_path, ours):
     proof = tmp_path / "executed"
-    text = f"model: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{proof}']]\n"
+    apply = "!!python/object/apply:pathlib.Path"
+    text = f"model: {apply}.touch [{apply} ['{proof}']]\n"
     with pytest.raises(CheckpointError, match="is not plain data, and nothing in it is executed"):
         WAMPolicy.from_pretrained(light_upstream(tmp_path / "run", ours, text), trained=GIVEN)
     assert not proof.exists()
@@ -314,7 +318,7 @@ def test_a_run_without_its_config_or_its_state_encoder_is_refused(tmp_path, ours
         WAMPolicy.from_pretrained(light_upstream(tmp_path / "b", blind), trained=GIVEN)
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_the_full_size_names_and_shapes_are_the_published_ones():
@@ -373,7 +377,7 @@ def test_a_raw_wan_dit_becomes_parts_to_train_from(tmp_path, ours, names, prefix
     assert load_file(folder / "model.safetensors").keys() == video.keys()
 
 
-# -- forms --------------------------------------------------------------------------------------------------------------
+# -- forms -----------------------------------------------------------------------------------------
 
 
 def base_folder(tmp_path, policy) -> str:

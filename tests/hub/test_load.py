@@ -1,4 +1,4 @@
-"""Checkpoints of other projects load as they are published, and what is wrong with one is said."""
+"""Checkpoints of other projects load as they are published, and errors are reported."""
 
 import json
 from dataclasses import replace
@@ -30,9 +30,9 @@ def observation() -> dict:
 
 
 def holds(policy: WAMPolicy, ours: dict) -> bool:
-    found = policy.model.state_dict()
-    return found.keys() == ours.keys() and all(
-        torch.equal(found[name], x.to(found[name].dtype)) for name, x in ours.items()
+    state = policy.model.state_dict()
+    return state.keys() == ours.keys() and all(
+        torch.equal(state[name], x.to(state[name].dtype)) for name, x in ours.items()
     )
 
 
@@ -157,7 +157,7 @@ def test_another_robot_s_numbers_keep_the_names_the_file_gives(tmp_path):
     assert policy.config.action.layout.names == ("a", "b", "c") and policy.config.state is None
 
 
-# -- what is refused -------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 class Evil:
