@@ -258,6 +258,7 @@ def _write_policy(
     policy_config, config_origin = contracts.foreign_config(foreign, path, source_request)
     origin = {"weights": foreign.layout}
     origin |= _with_encoders(config, policy_config, config_origin)
+
     # A copied encoder lives in a folder of the checkpoint, not in a repository.
     dtype_name = config.dtype or policy_config.dtype
     policy_config = replace(policy_config, dtype=dtype_name)
