@@ -1,1 +1,1 @@
-"""Files of checkpoints: found on the Hub or on disk, read and written strictly; never Gymnasium."""
+"""Checkpoint files on the Hub and on disk; nothing here imports Gymnasium."""

@@ -1,4 +1,8 @@
-"""A checkpoint folder: its contract, weights, prompts and codec, read strictly and written atomically."""
+"""Checkpoint folders of this package, which are read strictly and written atomically.
+
+A folder holds the configuration, the model's weights, prompt embeddings, a card, and those frozen
+encoders that no other repository provides. See docs/method.md, "Checkpoint formats".
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wam_policy.config import PolicyConfig
+from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import CheckpointError
 from wam_policy.hub import components, frozen_base, weights
 from wam_policy.hub.card import render_card
 from wam_policy.hub.download import DownloadOptions
-from wam_policy.models.encoders.text import PromptEmbeddings
+from wam_policy.models.encoders.text import PromptEmbeddings, TextEncoder
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.layers.precision import PRECISIONS
 from wam_policy.models.light_wam.model import is_trainable
@@ -23,8 +27,14 @@ from wam_policy.models.registry import Model, build_model
 from wam_policy.utils.io import replace_files
 
 CONFIG = "config.json"
-BASE = "base.json"  # in its place, where a folder holds only parts of a policy
-PROMPTS = "prompts"  # prompt -> [n, text_dim]
+
+# Takes the place of CONFIG in a folder that holds only parts of a policy.
+BASE = "base.json"
+
+# Stem of the file of prompt embeddings: prompt -> [n, text_dim].
+PROMPTS = "prompts"
+
+# Files of an older checkpoint that a new one removes if it does not replace them.
 STALE = tuple(
     f"{stem}*{suffix}"
     for stem in ("model", PROMPTS, f"*/{components.VAE_STEM}")
@@ -34,16 +44,23 @@ STALE = tuple(
 
 @dataclass(frozen=True)
 class PolicyParts:
-    """What a policy is made of; the codec is loaded when it is asked for."""
+    """The parts of a policy."""
 
     config: PolicyConfig
     model: Model
+
+    # Loads the video VAE; called at first use.
     vae: Callable[[], VAE]
+
     prompts: PromptEmbeddings
 
 
 def is_native(folder: Path) -> bool:
-    """Whether a folder is of this package's format, whole or parts only, by what its config says."""
+    """Return whether a folder has this package's format: a policy, or parts of one.
+
+    Args:
+        folder: Existing folder; only its configuration is read.
+    """
     if (folder / BASE).is_file():
         return True
     try:
@@ -53,26 +70,28 @@ def is_native(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> PolicyConfig:
-    """The contract of a checkpoint folder.
+    """Read the configuration of a checkpoint folder.
 
     Raises:
-        CheckpointError: there is none.
-        ConfigError: it can't be right.
+        CheckpointError: The folder has no configuration.
+        ConfigError: The configuration is invalid.
     """
     path = folder / CONFIG
     if (folder / BASE).is_file():
         raise CheckpointError(
-            f"{folder} holds only parts of a policy, to train from: wam train --pretrained-path {folder}"
+            f"{folder} holds only parts of a policy, to train from; "
+            f"run wam train --pretrained-path {folder}"
         )
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {CONFIG}: the download or save is incomplete (do it again), or it is no wam-policy checkpoint; "
-            f"of a repository of loose files say which one, `filename=…`"
+            f"{folder} has no {CONFIG}: the download or save is incomplete (repeat it), or the "
+            f"folder is not a wam-policy checkpoint; in a repository of single files, name the "
+            f"file with `filename=…`"
         )
     try:
         return PolicyConfig.from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} isn't text: {error}") from error
+        raise CheckpointError(f"{path} is not a text file: {error}") from error
 
 
 def read_checkpoint(
@@ -83,14 +102,21 @@ def read_checkpoint(
     dtype: torch.dtype | None,
     text_device: torch.device | None = None,
 ) -> PolicyParts:
-    """Read a checkpoint folder of our own format.
+    """Read a checkpoint folder of this package's format.
 
     Args:
-        folder: the folder.
-        download: how frozen parts that live elsewhere are fetched.
-        device: where the model goes.
-        dtype: what it computes in; None: the contract's.
-        text_device: where the text encoder goes; None: `device`.
+        folder: Folder of the checkpoint.
+        download: Options for the download of frozen weights that are stored elsewhere.
+        device: Device of the model and the video VAE.
+        dtype: Dtype of the model; None for that of the configuration.
+        text_device: Device of the text encoder; None for `device`.
+
+    Returns:
+        The parts of the policy; the frozen encoders are loaded at first use.
+
+    Raises:
+        CheckpointError: Files are missing, unreadable, or do not match the configuration.
+        ConfigError: The configuration is invalid.
     """
     config = read_config(folder)
     model = empty_model(config)
@@ -98,39 +124,53 @@ def read_checkpoint(
     if config.base is None:
         weights.load_weights(model, folder, dtype=dtype, device=device)
     else:
-        weights.assign_weights(
-            model, checkpoint_tensors(folder, download), str(folder), dtype=dtype, device=device
-        )
-    table = (
-        weights.read_weights(folder, PROMPTS)
-        if (folder / f"{PROMPTS}.safetensors").is_file()
-        else {}
-    )
-    return assemble(config, model, table, folder, download, text_device=text_device or device)
+        tensors = checkpoint_tensors(folder, download)
+        weights.assign_weights(model, tensors, str(folder), dtype=dtype, device=device)
+
+    # The table of prompt embeddings is optional.
+    embeddings: dict[str, Tensor] = {}
+    if (folder / f"{PROMPTS}.safetensors").is_file():
+        embeddings = weights.read_weights(folder, PROMPTS)
+
+    return assemble(config, model, embeddings, folder, download, text_device=text_device or device)
 
 
 def checkpoint_tensors(folder: Path, download: DownloadOptions) -> dict[str, Tensor]:
-    """The weights of a checkpoint folder or of a folder of parts, a slim one's frozen ones among them; mapped, not yet read.
+    """Return the weights of a checkpoint folder, or of a folder with parts of a policy.
+
+    Args:
+        folder: Folder of the checkpoint.
+        download: Options for the download of a slim checkpoint's frozen weights.
+
+    Returns:
+        Tensors by name, memory-mapped where possible; a slim checkpoint's frozen weights are
+        included.
 
     Raises:
-        CheckpointError: they can't be read, or a slim one's base can't be found or is another.
+        CheckpointError: Weights are unreadable, or a slim checkpoint's base is missing or holds
+            other weights.
     """
-    own = weights.read_weights(folder)
-    if (folder / BASE).is_file() or (config := read_config(folder)).base is None:
-        return own
+    tensors = weights.read_weights(folder)
+    if (folder / BASE).is_file():
+        return tensors
+    config = read_config(folder)
+    if config.base is None:
+        return tensors
+
+    # A slim checkpoint must hold exactly the trainable weights of its model.
     expected = empty_model(config).state_dict()
-    weights.check_fit(
-        own, {name: x for name, x in expected.items() if is_trainable(name)}, str(folder)
-    )
-    rest = {name: x for name, x in expected.items() if not is_trainable(name)}
-    return own | {
-        name: x.to(next(iter(own.values())).dtype)
-        for name, x in frozen_base.read_base_weights(config.base, rest, folder, download).items()
-    }
+    trainable = {name: x for name, x in expected.items() if is_trainable(name)}
+    weights.check_fit(tensors, trainable, str(folder))
+
+    # The frozen weights come from the base, in the dtype of the trained ones.
+    dtype = next(iter(tensors.values())).dtype
+    frozen = {name: x for name, x in expected.items() if not is_trainable(name)}
+    base = frozen_base.read_base_weights(config.base, frozen, folder, download)
+    return tensors | {name: x.to(dtype) for name, x in base.items()}
 
 
 def empty_model(config: PolicyConfig) -> Model:
-    """The model of a contract, without weights, on the `meta` device."""
+    """Return the model of a configuration on the `meta` device, without weights."""
     with torch.device("meta"):
         return build_model(config.model, PRECISIONS[config.precision])
 
@@ -144,62 +184,109 @@ def assemble(
     *,
     text_device: torch.device,
 ) -> PolicyParts:
-    """Put the frozen parts, which are loaded when they are asked for, beside a loaded model."""
+    """Combine a loaded model with its frozen encoders, which are loaded at first use.
+
+    Args:
+        config: Configuration of the policy.
+        model: Model with weights; the video VAE is loaded to its device and dtype.
+        table: Known prompt embeddings [n, text_dim] by prompt.
+        folder: Folder of the checkpoint.
+        download: Options for the download of encoders that are stored elsewhere.
+        text_device: Device of the text encoder.
+
+    Returns:
+        The parts of the policy.
+    """
     weight = next(model.parameters())
-    device, dtype, text = weight.device, weight.dtype, config.text
+    device = weight.device
+    dtype = weight.dtype
+
+    def load_vae() -> VAE:
+        """Load the video VAE."""
+        return components.load_vae(
+            config.vae,
+            folder,
+            download,
+            dtype=dtype,
+            device=device,
+            encoder_only=config.form == "lean",
+        )
+
     prompts = PromptEmbeddings(
         table,
         token_length=config.prompt.token_length,
         text_dim=config.model.text_dim,
-        encoder=None
-        if text is None
-        else lambda: components.load_text(text, folder, download, dtype=dtype, device=text_device),
+        encoder=_text_loader(config.text, folder, download, dtype=dtype, device=text_device),
     )
+    return PolicyParts(config, model, load_vae, prompts)
 
-    def codec() -> VAE:
-        encoder_only = config.form == "lean"
-        return components.load_vae(
-            config.vae, folder, download, dtype=dtype, device=device, encoder_only=encoder_only
-        )
 
-    return PolicyParts(config, model, codec, prompts)
+def _text_loader(
+    source: Source | None,
+    folder: Path,
+    download: DownloadOptions,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Callable[[], TextEncoder] | None:
+    """Return a function that loads the text encoder; None for a policy without one."""
+    if source is None:
+        return None
+
+    def load() -> TextEncoder:
+        """Load the text encoder."""
+        return components.load_text(source, folder, download, dtype=dtype, device=device)
+
+    return load
 
 
 def write_checkpoint(
     folder: Path, parts: PolicyParts, *, dtype: torch.dtype | None, load_by: str, notes: str
 ) -> None:
-    """Write a checkpoint folder: config, weights, prompts, card, and the frozen parts that live in no other repository.
+    """Write a checkpoint folder; frozen encoders that another repository provides are left out.
 
     Args:
-        folder: where; other files in it stay.
-        parts: what to write.
-        dtype: what tensors are stored in; None: what they are.
-        load_by: the id or folder that the card says to load.
-        notes: markdown for the card's end.
+        folder: Folder to write; files in it that are not a checkpoint's stay.
+        parts: Parts of the policy.
+        dtype: Dtype in which tensors are stored; None keeps their own.
+        load_by: Hub id or folder that the card's example loads.
+        notes: Markdown for the end of the card.
     """
-    config, prompts = parts.config, parts.prompts
+    config = parts.config
     with replace_files(folder, CONFIG, STALE) as stage:
-        held = parts.model.state_dict()
-        weights.write_weights(
-            stage,
-            {name: x for name, x in held.items() if config.base is None or is_trainable(name)},
-            dtype=dtype,
-        )
-        if prompts.table:
-            weights.write_weights(stage, prompts.table, PROMPTS, dtype=dtype)
+        # A slim checkpoint, which names a base, leaves the frozen weights out.
+        state = parts.model.state_dict()
+        stored = {name: x for name, x in state.items() if config.base is None or is_trainable(name)}
+        weights.write_weights(stage, stored, dtype=dtype)
+        if parts.prompts.table:
+            weights.write_weights(stage, parts.prompts.table, PROMPTS, dtype=dtype)
+
+        # Encoders of another repository are not copied.
         if config.vae.repo is None:
-            codec, vae = stage / config.vae.subfolder, parts.vae()
-            needed = components.ENCODER if config.form == "lean" else ("",)
-            if config.form != "lean":
-                vae.load_decoder()
-            vae.model.save_config(codec)
-            held = {
-                name: x for name, x in vae.model.state_dict().items() if name.startswith(needed)
-            }
-            weights.write_weights(codec, held, components.VAE_STEM, dtype=dtype)
+            _write_vae(stage / config.vae.subfolder, parts, dtype)
         if config.text is not None and config.text.repo is None:
-            text = stage / config.text.subfolder
-            prompts.encoder.model.save_pretrained(text / components.TEXT_ENCODER)
-            prompts.encoder.tokenizer.save_pretrained(text / components.TOKENIZER)
-        (stage / "README.md").write_text(render_card(config, load_by=load_by, notes=notes))
+            _write_text_encoder(stage / config.text.subfolder, parts.prompts.encoder)
+
+        card = render_card(config, load_by=load_by, notes=notes)
+        (stage / "README.md").write_text(card)
         (stage / CONFIG).write_text(config.to_json())
+
+
+def _write_vae(folder: Path, parts: PolicyParts, dtype: torch.dtype | None) -> None:
+    """Write the video VAE of a policy in diffusers' layout; for a lean one, the encoder only."""
+    vae = parts.vae()
+    prefixes: tuple[str, ...] = components.ENCODER
+    if parts.config.form != "lean":
+        prefixes = ("",)
+        vae.load_decoder()
+
+    vae.model.save_config(folder)
+    state = vae.model.state_dict()
+    stored = {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+    weights.write_weights(folder, stored, components.VAE_STEM, dtype=dtype)
+
+
+def _write_text_encoder(folder: Path, encoder: TextEncoder) -> None:
+    """Write a text encoder and its tokenizer in transformers' layout, in the encoder's dtype."""
+    encoder.model.save_pretrained(folder / components.TEXT_ENCODER)
+    encoder.tokenizer.save_pretrained(folder / components.TOKENIZER)

@@ -1,4 +1,7 @@
-"""Loads the frozen parts a checkpoint names: its video codec and its text encoder."""
+"""Loading of the frozen encoders of a policy: its video VAE and its text encoder.
+
+See docs/method.md, "Encoders".
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,45 @@ from wam_policy.hub.download import PATTERNS, DownloadOptions, resolve_folder
 from wam_policy.models.encoders.text import TextEncoder
 from wam_policy.models.encoders.vae import VAE, build_vae
 
-VAE_STEM = "diffusion_pytorch_model"  # diffusers' file name
-ENCODER, DECODER = ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")
-TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # diffusers' folder names
+# File stem of a VAE's weights in diffusers' layout.
+VAE_STEM = "diffusion_pytorch_model"
+
+# Prefixes of the names of a VAE's tensors.
+ENCODER = ("encoder.", "quant_conv.")
+DECODER = ("decoder.", "post_quant_conv.")
+
+# Folder names in the layout of a diffusers pipeline.
+TEXT_ENCODER = "text_encoder"
+TOKENIZER = "tokenizer"
 
 
 def component_folder(
     source: Source, checkpoint: Path, download: DownloadOptions, parts: tuple[str, ...] = ("",)
 ) -> Path:
-    """The local folder of a frozen part, of which only the folders `parts` are needed."""
+    """Return the local folder of a frozen component, after a download if it is on the Hub.
+
+    Args:
+        source: Source of the component.
+        checkpoint: Folder of the checkpoint, which holds components without a repository.
+        download: Options of the download; the revision is the source's.
+        parts: Folders inside the component's folder that are needed.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        CheckpointError: The repository cannot be downloaded.
+    """
     if source.repo is None:
         return checkpoint / source.subfolder
-    folders = [str(PurePosixPath(source.subfolder, part)) for part in parts]
-    patterns = [
-        pattern if folder == "." else f"{folder}/{pattern}"
-        for folder in folders
-        for pattern in PATTERNS
-    ]
-    return (
-        resolve_folder(source.repo, replace(download, revision=source.revision), patterns)
-        / source.subfolder
-    )
+
+    patterns = []
+    for part in parts:
+        folder = str(PurePosixPath(source.subfolder, part))
+        prefix = "" if folder == "." else f"{folder}/"
+        patterns += [f"{prefix}{pattern}" for pattern in PATTERNS]
+    download = replace(download, revision=source.revision)
+    return resolve_folder(source.repo, download, patterns) / source.subfolder
 
 
 def load_vae(
@@ -48,41 +69,62 @@ def load_vae(
     device: torch.device,
     encoder_only: bool = False,
 ) -> VAE:
-    """The video codec, from a folder in diffusers' layout, strictly; its decoder is read when it is first used.
+    """Load the video VAE from a folder in diffusers' layout; its decoder is read at first use.
 
-    Of a lean checkpoint's own codec there is the encoder only; one of another place may be whole.
+    Args:
+        source: Source of the VAE.
+        checkpoint: Folder of the checkpoint.
+        download: Options for the download of a VAE that is stored elsewhere.
+        dtype: Dtype of the VAE. CPUs without instructions for 16-bit floats use float32 instead:
+            convolutions in 16 bits take minutes per image there.
+        device: Device of the VAE.
+        encoder_only: Accept a VAE without a decoder, as lean checkpoints hold it.
 
-    On CPUs without instructions for short floats it computes in float32: their convolutions take minutes a picture there.
+    Returns:
+        The VAE.
+
+    Raises:
+        CheckpointError: The VAE is missing, unreadable, or does not match its configuration.
     """
     if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         dtype = torch.float32
-    place = component_folder(source, checkpoint, download)
+
+    folder = component_folder(source, checkpoint, download)
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
             model = build_vae(config).model.eval().requires_grad_(False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"no video codec in {place}: {error}") from error
-    whole = not encoder_only or any(
-        name.startswith(DECODER) for name in weights.read_weights(place, VAE_STEM)
-    )
+        raise CheckpointError(f"no video VAE in {folder}: {error}") from error
+
+    # A lean checkpoint's own VAE has no decoder; one of another repository may be complete.
+    has_decoder = not encoder_only or _has_decoder(folder)
 
     def load(only: tuple[str, ...]) -> None:
-        if only == DECODER and not whole:
+        """Load the tensors with these prefixes into the model."""
+        if only == DECODER and not has_decoder:
             raise CheckpointError(
-                f"the codec in {place} has no decoder: a lean checkpoint only acts; load the fat or slim one"
+                f"the video VAE in {folder} has no decoder: a lean checkpoint only acts; "
+                f"load the fat or the slim checkpoint to decode video"
             )
-        holds = ("",) if whole else ENCODER
+        holds = ("",) if has_decoder else ENCODER
         weights.load_weights(
-            model, place, VAE_STEM, dtype=dtype, device=device, only=only, holds=holds
+            model, folder, VAE_STEM, dtype=dtype, device=device, only=only, holds=holds
         )
 
     load(ENCODER)
-    vae = VAE(
-        model, lambda: load(DECODER)
-    )  # its statistics come from the config: they were not on the meta device
-    vae.mean, vae.std = vae.mean.to(device), vae.std.to(device)
+    vae = VAE(model, lambda: load(DECODER))
+
+    # The latent statistics come from the configuration, not from the weights: move them too.
+    vae.mean = vae.mean.to(device)
+    vae.std = vae.std.to(device)
     return vae
+
+
+def _has_decoder(folder: Path) -> bool:
+    """Return whether the weights of a VAE hold a decoder; no tensor data is read."""
+    names = weights.read_weights(folder, VAE_STEM)
+    return any(name.startswith(DECODER) for name in names)
 
 
 def load_text(
@@ -93,21 +135,39 @@ def load_text(
     dtype: torch.dtype,
     device: torch.device,
 ) -> TextEncoder:
-    """The text encoder and its tokenizer, from a folder in transformers' layout (`text_encoder/`, `tokenizer/`)."""
+    """Load the text encoder and its tokenizer from a folder in transformers' layout.
+
+    Args:
+        source: Source of the folder, which holds `text_encoder/` and `tokenizer/`.
+        checkpoint: Folder of the checkpoint.
+        download: Options for the download of an encoder that is stored elsewhere.
+        dtype: Dtype of the encoder.
+        device: Device of the encoder.
+
+    Returns:
+        The text encoder.
+
+    Raises:
+        CheckpointError: The encoder or its tokenizer is missing or unreadable, or the weights do
+            not match the configuration.
+    """
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    root = component_folder(source, checkpoint, download, (TEXT_ENCODER, TOKENIZER))
+    folder = component_folder(source, checkpoint, download, (TEXT_ENCODER, TOKENIZER))
     try:
         model, report = UMT5EncoderModel.from_pretrained(
-            root / TEXT_ENCODER,
+            folder / TEXT_ENCODER,
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(root / TOKENIZER, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"no text encoder in {root}: {error}") from error
+        raise CheckpointError(f"no text encoder in {folder}: {error}") from error
+
     if report["missing_keys"] or report["unexpected_keys"]:
-        raise CheckpointError(f"text encoder in {root} doesn't fit: {report}")
+        raise CheckpointError(
+            f"the text encoder in {folder} does not match its configuration: {report}"
+        )
     return TextEncoder(model.to(device), tokenizer)

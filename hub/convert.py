@@ -1,4 +1,7 @@
-"""`wam convert`: a checkpoint of another project becomes one of ours, or a part that ours are made of."""
+"""`wam convert`: conversion of other projects' checkpoints to this package's format.
+
+A checkpoint of this package can be converted to another form (see `hub.forms`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tyro.conf import Positional
 
-from wam_policy.config import FORMAT_VERSION, DtypeName, Form, Source
+from wam_policy.config import FORMAT_VERSION, DtypeName, Form, PolicyConfig, Source
 from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.hub import checkpoint, components, forms, request, weights
 from wam_policy.hub import load as reader
@@ -25,336 +28,450 @@ from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.foreign import contracts, wan
 from wam_policy.hub.foreign.identify import ForeignCheckpoint
 from wam_policy.hub.foreign.shapes import infer_config
-from wam_policy.models.encoders.text import PromptEmbeddings
-from wam_policy.models.encoders.vae import build_vae
+from wam_policy.models.encoders.text import PromptEmbeddings, TextEncoder
+from wam_policy.models.encoders.vae import VAE, build_vae
 from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.presets import ReleaseInfo
 from wam_policy.utils.io import replace_files
 
-T = TypeVar("T")
+T = TypeVar("T", VAE, TextEncoder)
 logger = logging.getLogger(__name__)
-SPARE = 1.02  # of the disk space the tensors take: headers, cards
-TOKENIZER_BESIDE = "google/umt5-xxl"  # where Wan's repositories keep it
+
+# Disk space of a checkpoint, relative to that of its tensors: file headers and the card.
+SPARE = 1.02
+
+# Folder of the tokenizer beside the text encoder's file in Wan's repositories.
+TOKENIZER_BESIDE = "google/umt5-xxl"
 TOKENIZER_FILES = {".json", ".model", ".txt"}
+
+# Options that only describe checkpoints of other projects.
+_FOREIGN_OPTIONS = (
+    "filename",
+    "preset",
+    "variant",
+    "action_shift",
+    "stats",
+    "codec",
+    "text_encoder",
+    "tokenizer",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Conversion of a checkpoint of another project: a policy, a part to train from, a video codec or a text encoder."""
+    """Conversion of a checkpoint of another project: policy, part, video VAE or text encoder."""
 
     src: Positional[str]
     """File (.pt, .pth, .safetensors), folder or Hub id."""
     dst: Positional[Path]
-    """Folder to make."""
+    """Folder to create."""
     filename: str | None = None
-    """The file, in a folder or Hub repository of several."""
+    """File to read, in a folder or Hub repository of several."""
     preset: str | None = None
-    """What a file of a reference implementation was trained for: "libero", "robotwin" or, a Light-WAM, "real_robot"; known of
-    Fast-WAM's releases, and mostly said by a Light-WAM's config.yaml."""
+    """What a file of a reference implementation was trained for: "libero", "robotwin", or
+    "real_robot" (Light-WAM only). Not needed for the Fast-WAM releases, nor for a Light-WAM whose
+    config.yaml records it."""
     variant: VariantName | None = None
-    """A Fast-WAM's variant; known of the releases."""
+    """Variant of a Fast-WAM; not needed for the releases."""
     action_shift: float | None = None
-    """The shift a Fast-WAM's actions are sampled with; known of the releases."""
+    """Shift of the schedule that a Fast-WAM's actions are sampled with; not needed for the
+    releases."""
     head_dim: int = 128
-    """Width of its attention heads."""
+    """Width of the model's attention heads."""
     proprio: bool = True
-    """Whether it was trained to read the state."""
+    """Whether the policy was trained with the proprioceptive state as an input."""
     stats: Path | None = None
-    """Its dataset_stats.json; the default is the one beside it."""
+    """The policy's dataset_stats.json; the default is the one beside the file."""
     dtype: DtypeName | None = None
-    """What weights are stored and computed in; the default is what they are."""
+    """Dtype in which weights are stored and computed; the default is that of the source."""
     codec: Path | None = None
-    """Folder of a video codec (diffusers' layout) to put into the checkpoint; without it, it names the Hub's."""
+    """Folder of a video VAE (diffusers' layout) to copy into the checkpoint; without it, the
+    checkpoint names one on the Hub."""
     text_encoder: Path | None = None
-    """Folder of a text encoder (`text_encoder/`, `tokenizer/`) to put into the checkpoint; without it, it names the Hub's."""
+    """Folder of a text encoder (`text_encoder/`, `tokenizer/`) to copy into the checkpoint; without
+    it, the checkpoint names one on the Hub."""
     tokenizer: Path | None = None
-    """For a text encoder: the folder of its tokenizer; the default is `google/umt5-xxl` beside the file."""
+    """For a text encoder: folder of its tokenizer; the default is `google/umt5-xxl` beside the
+    file."""
     form: Form | None = None
-    """What of a Light-WAM to write: all weights ("fat", the default for another project's), those that were trained ("slim"),
-    or those that acting needs ("lean"). A checkpoint of this package is only converted to another form."""
+    """Form of a Light-WAM's checkpoint: all weights ("fat", the default for other projects'
+    checkpoints), only the trained weights ("slim"), or only what inference needs ("lean").
+    Required for a checkpoint of this package."""
     base: str | None = None
-    """Of a slim checkpoint: folder or Hub id of its frozen weights, which are compared with those in the source."""
+    """For a slim checkpoint: folder or Hub id of its frozen weights, which must equal those of the
+    source."""
     base_revision: str | None = None
     """Branch, tag or commit of the base on the Hub."""
     sha256: str | None = None
-    """Refuse a source file that isn't this one."""
+    """Expected SHA-256 of the source file; another file is refused."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
 
     def wanted(self) -> request.CheckpointRequest:
-        """What is to be read, and what the caller says about it.
+        """Return the request for the source checkpoint.
 
         Raises:
-            ConfigError: only a part of what has to be said.
+            ConfigError: Options that belong together are incomplete.
         """
-        given = None
+        release = None
         if self.preset is not None:
-            given = ReleaseInfo(
+            release = ReleaseInfo(
                 preset=self.preset,
                 variant=self.variant,
                 action_shift=self.action_shift,
                 head_dim=self.head_dim,
                 proprio=self.proprio,
             )
-        if (self.variant is None) != (self.action_shift is None) or (
-            given is None and self.variant is not None
-        ):
+
+        # A variant and a shift belong together, and are nothing without a preset.
+        half_given = (self.variant is None) != (self.action_shift is None)
+        if half_given or (release is None and self.variant is not None):
             raise ConfigError(
-                "say all of --preset, --variant and --action-shift of a Fast-WAM, or none of them for a known release; "
-                "of a Light-WAM --preset alone"
+                "for a Fast-WAM, pass all of --preset, --variant and --action-shift, or none of "
+                "them for a known release; for a Light-WAM, pass --preset alone"
             )
-        if given is None and not self.proprio:
+        if release is None and not self.proprio:
             raise ConfigError(
-                "--no-proprio says what a policy was trained with: say its --preset too"
+                "--no-proprio describes how a policy was trained: pass its --preset too"
             )
-        return request.CheckpointRequest(self.src, self.filename, given, self.stats)
+        return request.CheckpointRequest(self.src, self.filename, release, self.stats)
 
 
 def convert(config: ConvertConfig) -> Path:
-    """Convert, and return the new folder. The source is only read; the new folder is whole or isn't there.
+    """Convert a checkpoint.
+
+    The source is only read. The new folder is complete, or does not exist.
+
+    Args:
+        config: Source, destination and options.
+
+    Returns:
+        The new folder.
 
     Raises:
-        CheckpointError: the source can't be read or isn't the one wanted, the folder exists, the disk is too small.
-        ConfigError: what was said doesn't fit the source.
+        CheckpointError: The source is unreadable or has another hash, the folder exists, or the
+            disk is too small.
+        ConfigError: The options contradict the source.
     """
-    wanted, download, dst = config.wanted(), DownloadOptions(revision=config.revision), config.dst
-    path = wanted.locate(download)
+    source_request = config.wanted()
+    download = DownloadOptions(revision=config.revision)
+    dst = config.dst
+    path = source_request.locate(download)
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists already; choose a new folder")
-    ours = path.is_dir() and checkpoint.is_native(path)
-    hashes = _hashes(path)
-    if config.sha256 is not None and [*hashes.values()] != [config.sha256.lower()]:
+
+    # Hash before reading: an unexpected file is refused before its content is interpreted.
+    is_native = path.is_dir() and checkpoint.is_native(path)
+    hashes = _hash_files(path)
+    if config.sha256 is not None and list(hashes.values()) != [config.sha256.lower()]:
         raise CheckpointError(
-            f"{path} isn't the wanted file: {config.sha256} was wanted, found {hashes}; fetch it again"
+            f"{path} is not the expected file: expected sha256 {config.sha256}, got {hashes}; "
+            f"download it again"
         )
-    if ours:
-        return _reform(config, path, download, hashes)
-    found = reader.read_foreign(path)
+    if is_native:
+        return _convert_native(config, path, download, hashes)
+
+    # Tensors are memory-mapped: the disk is checked before any of them is read.
+    foreign = reader.read_foreign(path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    _check_space(dst, found.tensors, dtype)
-    origin = {"weights": found.layout}
-    with _no_space(dst):
-        if found.kind == "policy":
-            _policy(config, wanted, found, path, origin, hashes)
-        elif found.kind == "part":
-            _part(config, found, dtype, _map(origin, hashes))
-        elif found.kind == "codec":
-            _codec(dst, found, dtype, _map(origin, hashes))
+    _check_space(dst, foreign.tensors, dtype)
+    with _explained_write_errors(dst):
+        if foreign.kind == "policy":
+            _write_policy(config, source_request, foreign, path, hashes)
         else:
-            _text_encoder(
-                dst,
-                found,
-                dtype,
-                config.tokenizer or path.parent / TOKENIZER_BESIDE,
-                _map(origin, hashes),
-            )
-    logger.info("%s: %s, %s -> %s", path, found.kind, found.layout, dst)
+            _write_component(config, foreign, path, dtype, hashes)
+    logger.info("%s: %s, %s -> %s", path, foreign.kind, foreign.layout, dst)
     return dst
 
 
-def _reform(
+def _convert_native(
     config: ConvertConfig, path: Path, download: DownloadOptions, hashes: Mapping[str, str]
 ) -> Path:
-    """A checkpoint of ours in another form."""
-    present = checkpoint.read_config(path)
-    if config.form is None or present.form == config.form:
+    """Convert a checkpoint of this package to another form, and return the new folder.
+
+    Raises:
+        CheckpointError: The checkpoint has that form already, or is unreadable.
+        ConfigError: Options describe a checkpoint of another project.
+    """
+    source_config = checkpoint.read_config(path)
+    if config.form is None or source_config.form == config.form:
         raise CheckpointError(
-            f"{path} is a wam-policy checkpoint already, a {present.form} one: load it with WAMPolicy.from_pretrained, "
-            f"or say another --form"
+            f"{path} is a wam-policy checkpoint already, a {source_config.form} one: "
+            f"load it with WAMPolicy.from_pretrained, or pass another --form"
         )
-    options = (
-        "filename",
-        "preset",
-        "variant",
-        "action_shift",
-        "stats",
-        "codec",
-        "text_encoder",
-        "tokenizer",
-    )
-    if said := [name for name in options if getattr(config, name) is not None]:
-        raise ConfigError(
-            f"{path} says its whole contract: leave out --{', --'.join(said).replace('_', '-')}"
-        )
-    own = weights.read_weights(path)
-    stored = (
-        next(iter(own.values())).dtype if config.dtype is None else getattr(torch, config.dtype)
-    )
-    _check_space(config.dst, own, stored)
-    parts = checkpoint.read_checkpoint(path, download, device=torch.device("cpu"), dtype=stored)
+    surplus = [name for name in _FOREIGN_OPTIONS if getattr(config, name) is not None]
+    if surplus:
+        options = ", ".join(f"--{name}" for name in surplus).replace("_", "-")
+        raise ConfigError(f"{path} holds its own configuration: leave out {options}")
+
+    # Weights keep the dtype in which they are stored, whatever the policy computes in.
+    tensors = weights.read_weights(path)
+    dtype = next(iter(tensors.values())).dtype
     if config.dtype is not None:
-        parts = replace(parts, config=replace(present, dtype=config.dtype))
-    with _no_space(config.dst):
-        _write(
-            config,
-            parts,
-            stored,
-            _map({"weights": f"a {present.form} checkpoint, `{path.name}`"}, hashes),
-        )
+        dtype = getattr(torch, config.dtype)
+    _check_space(config.dst, tensors, dtype)
+
+    parts = checkpoint.read_checkpoint(path, download, device=torch.device("cpu"), dtype=dtype)
+    if config.dtype is not None:
+        parts = replace(parts, config=replace(source_config, dtype=config.dtype))
+    origin = {"weights": f"a {source_config.form} checkpoint, `{path.name}`"}
+    with _explained_write_errors(config.dst):
+        _write_checkpoint(config, parts, dtype, _describe_origin(origin, hashes))
     return config.dst
 
 
-def _write(
+def _write_checkpoint(
     config: ConvertConfig, parts: checkpoint.PolicyParts, dtype: torch.dtype | None, notes: str
 ) -> None:
-    """Write a policy in the form that is wanted."""
-    base = None if config.base is None else Source(repo=config.base, revision=config.base_revision)
-    shaped = forms.to_form(parts, config.form, base, dtype, config.dst)
-    checkpoint.write_checkpoint(
-        config.dst, shaped, dtype=dtype, load_by=f"path/to/{config.dst.name}", notes=notes
-    )
+    """Write a policy in the form that the options ask for.
+
+    Args:
+        config: Options of the conversion.
+        parts: Parts of the policy.
+        dtype: Dtype in which tensors are stored; None keeps their own.
+        notes: Markdown for the end of the card.
+    """
+    base = None
+    if config.base is not None:
+        base = Source(repo=config.base, revision=config.base_revision)
+    parts = forms.to_form(parts, config.form, base, dtype, config.dst)
+    load_by = f"path/to/{config.dst.name}"
+    checkpoint.write_checkpoint(config.dst, parts, dtype=dtype, load_by=load_by, notes=notes)
 
 
-def _policy(
+def _write_policy(
     config: ConvertConfig,
-    wanted: request.CheckpointRequest,
-    found: ForeignCheckpoint,
+    source_request: request.CheckpointRequest,
+    foreign: ForeignCheckpoint,
     path: Path,
-    origin: Mapping[str, str],
     hashes: Mapping[str, str],
 ) -> None:
-    """A whole checkpoint, whose frozen parts are the Hub's or copied into it."""
-    contract, said = contracts.foreign_config(found, path, wanted)
-    parts_from = {
-        "codec": (contract.vae, config.codec),
-        "text encoder": (contract.text, config.text_encoder),
-    }
-    for name, (source, folder) in parts_from.items():
-        if folder is not None:
-            said = {**said, name: f"`{folder.name}`, copied into this checkpoint"}
-        elif source is not None:
-            said = {name: f"`{source.repo}`", **said}
-    contract = replace(
-        contract,
-        dtype=config.dtype or contract.dtype,
-        vae=contract.vae if config.codec is None else Source(subfolder="vae"),
-        text=contract.text if config.text_encoder is None else Source(subfolder="text"),
-    )
-    dtype, here = getattr(torch, contract.dtype), torch.device("cpu")
-    model = checkpoint.empty_model(contract)
-    weights.assign_weights(model, found.tensors, str(path), dtype=dtype, device=here)
+    """Write a policy, whose frozen encoders are named by their Hub id or copied.
+
+    Args:
+        config: Options of the conversion.
+        source_request: Request for the source.
+        foreign: Content of the source; its tensors are consumed.
+        path: File or folder of the source.
+        hashes: SHA-256 of the source's files by name.
+    """
+    policy_config, config_origin = contracts.foreign_config(foreign, path, source_request)
+    origin = {"weights": foreign.layout}
+    origin |= _with_encoders(config, policy_config, config_origin)
+
+    # A copied encoder lives in a folder of the checkpoint, not in a repository.
+    dtype_name = config.dtype or policy_config.dtype
+    policy_config = replace(policy_config, dtype=dtype_name)
+    if config.codec is not None:
+        policy_config = replace(policy_config, vae=Source(subfolder="vae"))
+    if config.text_encoder is not None:
+        policy_config = replace(policy_config, text=Source(subfolder="text"))
+
+    # The weights are loaded now, the copied encoders when they are written.
+    dtype = getattr(torch, dtype_name)
+    device = torch.device("cpu")
+    model = checkpoint.empty_model(policy_config)
+    weights.assign_weights(model, foreign.tensors, str(path), dtype=dtype, device=device)
 
     def load(loader: Callable[..., T], folder: Path | None) -> T:
-        assert folder is not None  # `write` asks for what lives in the checkpoint only
-        return loader(
-            Source(subfolder=folder.resolve().name),
-            folder.resolve().parent,
-            DownloadOptions(),
-            dtype=dtype,
-            device=here,
-        )
+        """Load an encoder from the folder that the options name."""
+        # `write_checkpoint` loads only the encoders that are copied into the checkpoint.
+        assert folder is not None
+        folder = folder.resolve()
+        source = Source(subfolder=folder.name)
+        return loader(source, folder.parent, DownloadOptions(), dtype=dtype, device=device)
 
     prompts = PromptEmbeddings(
         {},
-        token_length=contract.prompt.token_length,
-        text_dim=contract.model.text_dim,
+        token_length=policy_config.prompt.token_length,
+        text_dim=policy_config.model.text_dim,
         encoder=lambda: load(components.load_text, config.text_encoder),
     )
     parts = checkpoint.PolicyParts(
-        contract, model, lambda: load(components.load_vae, config.codec), prompts
+        policy_config, model, lambda: load(components.load_vae, config.codec), prompts
     )
-    _write(config, parts, None, _map({**origin, **said}, hashes))
+    _write_checkpoint(config, parts, None, _describe_origin(origin, hashes))
 
 
-def _part(
-    config: ConvertConfig, found: ForeignCheckpoint, dtype: torch.dtype | None, notes: str
+def _with_encoders(
+    config: ConvertConfig, policy_config: PolicyConfig, origin: Mapping[str, str]
+) -> Mapping[str, str]:
+    """Return the origin of a configuration's parts, with that of the frozen encoders added."""
+    encoders = {
+        "codec": (policy_config.vae, config.codec),
+        "text encoder": (policy_config.text, config.text_encoder),
+    }
+    for name, (source, folder) in encoders.items():
+        if folder is not None:
+            origin = {**origin, name: f"`{folder.name}`, copied into this checkpoint"}
+        elif source is not None:
+            # An entry of the configuration itself says more than the Hub id.
+            origin = {name: f"`{source.repo}`", **origin}
+    return origin
+
+
+def _write_component(
+    config: ConvertConfig,
+    foreign: ForeignCheckpoint,
+    path: Path,
+    dtype: torch.dtype | None,
+    hashes: Mapping[str, str],
 ) -> None:
-    """A folder to train from: the weights that there are, and the sizes they tell."""
+    """Write a part of a policy, a video VAE or a text encoder.
+
+    Args:
+        config: Options of the conversion.
+        foreign: Content of the source.
+        path: File or folder of the source.
+        dtype: Dtype in which tensors are stored; None keeps their own.
+        hashes: SHA-256 of the source's files by name.
+    """
+    notes = _describe_origin({"weights": foreign.layout}, hashes)
+    if foreign.kind == "part":
+        _write_part(config, foreign, dtype, notes)
+    elif foreign.kind == "codec":
+        _write_vae(config.dst, foreign, dtype, notes)
+    else:
+        tokenizer = config.tokenizer or path.parent / TOKENIZER_BESIDE
+        _write_text_encoder(config.dst, foreign, dtype, tokenizer, notes)
+
+
+def _write_part(
+    config: ConvertConfig, foreign: ForeignCheckpoint, dtype: torch.dtype | None, notes: str
+) -> None:
+    """Write a folder to train from, with the present weights and the sizes inferred from them."""
+    head_dim = foreign.head_dim or config.head_dim
     base = {
         "format_version": FORMAT_VERSION,
-        "sizes": infer_config(found.tensors, found.head_dim or config.head_dim),
+        "sizes": infer_config(foreign.tensors, head_dim),
     }
-    title = f"# {config.dst.name}\n\nParts of a policy, to train from: `wam train --pretrained-path {config.dst.name}`\n\n"
+    name = config.dst.name
+    card = (
+        f"# {name}\n\n"
+        f"Parts of a policy, to train from: `wam train --pretrained-path {name}`\n\n"
+        f"{notes}\n"
+    )
     with replace_files(config.dst, checkpoint.BASE) as stage:
-        weights.write_weights(stage, found.tensors, dtype=dtype)
-        (stage / "README.md").write_text(f"{title}{notes}\n")
+        weights.write_weights(stage, foreign.tensors, dtype=dtype)
+        (stage / "README.md").write_text(card)
         (stage / checkpoint.BASE).write_text(json.dumps(base, indent=2) + "\n")
 
 
-def _codec(dst: Path, found: ForeignCheckpoint, dtype: torch.dtype | None, notes: str) -> None:
-    """A video codec in diffusers' layout."""
-    config, tensors = wan.codec(found.tensors)
+def _write_vae(
+    dst: Path, foreign: ForeignCheckpoint, dtype: torch.dtype | None, notes: str
+) -> None:
+    """Write a video VAE in diffusers' layout."""
+    config, tensors = wan.codec(foreign.tensors)
     with torch.device("meta"):
-        weights.check_fit(tensors, build_vae(config).model.state_dict(), "the codec")
+        expected = build_vae(config).model.state_dict()
+        weights.check_fit(tensors, expected, "the video VAE")
+
+    card = f"# {dst.name}\n\nA video codec, `diffusers.AutoencoderKLWan`.\n\n{notes}\n"
     with replace_files(dst, checkpoint.CONFIG) as stage:
         weights.write_weights(stage, tensors, components.VAE_STEM, dtype=dtype)
-        (stage / "README.md").write_text(
-            f"# {dst.name}\n\nA video codec, `diffusers.AutoencoderKLWan`.\n\n{notes}\n"
-        )
+        (stage / "README.md").write_text(card)
         (stage / checkpoint.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _text_encoder(
-    dst: Path, found: ForeignCheckpoint, dtype: torch.dtype | None, tokenizer: Path, notes: str
+def _write_text_encoder(
+    dst: Path, foreign: ForeignCheckpoint, dtype: torch.dtype | None, tokenizer: Path, notes: str
 ) -> None:
-    """A text encoder in transformers' layout, its tokenizer beside it."""
+    """Write a text encoder and its tokenizer in transformers' layout.
+
+    Args:
+        dst: Folder to write.
+        foreign: Content of the source.
+        dtype: Dtype in which tensors are stored; None keeps their own.
+        tokenizer: Folder of the tokenizer's files, which are copied.
+        notes: Markdown for the end of the card.
+
+    Raises:
+        CheckpointError: The tokenizer is missing, or the weights are incomplete.
+    """
     from transformers import UMT5Config, UMT5EncoderModel
 
-    files = [file for file in tokenizer.glob("*") if file.suffix in TOKENIZER_FILES]
-    if not files:
+    tokenizer_files = [file for file in tokenizer.glob("*") if file.suffix in TOKENIZER_FILES]
+    if not tokenizer_files:
         raise CheckpointError(
-            f"a text encoder needs its tokenizer, and there is none at {tokenizer}: say --tokenizer FOLDER"
+            f"a text encoder needs its tokenizer, but {tokenizer} holds none: "
+            f"pass --tokenizer FOLDER"
         )
-    fields, tensors = wan.text_encoder(found.tensors)
+
+    # The embedding has two names in the model; the file holds it once.
+    fields, tensors = wan.text_encoder(foreign.tensors)
     config = UMT5Config(**fields, architectures=["UMT5EncoderModel"])
     with torch.device("meta"):
         expected = UMT5EncoderModel(config).state_dict()
     tied = {"encoder.embed_tokens.weight": tensors["shared.weight"]}
     weights.check_fit(tensors | tied, expected, "the text encoder")
+
+    card = f"# {dst.name}\n\nA text encoder, `transformers.UMT5EncoderModel`.\n\n{notes}\n"
     with replace_files(dst, f"{components.TEXT_ENCODER}/{checkpoint.CONFIG}") as stage:
-        folders = [stage / components.TEXT_ENCODER, stage / components.TOKENIZER]
-        for folder in folders:
-            folder.mkdir()
-        weights.write_weights(folders[0], tensors, dtype=dtype)
-        config.save_pretrained(folders[0])
-        for file in files:
-            shutil.copy(file, folders[1])
-        (stage / "README.md").write_text(
-            f"# {dst.name}\n\nA text encoder, `transformers.UMT5EncoderModel`.\n\n{notes}\n"
-        )
+        encoder_folder = stage / components.TEXT_ENCODER
+        tokenizer_folder = stage / components.TOKENIZER
+        encoder_folder.mkdir()
+        tokenizer_folder.mkdir()
+        weights.write_weights(encoder_folder, tensors, dtype=dtype)
+        config.save_pretrained(encoder_folder)
+        for file in tokenizer_files:
+            shutil.copy(file, tokenizer_folder)
+        (stage / "README.md").write_text(card)
 
 
-def _map(origin: Mapping[str, str], hashes: Mapping[str, str]) -> str:
-    """What came from where, for the card."""
-    rows = {**origin, **{f"`{name}`": f"sha256 `{digest}`" for name, digest in hashes.items()}}
-    return "\n".join(
-        [
-            "## Where this came from",
-            "",
-            "| | |",
-            "|---|---|",
-            *(f"| {key} | {row} |" for key, row in rows.items()),
-        ]
-    )
+def _describe_origin(origin: Mapping[str, str], hashes: Mapping[str, str]) -> str:
+    """Return the card's table of where each part of a checkpoint came from.
+
+    Args:
+        origin: Descriptions by part.
+        hashes: SHA-256 of the source's files by name.
+    """
+    rows = dict(origin)
+    for name, sha256 in hashes.items():
+        rows[f"`{name}`"] = f"sha256 `{sha256}`"
+    lines = ["## Where this came from", "", "| | |", "|---|---|"]
+    lines += [f"| {part} | {description} |" for part, description in rows.items()]
+    return "\n".join(lines)
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of every weight file of the source."""
+def _hash_files(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of a file, or of each safetensors file in a folder, by file name."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     hashes = {}
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            hashes[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    for file in files:
+        with file.open("rb") as stream:
+            hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return hashes
 
 
 def _check_space(dst: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Refuse to begin what the disk can't hold."""
+    """Check, before anything is written, that the disk has room for a checkpoint.
+
+    Args:
+        dst: Folder of the new checkpoint.
+        tensors: Tensors of the source.
+        dtype: Dtype in which they will be stored; None keeps their own.
+
+    Raises:
+        CheckpointError: The disk is too small.
+    """
     needed = SPARE * sum(x.numel() * (dtype or x.dtype).itemsize for x in tensors.values())
-    there = next(folder for folder in dst.resolve().parents if folder.is_dir())
-    if (free := shutil.disk_usage(there).free) < needed:
+    existing = next(folder for folder in dst.resolve().parents if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
         raise CheckpointError(
             f"{dst} needs {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB left"
         )
 
 
 @contextmanager
-def _no_space(dst: Path) -> Iterator[None]:
-    """Say what a failed write means; what was written is gone by then."""
+def _explained_write_errors(dst: Path) -> Iterator[None]:
+    """Turn errors of a failed write into a CheckpointError; the staged files are gone by then."""
     try:
         yield
     except (OSError, SafetensorError) as error:
+        # Errors of this package explain themselves.
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"can't write {dst}: {error}; nothing is left of it, the source is as it was"
+            f"cannot write {dst}: {error}; nothing is left of it, the source is unchanged"
         ) from error

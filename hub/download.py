@@ -1,4 +1,4 @@
-"""From an id or a folder to a local folder, by huggingface_hub's own download."""
+"""Resolution of Hub ids and folders to local folders, by huggingface_hub's own download."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from huggingface_hub.errors import (
 
 from wam_policy.errors import CheckpointError
 
-PATTERNS = ["*.json", "*.safetensors", "*.md", "*.model", "*.txt"]  # never pickles, never code
-DATASET_PATTERNS = ["meta/*", "data/*", "videos/*"]  # of a LeRobot dataset
+# Files of a checkpoint. Pickles and code are never downloaded.
+PATTERNS = ["*.json", "*.safetensors", "*.md", "*.model", "*.txt"]
+
+# Files of a LeRobot dataset.
+DATASET_PATTERNS = ["meta/*", "data/*", "videos/*"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadOptions:
-    """How files are fetched; the meaning of each field is huggingface_hub's."""
+    """Options of a download, with the meaning they have in huggingface_hub."""
 
     revision: str | None = None
     cache_dir: str | Path | None = None
@@ -39,57 +42,77 @@ def resolve_folder(
     patterns: list[str] = PATTERNS,
     kind: Literal["model", "dataset"] = "model",
 ) -> Path:
-    """Return the local folder of a checkpoint or a dataset, downloading it if it isn't a folder.
+    """Return the local folder of a checkpoint or dataset, after a download if it is on the Hub.
+
+    Args:
+        id_or_folder: Existing folder, or Hub id "organisation/name".
+        download: Options of the download.
+        patterns: Glob patterns of the files to download.
+        kind: Type of the Hub repository.
+
+    Returns:
+        Path of the folder.
 
     Raises:
-        CheckpointError: no such folder or repo, no access, no network and nothing in the cache.
+        CheckpointError: There is no such folder or repository, access is denied, or the network
+            is unreachable and the cache is empty.
     """
     folder = Path(id_or_folder).expanduser()
     if folder.is_dir():
         return folder
+
+    # Report a mistyped path as such, and do not ask the Hub for it.
     name = str(id_or_folder)
-    if (
-        folder.is_absolute()
-        or name.startswith((".", "~"))
-        or name.count("/") != 1
-        or isinstance(id_or_folder, Path)
-    ):
+    is_path = isinstance(id_or_folder, Path) or folder.is_absolute() or name.startswith((".", "~"))
+    if is_path or name.count("/") != 1:
         raise CheckpointError(
             f"no folder or file {name!r}; give an existing one, or a Hub id 'organisation/name'"
         )
+
     offline = constants.HF_HUB_OFFLINE or download.local_files_only
     try:
-        return Path(
-            snapshot_download(
-                name,
-                repo_type=kind,
-                revision=download.revision,
-                cache_dir=download.cache_dir,
-                force_download=download.force_download,
-                local_files_only=offline,
-                token=download.token,
-                allow_patterns=patterns,
-            )
+        snapshot = snapshot_download(
+            name,
+            repo_type=kind,
+            revision=download.revision,
+            cache_dir=download.cache_dir,
+            force_download=download.force_download,
+            local_files_only=offline,
+            token=download.token,
+            allow_patterns=patterns,
         )
-    except HFValidationError as error:
-        raise CheckpointError(f"{name!r} is neither a folder nor a Hub id: {error}") from error
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{name!r} is gated: accept its terms on the Hub and pass `token=…`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{name!r} has no revision {download.revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"no folder and no Hub repository {name!r}; check the spelling, or pass `token=…` if it is private"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        why = "offline mode is on" if offline else "the Hub can't be reached"
-        cure = (
-            "unset HF_HUB_OFFLINE and `local_files_only` once to download it"
-            if offline
-            else "check the network"
-        )
-        raise CheckpointError(f"{name!r} isn't in the local cache and {why}; {cure}") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"can't download {name!r}: {error}") from error
+        raise CheckpointError(_explain(error, name, download.revision, offline)) from error
+    return Path(snapshot)
+
+
+def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> str:
+    """Return what a failed download means and what to do.
+
+    Args:
+        error: Error of huggingface_hub.
+        name: Hub id.
+        revision: Requested revision.
+        offline: Whether the download was restricted to the cache.
+    """
+    if isinstance(error, HFValidationError):
+        return f"{name!r} is neither a folder nor a Hub id: {error}"
+    # A gated repository's error is also a missing repository's: its case comes first.
+    if isinstance(error, GatedRepoError):
+        return f"{name!r} is gated: accept its terms on the Hub and pass `token=…`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name!r} has no revision {revision!r}"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"no folder and no Hub repository {name!r}; "
+            f"check the spelling, or pass `token=…` if it is private"
+        )
+    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        if offline:
+            reason = "offline mode is on"
+            remedy = "unset HF_HUB_OFFLINE and `local_files_only` once to download it"
+        else:
+            reason = "the Hub cannot be reached"
+            remedy = "check the network"
+        return f"{name!r} isn't in the local cache and {reason}; {remedy}"
+    return f"cannot download {name!r}: {error}"

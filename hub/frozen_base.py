@@ -1,10 +1,14 @@
-"""Slim checkpoints: they hold what was trained, and name the frozen weights they belong to by place and hash."""
+"""The base of a slim checkpoint: its frozen weights, recorded by source and hash.
+
+See docs/method.md, "Checkpoint formats".
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,116 +19,164 @@ from wam_policy.hub import components, weights
 from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.foreign import identify
 
+# 16-bit dtypes in which frozen weights are hashed if that loses nothing, in order of preference.
 SHORT: tuple[DtypeName, ...] = ("bfloat16", "float16")
+
+# Digits of a hash in an error message.
+_HASH_DIGITS = 16
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over tensors in the order of their names: each one's name, dtype, shape and bytes."""
-    total = hashlib.sha256()
-    for name, x in sorted(tensors.items()):
-        total.update(f"{name} {str(x.dtype).removeprefix('torch.')} {list(x.shape)}\n".encode())
-        total.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    """Return the SHA-256 of tensors, in hexadecimal digits.
+
+    It covers the name, dtype, shape and bytes of each tensor, in the order of the names.
+    """
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        sha256.update(f"{name} {dtype} {list(tensor.shape)}\n".encode())
+
+        # NumPy has no bfloat16: hash the bytes.
+        flat = tensor.detach().cpu().contiguous().flatten()
+        sha256.update(flat.view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def make_base(
     held: Mapping[str, Tensor], source: Source, dtype: torch.dtype | None, folder: Path
 ) -> Base:
-    """What a slim checkpoint says about a policy's frozen weights, compared with those at their place.
+    """Return the record of a policy's frozen weights, after comparing them with their source.
 
-    They are hashed in the shortest dtype that holds them exactly: weights that were once stored in it are recognised again,
-    whatever they are computed in.
+    They are hashed in the shortest dtype that represents them exactly. Weights that were once
+    stored in 16 bits are thus recognised in whatever dtype they are computed.
 
     Args:
-        held: the policy's frozen weights.
-        source: where they can be had.
-        dtype: what the policy's weights are stored in; None: what they are.
-        folder: where the checkpoint is to be.
+        held: Frozen weights of the policy by name.
+        source: Source of the same weights.
+        dtype: Dtype in which the policy's weights will be stored; None keeps their own.
+        folder: Folder of the new checkpoint.
+
+    Returns:
+        The record for the checkpoint's configuration.
 
     Raises:
-        CheckpointError: there is nothing at that place.
-        WeightsError: there are others.
+        CheckpointError: The source is missing.
+        WeightsError: The source holds other weights.
     """
     stored = {name: x if dtype is None else x.to(dtype) for name, x in held.items()}
-    own = str(next(iter(stored.values())).dtype).removeprefix("torch.")
-    exact = (
-        name
-        for name in SHORT
-        if all(torch.equal(x.to(getattr(torch, name)).to(x.dtype), x) for x in stored.values())
-    )
-    name: DtypeName = next(exact, own)  # type: ignore[arg-type]  # `Base` checks it
-    base = Base(
-        source=source,
-        dtype=name,
-        sha256=digest({n: x.to(getattr(torch, name)) for n, x in stored.items()}),
-    )
+    hash_dtype = _shortest_exact_dtype(stored)
+    base = Base(source=source, dtype=hash_dtype, sha256=digest(_cast(stored, hash_dtype)))
+
+    # Reading the base compares its hash with the recorded one.
     read_base_weights(base, held, folder, DownloadOptions())
     return base
 
 
+def _shortest_exact_dtype(tensors: Mapping[str, Tensor]) -> DtypeName:
+    """Return the first dtype of SHORT that represents all tensors exactly, else their own."""
+    for name in SHORT:
+        dtype = getattr(torch, name)
+        if all(torch.equal(x.to(dtype).to(x.dtype), x) for x in tensors.values()):
+            return name
+
+    # `Base` refuses a dtype that configurations do not support.
+    stored_dtype = next(iter(tensors.values())).dtype
+    return cast(DtypeName, str(stored_dtype).removeprefix("torch."))
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: DtypeName) -> dict[str, Tensor]:
+    """Return tensors in the dtype of that name."""
+    return {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+
+
 def refuse_own(source: Source, folder: Path) -> None:
-    """Refuse a base that the checkpoint itself would overwrite.
+    """Check that a new slim checkpoint does not overwrite its own base.
+
+    Args:
+        source: Source of the base.
+        folder: Folder of the new checkpoint.
 
     Raises:
-        ConfigError: it is in the checkpoint's folder.
+        ConfigError: The base is in that folder.
     """
-    if (
-        source.repo is None
-        or (Path(source.repo).expanduser() / source.subfolder).resolve() == folder.resolve()
-    ):
+    is_own = source.repo is None
+    if source.repo is not None:
+        path = Path(source.repo).expanduser() / source.subfolder
+        is_own = path.resolve() == folder.resolve()
+    if is_own:
         raise ConfigError(
-            "a slim checkpoint's base must be another folder or repository: it would overwrite it"
+            "the base of a slim checkpoint must be another folder or repository: "
+            "the checkpoint would overwrite it"
         )
 
 
 def matches_base(base: Base, held: Mapping[str, Tensor]) -> bool:
-    """Whether a policy's frozen weights are, to the bit, those of a base."""
-    return (
-        digest({name: x.to(getattr(torch, base.dtype)) for name, x in held.items()}) == base.sha256
-    )
+    """Return whether frozen weights are those of a base, bit by bit.
+
+    Args:
+        base: Record of the base.
+        held: Frozen weights of the policy by name.
+    """
+    return digest(_cast(held, base.dtype)) == base.sha256
 
 
 def refuse_unpublished(base: Base, repo_id: str) -> None:
-    """Refuse, for a checkpoint that goes to the Hub, a base that nobody else has or that the upload would replace.
+    """Check that the base of a checkpoint can be downloaded after an upload to the Hub.
+
+    Args:
+        base: Record of the base.
+        repo_id: Repository to which the checkpoint goes.
 
     Raises:
-        ConfigError: it is a folder of this machine, or the repository itself.
+        ConfigError: The base is a local folder, or the repository itself.
     """
     repo = base.source.repo or ""
     if Path(repo).expanduser().exists() or repo.count("/") != 1 or repo.startswith((".", "~")):
         raise ConfigError(
-            f"the base {repo!r} is a folder of this machine: upload it too, and name its Hub id"
+            f"the base {repo!r} is a local folder: upload it too, and name its Hub id"
         )
     if repo == repo_id:
         raise ConfigError(
-            f"a slim checkpoint's base must be another repository: the upload would replace {repo_id!r}"
+            f"the base of a slim checkpoint must be another repository: "
+            f"the upload would replace {repo_id!r}"
         )
 
 
 def read_base_weights(
     base: Base, expected: Mapping[str, Tensor], folder: Path, download: DownloadOptions
 ) -> dict[str, Tensor]:
-    """The weights a slim checkpoint leaves out.
+    """Read the frozen weights that a slim checkpoint leaves out.
 
     Args:
-        base: what it says about them.
-        expected: their names and shapes.
-        folder: of the checkpoint.
-        download: how they are fetched.
+        base: Record of the base.
+        expected: Tensors of the expected names and shapes; their values do not matter.
+        folder: Folder of the checkpoint.
+        download: Options of the download.
+
+    Returns:
+        Tensors by name, in the dtype of the record.
 
     Raises:
-        CheckpointError: they can't be found.
-        WeightsError: they are not the ones the checkpoint was trained on.
+        CheckpointError: The base is missing.
+        WeightsError: The base holds other weights than the record's.
     """
-    place = components.component_folder(base.source, folder, download)
-    ours = any(place.glob("model*.safetensors"))
-    there = weights.read_weights(place) if ours else identify.read_foreign_file(place).tensors
-    found = {name: x for name, x in there.items() if name in expected}
-    weights.check_fit(found, expected, f"the base {place}")
-    found = {name: x.to(getattr(torch, base.dtype)) for name, x in found.items()}
-    if (seen := digest(found)) != base.sha256:
+    source = components.component_folder(base.source, folder, download)
+    is_native = any(source.glob("model*.safetensors"))
+    if is_native:
+        tensors = weights.read_weights(source)
+    else:
+        tensors = identify.read_foreign_file(source).tensors
+
+    # The source may hold more: adapters, an action head, other parts of a policy.
+    frozen = {name: tensor for name, tensor in tensors.items() if name in expected}
+    weights.check_fit(frozen, expected, f"the base {source}")
+    frozen = _cast(frozen, base.dtype)
+
+    sha256 = digest(frozen)
+    if sha256 != base.sha256:
         raise WeightsError(
-            f"the video expert in {place} isn't the one this checkpoint was trained on: its hash is {seen[:16]}…, "
-            f"{base.sha256[:16]}… is wanted; take the base and the revision that the checkpoint's card names"
+            f"the video expert in {source} is not the one this checkpoint was trained on: "
+            f"expected the hash {base.sha256[:_HASH_DIGITS]}…, got {sha256[:_HASH_DIGITS]}…; "
+            f"use the base and the revision that the checkpoint's card names"
         )
-    return found
+    return frozen

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,142 +24,208 @@ from wam_policy.models.encoders.vae import build_vae
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """What a checkpoint is: its contract, its size, what it needs to run."""
+    """Description of a checkpoint: its configuration, its size, and what it needs to run."""
 
     src: Positional[str]
     """Folder, file or Hub id."""
     filename: str | None = None
-    """The file, in a folder or Hub repository of several."""
+    """File to read, in a folder or Hub repository of several."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
 
 
 def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
-    """Print and return what a checkpoint is. Of a Hub repository of our own format only the small files are downloaded.
+    """Print and return what a checkpoint is.
+
+    For a Hub repository of this package's format, only the small files are downloaded.
+
+    Args:
+        config: Checkpoint to describe.
+        console: Console to print to; None for the standard output.
+
+    Returns:
+        Descriptions by aspect, as printed.
 
     Raises:
-        CheckpointError: there is none, or it can't be read.
-        ConfigError: its contract can't be right.
+        CheckpointError: The checkpoint is missing or unreadable.
+        ConfigError: Its configuration is invalid.
     """
     download = DownloadOptions(revision=config.revision)
-    rows = _rows(request.CheckpointRequest(config.src, config.filename), download)
+    rows = _describe(request.CheckpointRequest(config.src, config.filename), download)
     table = Table(show_header=False)
-    for key, value in rows.items():
-        table.add_row(key, value)
+    for aspect, text in rows.items():
+        table.add_row(aspect, text)
     (console or Console()).print(table)
     return rows
 
 
-def _rows(wanted: request.CheckpointRequest, download: DownloadOptions) -> dict[str, str]:
-    if wanted.filename is None and not Path(wanted.source).expanduser().is_file():
-        folder = resolve_folder(wanted.source, download, ["*.json", "*.md"])
+def _describe(
+    source_request: request.CheckpointRequest, download: DownloadOptions
+) -> dict[str, str]:
+    """Describe a checkpoint of any format."""
+    if source_request.filename is None and not Path(source_request.source).expanduser().is_file():
+        folder = resolve_folder(source_request.source, download, ["*.json", "*.md"])
+        if (folder / checkpoint.BASE).is_file():
+            return _describe_parts(folder)
         if checkpoint.is_native(folder):
-            return _parts(folder) if (folder / checkpoint.BASE).is_file() else _ours(folder)
+            return _describe_native(folder)
+
+        # Refuse other LeRobot policies before their weights are downloaded.
         if (folder / checkpoint.CONFIG).is_file():
-            lerobot.is_lerobot(folder)  # refuses other policies before their weights are fetched
-    path = wanted.locate(download)
-    found = load.read_foreign(path)
+            lerobot.is_lerobot(folder)
+    return _describe_foreign(source_request, download)
+
+
+def _describe_native(folder: Path) -> dict[str, str]:
+    """Describe a checkpoint of this package's format."""
+    config = checkpoint.read_config(folder)
+    model = checkpoint.empty_model(config)
     rows = {
-        "Format": f"{found.layout} ({path.name}): {found.kind}",
-        "Parameters": _per_part(found.tensors),
+        "Format": f"wam-policy, version {config.format_version}",
+        "Parameters": _count_by_module(model.state_dict()),
     }
-    if found.kind != "policy":
-        return rows | {"To use it": f"wam convert {path} FOLDER"}
-    if not contracts.release_is_known(found, path, wanted):
-        unknown = (
-            "unknown: the file doesn't say what it was trained for (wam convert --preset … does)"
-        )
-        return rows | {"Stored in": _stored(found.tensors), "Contract": unknown}
-    contract, origin = contracts.foreign_config(found, path, wanted)
-    said = {f"From: {name}": where for name, where in origin.items()}
-    return rows | _contract(contract, path.parent, {}) | said
+
+    path = folder / f"{checkpoint.PROMPTS}.safetensors"
+    prompts: dict[str, Tensor] = {}
+    if path.is_file():
+        prompts = weights.read_weights_file(path)
+    return rows | _describe_config(config, folder, prompts)
 
 
-def _ours(folder: Path) -> dict[str, str]:
-    contract = checkpoint.read_config(folder)
-    prompts = folder / f"{checkpoint.PROMPTS}.safetensors"
-    rows = {
-        "Format": f"wam-policy, version {contract.format_version}",
-        "Parameters": _per_part(checkpoint.empty_model(contract).state_dict()),
-    }
-    return rows | _contract(
-        contract, folder, weights.read_weights_file(prompts) if prompts.is_file() else {}
-    )
-
-
-def _parts(folder: Path) -> dict[str, str]:
-    sizes = json.loads((folder / checkpoint.BASE).read_text(encoding="utf-8"))["sizes"]
-    told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+def _describe_parts(folder: Path) -> dict[str, str]:
+    """Describe a folder that holds parts of a policy."""
+    base = json.loads((folder / checkpoint.BASE).read_text(encoding="utf-8"))
+    sizes = [f"{name} {size}" for name, size in base["sizes"].items()]
     return {
         "Format": "wam-policy, parts to train from",
-        "Sizes": told,
+        "Sizes": ", ".join(sizes),
         "To use it": f"wam train --pretrained-path {folder}",
     }
 
 
-def _contract(
-    contract: PolicyConfig, folder: Path, prompts: Mapping[str, Tensor]
+def _describe_foreign(
+    source_request: request.CheckpointRequest, download: DownloadOptions
 ) -> dict[str, str]:
-    """The contract, and what it takes to run it."""
-    dtype = getattr(torch, contract.dtype)
-    model = (
-        sum(x.numel() for x in checkpoint.empty_model(contract).state_dict().values())
-        * dtype.itemsize
-    )
-    needs = [f"{_size(model)} for the weights in {contract.dtype}"]
-    codec = _codec(contract.vae, folder)
-    if codec is not None:
-        encoder, decoder = (_size(parameters * dtype.itemsize) for parameters in codec)
-        more = "" if contract.form == "lean" else f", {decoder} more to imagine"
-        needs.append(f"{encoder} for the codec's encoder{more}")
+    """Describe a file or folder of another project, which is downloaded whole."""
+    path = source_request.locate(download)
+    foreign = load.read_foreign(path)
+    rows = {
+        "Format": f"{foreign.layout} ({path.name}): {foreign.kind}",
+        "Parameters": _count_by_module(foreign.tensors),
+    }
+    if foreign.kind != "policy":
+        return rows | {"To use it": f"wam convert {path} FOLDER"}
+
+    # The weights alone determine neither cameras nor normalisation.
+    if not contracts.release_is_known(foreign, path, source_request):
+        dtypes = {str(x.dtype).removeprefix("torch.") for x in foreign.tensors.values()}
+        rows["Stored in"] = ", ".join(sorted(dtypes))
+        rows["Contract"] = (
+            "unknown: the file does not record what it was trained for; "
+            "wam convert --preset … adds it"
+        )
+        return rows
+
+    config, origin = contracts.foreign_config(foreign, path, source_request)
+    rows |= _describe_config(config, path.parent, {})
+    for part, source in origin.items():
+        rows[f"From: {part}"] = source
+    return rows
+
+
+def _describe_config(
+    config: PolicyConfig, folder: Path, prompts: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Describe a configuration and what the policy needs to run.
+
+    Args:
+        config: Configuration of the policy.
+        folder: Folder of the checkpoint.
+        prompts: Known prompt embeddings.
+    """
     known = f"{len(prompts)} prompts known" if prompts else "no prompt known"
-    text = "none: only known prompts" if contract.text is None else _place(contract.text)
+    text_encoder = "none: only known prompts"
+    if config.text is not None:
+        text_encoder = _describe_source(config.text)
     return {
-        **contract_rows(contract),
-        "Precision": contract.precision,
-        "Codec": _place(contract.vae),
-        "Text encoder": f"{text}; {known}",
-        "To run": "; ".join(needs),
+        **contract_rows(config),
+        "Precision": config.precision,
+        "Codec": _describe_source(config.vae),
+        "Text encoder": f"{text_encoder}; {known}",
+        "To run": _describe_memory(config, folder),
     }
 
 
-def _place(source: Source) -> str:
-    return (
-        f"{source.repo or 'this checkpoint'}{f', {source.subfolder}/' if source.subfolder else ''}"
-    )
+def _describe_memory(config: PolicyConfig, folder: Path) -> str:
+    """Describe the memory that the weights of a policy and of its video VAE take."""
+    itemsize = getattr(torch, config.dtype).itemsize
+    model = checkpoint.empty_model(config)
+    model_bytes = _count(model.state_dict().values()) * itemsize
+    text = f"{_format_bytes(model_bytes)} for the weights in {config.dtype}"
+
+    # A VAE on the Hub is not downloaded to be measured.
+    parameters = _count_vae(config.vae, folder)
+    if parameters is None:
+        return text
+    encoder, decoder = parameters
+    text += f"; {_format_bytes(encoder * itemsize)} for the codec's encoder"
+    if config.form != "lean":
+        text += f", {_format_bytes(decoder * itemsize)} more to imagine"
+    return text
 
 
-def _codec(source: Source, folder: Path) -> tuple[int, int] | None:
-    """Parameters of a codec's encoder and decoder, where its configuration is here."""
+def _describe_source(source: Source) -> str:
+    """Describe where a frozen encoder is stored."""
+    text = source.repo or "this checkpoint"
+    if source.subfolder:
+        text += f", {source.subfolder}/"
+    return text
+
+
+def _count_vae(source: Source, folder: Path) -> tuple[int, int] | None:
+    """Count the parameters of a video VAE's encoder and decoder.
+
+    Args:
+        source: Source of the VAE.
+        folder: Folder of the checkpoint.
+
+    Returns:
+        The two counts; None if the VAE's configuration is not in the checkpoint.
+
+    Raises:
+        CheckpointError: The VAE's configuration is invalid.
+    """
     path = folder / source.subfolder / checkpoint.CONFIG
     if source.repo is not None or not path.is_file():
         return None
     try:
+        config = json.loads(path.read_text(encoding="utf-8"))
         with torch.device("meta"):
-            tensors = build_vae(json.loads(path.read_text(encoding="utf-8"))).model.state_dict()
+            tensors = build_vae(config).model.state_dict()
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"no video codec in {path.parent}: {error}") from error
+        raise CheckpointError(f"no video VAE in {path.parent}: {error}") from error
+
     encoder = _count(x for name, x in tensors.items() if name.startswith(components.ENCODER))
     return encoder, _count(tensors.values()) - encoder
 
 
-def _stored(tensors: Mapping[str, Tensor]) -> str:
-    """The dtypes of tensors."""
-    return ", ".join(sorted({str(x.dtype).removeprefix("torch.") for x in tensors.values()}))
+def _count_by_module(tensors: Mapping[str, Tensor]) -> str:
+    """Return the number of parameters, in total and by the first component of their names."""
+    counts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        module = name.partition(".")[0]
+        counts[module] = counts.get(module, 0) + tensor.numel()
+    by_module = ", ".join(f"{module} {count:,}" for module, count in counts.items())
+    return f"{sum(counts.values()):,} ({by_module})"
 
 
-def _per_part(tensors: Mapping[str, Tensor]) -> str:
-    """Parameters by the first part of their names."""
-    parts: dict[str, list[Tensor]] = {}
-    for name, x in tensors.items():
-        parts.setdefault(name.partition(".")[0], []).append(x)
-    counts = [f"{name} {_count(part):,}" for name, part in parts.items()]
-    return f"{_count(tensors.values()):,} ({', '.join(counts)})"
+def _count(tensors: Iterable[Tensor]) -> int:
+    """Return the number of parameters of some tensors."""
+    return sum(tensor.numel() for tensor in tensors)
 
 
-def _size(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _count(tensors: Iterable[Any]) -> int:
-    return sum(x.numel() for x in tensors)
+def _format_bytes(size: int) -> str:
+    """Return a size in GiB, or in MiB if it is below one GiB."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.1f} MiB"

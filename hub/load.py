@@ -1,4 +1,4 @@
-"""Reads a policy of any format: our own, a file of the reference implementation, a folder of LeRobot's."""
+"""Loading of policies in every format: this package's, the references' and LeRobot's."""
 
 from __future__ import annotations
 
@@ -24,11 +24,21 @@ def load_policy(
     dtype: torch.dtype | None = None,
     text_device: torch.device | None = None,
 ) -> PolicyParts:
-    """Read a policy of any format.
+    """Load a policy of any format.
+
+    Args:
+        wanted: Checkpoint to load.
+        download: Options of downloads.
+        device: Device of the model and the video VAE.
+        dtype: Dtype of the model; None for that of the configuration.
+        text_device: Device of the text encoder; None for `device`.
+
+    Returns:
+        The parts of the policy; the frozen encoders are loaded at first use.
 
     Raises:
-        CheckpointError: it can't be found or read, or is a part of a policy only.
-        ConfigError: a contract that can't be right.
+        CheckpointError: The checkpoint is missing, unreadable, or only a part of a policy.
+        ConfigError: The configuration is invalid.
     """
     path = wanted.locate(download)
     if path.is_dir() and not lerobot.is_lerobot(path):
@@ -36,24 +46,40 @@ def load_policy(
         return checkpoint.read_checkpoint(
             path, download, device=device, dtype=dtype, text_device=text_device
         )
-    found = read_foreign(path)
-    if found.kind != "policy":
+
+    # Parts, video VAEs and text encoders have to be converted first.
+    foreign = read_foreign(path)
+    if foreign.kind != "policy":
+        command = f"wam convert {path} FOLDER"
+        if foreign.kind == "part":
+            command += " and then wam train --pretrained-path FOLDER"
         raise WeightsError(
-            f"{path} holds no policy but a {found.kind} ({found.layout}), which can't act: "
-            f"wam convert {path} FOLDER{' and then wam train --pretrained-path FOLDER' if found.kind == 'part' else ''}"
+            f"{path} holds no policy but a {foreign.kind} ({foreign.layout}), "
+            f"which cannot act; run {command}"
         )
-    config, _ = foreign_config(found, path, wanted)
+
+    # Another project's file holds no prompt embeddings; its encoders are beside it or on the Hub.
+    config, _ = foreign_config(foreign, path, wanted)
     model = checkpoint.empty_model(config)
-    weights.assign_weights(
-        model, found.tensors, str(path), dtype=dtype or getattr(torch, config.dtype), device=device
-    )
+    compute_dtype = dtype or getattr(torch, config.dtype)
+    weights.assign_weights(model, foreign.tensors, str(path), dtype=compute_dtype, device=device)
     return checkpoint.assemble(
         config, model, {}, path.parent, download, text_device=text_device or device
     )
 
 
 def read_foreign(path: Path) -> ForeignCheckpoint:
-    """What a file or folder of another project holds, mapped, not yet read."""
+    """Read a file or folder of another project; tensors stay memory-mapped where possible.
+
+    Args:
+        path: File, LeRobot folder, or folder of raw Wan shards.
+
+    Returns:
+        Its content, with tensors renamed to this package's names.
+
+    Raises:
+        WeightsError: It cannot be read, or its format is unknown.
+    """
     if path.is_dir() and lerobot.is_lerobot(path):
         return identify.identify(weights.read_weights(path), path)
     return identify.read_foreign_file(path)

@@ -1,7 +1,7 @@
-"""A folder of prompt embeddings, so that the text encoder is needed once per prompt and then never again.
+"""A folder of prompt embeddings, so that each prompt needs the text encoder only once.
 
-A file is named by the prompt's SHA-256 and the padded length. The reference implementations' own cache files
-(`<sha256>.t5_len128.<encoder>.pt`) are read too. Source: spec/fastwam.md section 4.3, spec/lightwam.md section 4.3.
+Files are named by the prompt's SHA-256 and the padded length. Cache files of the reference
+implementations (`<sha256>.t5_len128.<encoder>.pt`) are read too. See docs/method.md, "Encoders".
 """
 
 from __future__ import annotations
@@ -18,34 +18,44 @@ from torch import Tensor
 from wam_policy.errors import PromptError
 from wam_policy.utils.io import write_bytes
 
+# Name of the tensor in a file.
 NAME = "embedding"
 
 
 class PromptCache:
-    """Embeddings by prompt, of one text encoder: give another encoder another folder."""
+    """Prompt embeddings of one text encoder; every encoder needs a folder of its own."""
 
     def __init__(self, folder: Path, token_length: int) -> None:
-        self.folder, self.token_length = folder, token_length
+        """Open a cache.
+
+        Args:
+            folder: Folder of the embeddings; it is created by the first `put`.
+            token_length: Number of tokens to which prompts are padded or cut.
+        """
+        self.folder = folder
+        self.token_length = token_length
 
     def _stem(self, prompt: str) -> str:
-        return f"{hashlib.sha256(prompt.encode()).hexdigest()}.t5_len{self.token_length}"
+        """Return the beginning of the file name of a prompt."""
+        sha256 = hashlib.sha256(prompt.encode()).hexdigest()
+        return f"{sha256}.t5_len{self.token_length}"
 
     def get(self, prompt: str) -> Tensor | None:
-        """The embedding [n, D] of a prompt's n tokens; None: it isn't there.
+        """Return the embedding [n, D] of a prompt's n tokens; None if it is not cached.
 
         Raises:
-            PromptError: a file that is broken.
+            PromptError: The file is broken.
         """
-        own = self.folder / f"{self._stem(prompt)}.safetensors"
-        foreign = sorted(self.folder.glob(f"{self._stem(prompt)}.*.pt"))
+        stem = self._stem(prompt)
+        native = self.folder / f"{stem}.safetensors"
+        reference = sorted(self.folder.glob(f"{stem}.*.pt"))
+        is_native = native.is_file()
+        if not is_native and not reference:
+            return None
+
+        path = native if is_native else reference[0]
         try:
-            if own.is_file():
-                return load_file(own)[NAME]
-            if foreign:
-                found = torch.load(foreign[0], weights_only=True, map_location="cpu")
-                return found["context"][
-                    found["mask"].bool()
-                ]  # rows of padding aren't zero in these files
+            return load_file(path)[NAME] if is_native else _read_reference(path)
         except (
             SafetensorError,
             OSError,
@@ -55,13 +65,20 @@ class PromptCache:
             EOFError,
             pickle.UnpicklingError,
         ) as error:
-            raise PromptError(
-                f"{own if own.is_file() else foreign[0]} is broken, remove it: {error}"
-            ) from error
-        return None
+            raise PromptError(f"{path} is broken, remove it: {error}") from error
 
     def put(self, prompt: str, embedding: Tensor) -> None:
-        """Keep an embedding [n, D]."""
+        """Store the embedding [n, D] of a prompt."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        data = save({NAME: embedding.detach().cpu().contiguous()}, metadata={"prompt": prompt})
+        tensors = {NAME: embedding.detach().cpu().contiguous()}
+        data = save(tensors, metadata={"prompt": prompt})
         write_bytes(self.folder / f"{self._stem(prompt)}.safetensors", data)
+
+
+def _read_reference(path: Path) -> Tensor:
+    """Return the embedding [n, D] in a cache file of a reference implementation."""
+    content = torch.load(path, weights_only=True, map_location="cpu")
+
+    # The rows of padding tokens are not zero in these files.
+    embedding: Tensor = content["context"][content["mask"].bool()]
+    return embedding

@@ -1,4 +1,4 @@
-"""What is to be loaded, and what the caller says about it that its files do not."""
+"""The request to load a checkpoint: where it is, and what its files do not record."""
 
 from __future__ import annotations
 
@@ -15,40 +15,59 @@ STATISTICS = "dataset_stats.json"
 
 @dataclass(frozen=True)
 class CheckpointRequest:
-    """What is to be read, and what its files don't say."""
+    """A checkpoint to read, and the information that its files do not record."""
 
-    source: str | Path  # folder, file, or Hub id
-    filename: str | None = (
-        None  # of a file of the reference implementation, in a folder or Hub repository
-    )
-    release: ReleaseInfo | None = None  # what such a file doesn't say; None: it is a known release
-    stats: Path | None = None  # its statistics; None: those beside it
+    # Folder, file or Hub id.
+    source: str | Path
+
+    # Name of a reference implementation's file in a folder or Hub repository.
+    filename: str | None = None
+
+    # What such a file was trained for; None for a known release.
+    release: ReleaseInfo | None = None
+
+    # Dataset statistics of such a file; None for those beside it.
+    stats: Path | None = None
 
     def locate(self, download: DownloadOptions) -> Path:
-        """The local file or folder, downloaded if need be: of a repository of loose files, only what is asked for."""
+        """Return the local file or folder, after a download if it is on the Hub.
+
+        If a file name is given, only that file, statistics and run configurations are downloaded.
+
+        Args:
+            download: Options of the download.
+
+        Returns:
+            Path of the file or folder.
+
+        Raises:
+            CheckpointError: There is no such file, folder or repository.
+        """
         path = Path(self.source).expanduser()
         if path.is_file() and self.filename is None:
             return path
         if self.filename is None:
             return resolve_folder(self.source, download)
-        found = (
-            resolve_folder(
-                self.source, download, [self.filename, f"*{STATISTICS}", f"*{light_wam.CONFIG}"]
-            )
-            / self.filename
-        )
-        if not found.is_file():
+
+        patterns = [self.filename, f"*{STATISTICS}", f"*{light_wam.CONFIG}"]
+        file = resolve_folder(self.source, download, patterns) / self.filename
+        if not file.is_file():
             raise CheckpointError(f"{str(self.source)!r} has no file {self.filename!r}")
-        return found
+        return file
 
 
 def refuse_release_info(path: Path, wanted: CheckpointRequest) -> None:
-    """Refuse what the caller says of a checkpoint that says it itself.
+    """Check that a request adds nothing to a checkpoint that is fully described by its own files.
+
+    Args:
+        path: Folder of the checkpoint.
+        wanted: Request for the checkpoint.
 
     Raises:
-        ConfigError: something was said.
+        ConfigError: The request holds release information or statistics.
     """
     if wanted.release is not None or wanted.stats is not None:
         raise ConfigError(
-            f"{path} says its own contract and statistics: leave out what was said of them"
+            f"{path} holds its own configuration and statistics: "
+            f"leave out the release information and `stats`"
         )

@@ -1,4 +1,4 @@
-"""Uploads a checkpoint folder to the Hub as one commit."""
+"""Upload of a checkpoint folder to the Hub as one commit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,24 @@ def upload_folder(
     commit_message: str,
     create_pr: bool,
 ) -> str:
-    """Upload a folder, remove what an older version left in the repository, and return the commit's address.
+    """Upload a checkpoint folder; files that an older version left in the repository are removed.
+
+    Args:
+        folder: Folder of the checkpoint.
+        repo_id: Hub id of the repository, which is created if it does not exist.
+        token: Access token; True or None for the one of the machine's login, False for none.
+        private: Whether a new repository is private; None for the organisation's default.
+        revision: Branch to commit to; None for the main branch.
+        commit_message: First line of the commit's message.
+        create_pr: Whether to open a pull request instead of committing to the branch.
+
+    Returns:
+        Address of the commit.
 
     Raises:
-        CheckpointError: the Hub refuses, or can't be reached.
+        CheckpointError: The Hub refuses the upload, or cannot be reached.
     """
+    # Only an upload needs these: importing them takes time.
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -39,6 +52,6 @@ def upload_folder(
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"can't upload to {repo_id!r}: {error}; check the token's write access"
+            f"cannot upload to {repo_id!r}: {error}; check the token's write access"
         ) from error
     return str(commit.commit_url)

@@ -1,4 +1,4 @@
-"""Reads and writes safetensors strictly and leanly: one file, or shards with an index; whatever doesn't fit is named."""
+"""Strict reading and writing of safetensors weights, in one file or in shards with an index."""
 
 from __future__ import annotations
 
@@ -14,22 +14,44 @@ from torch import Tensor, nn
 from wam_policy.errors import WeightsError
 
 SHARD_BYTES = 5 * 10**9
-CAST_BYTES = 256 * 2**20  # of a file that is cast, so much is in memory at a time
+
+# Bytes of a file that are in memory at a time while its tensors are cast.
+CAST_BYTES = 256 * 2**20
+
+# Names that an error message lists before it only counts the others.
+_LISTED_NAMES = 5
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The files of a model: `<stem>.safetensors`, or the shards that `<stem>.safetensors.index.json` lists."""
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    """Return the files of a model: `<stem>.safetensors`, or the shards listed in its index.
+
+    Args:
+        folder: Folder of the files.
+        stem: Common beginning of the file names; the index is `<stem>.safetensors.index.json`.
+
+    Returns:
+        Existing files, shards in the order of their names.
+
+    Raises:
+        WeightsError: The files or some shards are missing, or the index is malformed.
+    """
+    single = folder / f"{stem}.safetensors"
+    index = folder / f"{stem}.safetensors.index.json"
     if single.is_file():
         return [single]
     if not index.is_file():
         raise WeightsError(
-            f"{folder} has neither {single.name} nor {index.name}: the download is incomplete, or it is no checkpoint"
+            f"{folder} has neither {single.name} nor {index.name}: "
+            f"the download is incomplete, or the folder is not a checkpoint"
         )
+
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{index} isn't a safetensors index: {error}") from error
+        raise WeightsError(f"{index} is not a safetensors index: {error}") from error
+
+    # A name with a folder in it could point outside the checkpoint: it counts as missing.
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise WeightsError(
@@ -41,79 +63,126 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 def read_weights(
     folder: Path, stem: str = "model", only: frozenset[str] | None = None
 ) -> dict[str, Tensor]:
-    """All tensors of a model, or those named by `only`, memory-mapped where the platform allows.
+    """Read the tensors of a model, memory-mapped where the platform allows.
+
+    Args:
+        folder: Folder of the files.
+        stem: Common beginning of the file names, as in `weight_files`.
+        only: Names of the tensors to read; None for all.
+
+    Returns:
+        Tensors by name.
 
     Raises:
-        WeightsError: files are missing, truncated or not safetensors, or two shards hold the same tensor.
+        WeightsError: Files are missing, truncated or not safetensors, or two shards hold the same
+            tensor.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder, stem):
         shard = read_weights_file(path, only)
-        if repeated := sorted(shard.keys() & tensors.keys()):
-            raise WeightsError(f"{path} repeats tensors of another shard: {repeated[:5]}")
+        repeated = sorted(shard.keys() & tensors.keys())
+        if repeated:
+            raise WeightsError(
+                f"{path} repeats tensors of another shard: {repeated[:_LISTED_NAMES]}"
+            )
         tensors |= shard
     return tensors
 
 
 def read_weights_file(path: Path, only: frozenset[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of one file, or those of them named by `only`, memory-mapped where the platform allows.
+    """Read the tensors of one file, memory-mapped where the platform allows.
+
+    Args:
+        path: A safetensors file.
+        only: Names of the tensors to read; None for all.
+
+    Returns:
+        Tensors by name.
 
     Raises:
-        WeightsError: it is missing, truncated or not safetensors.
+        WeightsError: The file is missing, truncated or not safetensors.
     """
+    tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
-            return {
-                name: file.get_tensor(name)
-                for name in file.offset_keys()
-                if only is None or name in only
-            }
+            for name in file.offset_keys():
+                if only is None or name in only:
+                    tensors[name] = file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path} can't be read as safetensors ({error}): it is truncated, corrupted or of another format; "
-            f"download it again with `force_download=True`"
+            f"{path} cannot be read as safetensors ({error}): it is truncated, corrupted or in "
+            f"another format; download it again with `force_download=True`"
         ) from error
+    return tensors
 
 
 def check_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Refuse tensors that are not exactly those expected, by name and shape, or that are of several dtypes.
+    """Check that tensors have exactly the expected names and shapes, and one dtype.
+
+    Args:
+        tensors: Tensors by name.
+        expected: Tensors of the expected names and shapes; their values and dtypes do not matter.
+        what: Name of the tensors' source for the error message.
 
     Raises:
-        WeightsError: naming missing, unexpected and misshapen tensors, or the dtypes.
+        WeightsError: Tensors are missing, unexpected or misshapen, or have several dtypes.
     """
-    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    misshapen = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(expected[name].shape)}"
-        for name in sorted(set(expected) & set(tensors))
-        if tensors[name].shape != expected[name].shape
-    ]
+    misshapen = []
+    for name in sorted(expected.keys() & tensors.keys()):
+        shape = list(tensors[name].shape)
+        expected_shape = list(expected[name].shape)
+        if shape != expected_shape:
+            misshapen.append(f"{name} is {shape}, expected {expected_shape}")
+
+    names_by_problem = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "misshapen": misshapen,
+    }
     problems = [
-        f"{kind}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", extra), ("misshapen", misshapen))
-        if names
+        f"{problem}: {_abbreviate(names)}" for problem, names in names_by_problem.items() if names
     ]
     if problems:
         raise WeightsError(
-            f"{what} doesn't fit its contract; {'; '.join(problems)}. "
-            f"They are of two models: take config and weights from one checkpoint"
+            f"{what} does not match its configuration; {'; '.join(problems)}. "
+            f"The two belong to different models: take both from one checkpoint"
         )
     check_dtype(tensors, what)
 
 
+def _abbreviate(names: list[str]) -> str:
+    """Return the first names, comma-separated, and the number of the others."""
+    listed = ", ".join(names[:_LISTED_NAMES])
+    if len(names) > _LISTED_NAMES:
+        listed += f" and {len(names) - _LISTED_NAMES} more"
+    return listed
+
+
 def check_dtype(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuse tensors that are not all of one floating dtype: nobody trained them so, a conversion stopped half way.
+    """Check that all tensors have one floating dtype.
+
+    No training stores several dtypes: such a file comes from a conversion that stopped half-way.
+
+    Args:
+        tensors: Tensors by name.
+        what: Name of the tensors' source for the error message.
 
     Raises:
-        WeightsError: naming the dtypes and a tensor of each.
+        WeightsError: There are several dtypes, or one that is not floating; the message names a
+            tensor of each.
     """
-    one_of_each = {x.dtype: name for name, x in tensors.items()}
-    if len(one_of_each) > 1 or not all(dtype.is_floating_point for dtype in one_of_each):
-        found = ", ".join(
-            f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in one_of_each.items()
-        )
-        raise WeightsError(
-            f"{what} must hold one floating dtype, it holds {found}; cast it to one before it is loaded"
-        )
+    examples = {tensor.dtype: name for name, tensor in tensors.items()}
+    all_floating = all(dtype.is_floating_point for dtype in examples)
+    if len(examples) <= 1 and all_floating:
+        return
+
+    listed = ", ".join(
+        f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in examples.items()
+    )
+    raise WeightsError(
+        f"{what} must hold one floating dtype, but holds {listed}; "
+        f"cast all tensors to one dtype before loading them"
+    )
 
 
 def load_weights(
@@ -126,35 +195,62 @@ def load_weights(
     only: tuple[str, ...] = ("",),
     holds: tuple[str, ...] = ("",),
 ) -> None:
-    """Give a model built on the `meta` device its weights.
+    """Load weights into a model that was built on the `meta` device.
 
-    Weights that are already of `dtype` stay memory-mapped on the CPU: they are read when they are first used. Others are cast
-    a piece at a time, so that no more than `CAST_BYTES` of the file is in memory beside the result.
+    Weights that have `dtype` already stay memory-mapped on the CPU and are read at first use.
+    Others are cast in pieces, so that at most `CAST_BYTES` of the file (or one tensor, if it is
+    larger) are in memory beside the result.
 
     Args:
-        model: the model.
-        folder: folder of the files.
-        stem: their name, as in `files`.
-        dtype: what the model computes in.
-        device: where.
-        only: prefixes of the tensors to load.
-        holds: prefixes of the tensors that the files must hold, and no others; all of them are checked.
+        model: Model to load into.
+        folder: Folder of the files.
+        stem: Common beginning of the file names, as in `weight_files`.
+        dtype: Dtype of the loaded weights.
+        device: Device of the loaded weights.
+        only: Prefixes of the names of the tensors to load.
+        holds: Prefixes of the names of the tensors that the files must hold, and no others. All
+            of these are checked, also those that are not loaded.
 
     Raises:
-        WeightsError: see `read` and `fit`.
+        WeightsError: See `read_weights` and `check_fit`.
     """
     tensors = read_weights(folder, stem)
     expected = {name: x for name, x in model.state_dict().items() if name.startswith(holds)}
     check_fit(tensors, expected, str(folder / stem))
-    wanted = {name: x for name, x in tensors.items() if name.startswith(only)}
-    if device.type == "cpu" and all(x.dtype == dtype for x in wanted.values()):
-        model.load_state_dict(wanted, strict=False, assign=True)
+
+    selected = {name: x for name, x in tensors.items() if name.startswith(only)}
+    if device.type == "cpu" and all(x.dtype == dtype for x in selected.values()):
+        model.load_state_dict(selected, strict=False, assign=True)
         return
-    pieces = list(_pieces(wanted))
-    del tensors, wanted  # or the mapped files would count as memory for as long as the cast takes
-    for piece in pieces:
-        cast = {name: x.to(device, dtype) for name, x in read_weights(folder, stem, piece).items()}
+
+    # The mapped files would count as memory for as long as the cast takes: drop them first.
+    pieces = list(_pieces(selected))
+    del tensors, selected
+    for names in pieces:
+        cast = _read_cast(folder, stem, names, dtype, device)
         model.load_state_dict(cast, strict=False, assign=True)
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[frozenset[str]]:
+    """Yield names of tensors that take at most `CAST_BYTES` together, or of one larger tensor."""
+    piece: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if piece and size + tensor.nbytes > CAST_BYTES:
+            yield frozenset(piece)
+            piece = []
+            size = 0
+        piece.append(name)
+        size += tensor.nbytes
+    yield frozenset(piece)
+
+
+def _read_cast(
+    folder: Path, stem: str, names: frozenset[str], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Read some tensors and cast them; their memory-mapped originals are gone at the return."""
+    tensors = read_weights(folder, stem, names)
+    return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
 
 
 def assign_weights(
@@ -165,28 +261,22 @@ def assign_weights(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Give a model built on the `meta` device these tensors; `tensors` is emptied, so that each is freed once it is cast.
+    """Assign tensors to a model that was built on the `meta` device.
+
+    Args:
+        model: Model to assign to.
+        tensors: All weights of the model by name. The dictionary is emptied, so that each tensor
+            can be freed once it is cast.
+        what: Name of the tensors' source for the error message.
+        dtype: Dtype of the assigned weights.
+        device: Device of the assigned weights.
 
     Raises:
-        WeightsError: see `fit`.
+        WeightsError: See `check_fit`.
     """
     check_fit(tensors, model.state_dict(), what)
-    model.load_state_dict(
-        {name: tensors.pop(name).to(device, dtype) for name in list(tensors)}, assign=True
-    )
-
-
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[frozenset[str]]:
-    """Names of tensors of `CAST_BYTES` together, or of one that is larger."""
-    piece: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        if piece and size + tensor.nbytes > CAST_BYTES:
-            yield frozenset(piece)
-            piece, size = [], 0
-        piece.append(name)
-        size += tensor.nbytes
-    yield frozenset(piece)
+    cast = {name: tensors.pop(name).to(device, dtype) for name in list(tensors)}
+    model.load_state_dict(cast, assign=True)
 
 
 def write_weights(
@@ -197,35 +287,57 @@ def write_weights(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write tensors as one file, or as shards of at most `shard_bytes` (or one tensor) with an index.
+    """Write tensors as one file, or as several shards with an index.
 
     Args:
-        folder: where.
-        tensors: by name; memory-mapped ones are read a shard at a time.
-        stem: name of the files.
-        dtype: what they are stored in; None: what they are.
-        shard_bytes: size of a shard.
+        folder: Existing folder to write into.
+        tensors: Tensors by name; memory-mapped ones are read a shard at a time.
+        stem: Common beginning of the file names, as in `weight_files`.
+        dtype: Dtype to store the tensors in; None keeps each tensor's own.
+        shard_bytes: Largest size of a shard in bytes; a larger tensor has a shard of its own.
     """
-
-    def stored(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", dtype).contiguous()
-
     sizes = {name: x.numel() * (dtype or x.dtype).itemsize for name, x in tensors.items()}
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name in tensors:
-        if size + sizes[name] > shard_bytes and shards[-1]:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += sizes[name]
+    shards = _split_into_shards(sizes, shard_bytes)
+
+    # A single file needs no index.
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:
-        names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        count = len(shards)
+        names = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        weight_map = {}
+        for name, shard in zip(names, shards, strict=True):
+            weight_map.update(dict.fromkeys(shard, name))
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
     for name, shard in zip(names, shards, strict=True):
-        save_file(
-            {key: stored(tensors[key]) for key in shard}, folder / name, metadata={"format": "pt"}
-        )
+        _write_shard(folder / name, tensors, shard, dtype)
+
+
+def _write_shard(
+    path: Path, tensors: Mapping[str, Tensor], names: list[str], dtype: torch.dtype | None
+) -> None:
+    """Write some of the tensors to one file; their copies on the CPU are gone at the return."""
+    content = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
+    save_file(content, path, metadata={"format": "pt"})
+
+
+def _split_into_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    """Group tensor names, in their order, into shards.
+
+    Args:
+        sizes: Bytes of each tensor by name.
+        shard_bytes: Largest size of a shard in bytes; a larger tensor has a shard of its own.
+
+    Returns:
+        Names of the tensors of each shard; one empty shard if there are no tensors.
+    """
+    shards: list[list[str]] = [[]]
+    total = 0
+    for name, size in sizes.items():
+        if total + size > shard_bytes and shards[-1]:
+            shards.append([])
+            total = 0
+        shards[-1].append(name)
+        total += size
+    return shards

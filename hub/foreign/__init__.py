@@ -1,1 +1,1 @@
-"""Checkpoints of other projects: recognised, renamed, and given a contract."""
+"""Checkpoints of other projects: identification, renaming of tensors, and configurations."""

@@ -1,4 +1,8 @@
-"""The contract of another project's checkpoint: from the files beside its weights, a known release, or the caller."""
+"""Configurations of other projects' checkpoints.
+
+They come from files beside the weights, from a known release, or from the caller. See
+docs/method.md, "Checkpoint formats".
+"""
 
 from __future__ import annotations
 
@@ -17,66 +21,103 @@ from wam_policy.hub.request import STATISTICS, CheckpointRequest, refuse_release
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.presets import PRESETS, RELEASES, ReleaseInfo, preset_of, release_config
 
+_DTYPES: dict[torch.dtype, DtypeName] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
 
 def foreign_config(
     found: ForeignCheckpoint, path: Path, wanted: CheckpointRequest
 ) -> tuple[PolicyConfig, Mapping[str, str]]:
-    """The contract of a foreign policy, and where each part of it came from.
+    """Return the configuration of a foreign policy.
+
+    Args:
+        found: Content of the checkpoint.
+        path: File or folder of the checkpoint.
+        wanted: Request for the checkpoint.
+
+    Returns:
+        The configuration, and a description of where each part of it came from.
 
     Raises:
-        CheckpointError: statistics are missing or don't fit, or nobody says what the policy was trained for.
-        ConfigError: what was said doesn't fit the weights.
+        CheckpointError: Statistics are missing or do not fit, or it is unknown what the policy was
+            trained for.
+        ConfigError: The caller's information contradicts the weights.
     """
+    # LeRobot's folders and Light-WAM's runs describe themselves.
     if path.is_dir():
         refuse_release_info(path, wanted)
-        return lerobot.lerobot_config(
-            path, FastWAMConfig(**infer_config(found.tensors, lerobot.head_dim(path)))
-        )
+        sizes = infer_config(found.tensors, lerobot.head_dim(path))
+        return lerobot.lerobot_config(path, FastWAMConfig(**sizes))
     if found.family == "light_wam":
-        return _light_contract(found, path, wanted)
-    trained = wanted.release or RELEASES.get(path.stem)
-    if trained is None or trained.variant is None or trained.action_shift is None:
+        return _light_wam_config(found, path, wanted)
+
+    # A file of Fast-WAM's does not: it is a known release, or the caller describes it.
+    release = wanted.release or RELEASES.get(path.stem)
+    if release is None or release.variant is None or release.action_shift is None:
         raise CheckpointError(
-            f"{path.name} doesn't say what it was trained for, and is none of the releases ({', '.join(RELEASES)}); say it: "
-            f"from_pretrained(…, release=ReleaseInfo(preset=…, variant=…, action_shift=…)), "
-            f"or wam convert --preset {'|'.join(PRESETS)} --variant … --action-shift …"
+            f"{path.name} does not record what it was trained for, and is not a known release "
+            f"({', '.join(RELEASES)}); pass from_pretrained(…, release=ReleaseInfo(preset=…, "
+            f"variant=…, action_shift=…)), or run "
+            f"wam convert --preset {'|'.join(PRESETS)} --variant … --action-shift …"
         )
-    model = FastWAMConfig(**infer_config(found.tensors, trained.head_dim))
-    config, stats = _contract(found, path, trained, model, wanted.stats or _statistics(path))
-    said = "release of this name" if wanted.release is None else "given by the caller"
-    return config, {
-        "contract": f"preset `{trained.preset}`, variant `{trained.variant}`, action shift {trained.action_shift:g} ({said})",
-        "statistics": _named(stats, path),
-    }
+    model = FastWAMConfig(**infer_config(found.tensors, release.head_dim))
+    stats = wanted.stats or _find_statistics(path)
+    config = _release_config(found, path, release, model, stats)
 
-
-def _light_contract(
-    found: ForeignCheckpoint, path: Path, wanted: CheckpointRequest
-) -> tuple[PolicyConfig, Mapping[str, str]]:
-    run = light_wam.RunFile(light_wam.find_run_file(path, light_wam.CONFIG))
-    trained, origin = light_wam.run_release(run, wanted.release)
-    model = light_wam.run_model_config(run, found.tensors, trained.head_dim)
-    config, stats = _contract(
-        found, path, trained, model, wanted.stats or light_wam.find_run_file(path, STATISTICS)
+    decided_by = "given by the caller"
+    if wanted.release is None:
+        decided_by = "release of this name"
+    description = (
+        f"preset `{release.preset}`, variant `{release.variant}`, "
+        f"action shift {release.action_shift:g} ({decided_by})"
     )
-    return config, {**origin, "statistics": _named(stats, path)}
+    return config, {"contract": description, "statistics": _describe_file(stats, path)}
 
 
-def _contract(
-    found: ForeignCheckpoint,
+def _light_wam_config(
+    foreign: ForeignCheckpoint, path: Path, request: CheckpointRequest
+) -> tuple[PolicyConfig, Mapping[str, str]]:
+    """Return the configuration of a Light-WAM, and where each part of it came from."""
+    run = light_wam.RunFile(light_wam.find_run_file(path, light_wam.CONFIG))
+    release, origin = light_wam.run_release(run, request.release)
+    model = light_wam.run_model_config(run, foreign.tensors, release.head_dim)
+    stats = request.stats or light_wam.find_run_file(path, STATISTICS)
+    config = _release_config(foreign, path, release, model, stats)
+    return config, {**origin, "statistics": _describe_file(stats, path)}
+
+
+def _release_config(
+    foreign: ForeignCheckpoint,
     path: Path,
-    trained: ReleaseInfo,
+    release: ReleaseInfo,
     model: FastWAMConfig | LightWAMConfig,
     stats: Path,
-) -> tuple[PolicyConfig, Path]:
-    """The contract of a file of a reference implementation, whose statistics are in `stats`."""
-    preset, state = preset_of(found.family, trained.preset), None
-    if trained.proprio != (model.proprio_dim is not None):
-        raise WeightsError(
-            f"{path} holds {'no' if trained.proprio else 'a'} proprio encoder, the policy was trained "
-            f"{'with' if trained.proprio else 'without'} one: it is partial or another; if that is how it was trained, say "
-            f"Trained(…, proprio={not trained.proprio}), wam convert --{'no-' if trained.proprio else ''}proprio"
-        )
+) -> PolicyConfig:
+    """Return the configuration of a reference implementation's file.
+
+    Args:
+        foreign: Content of the file.
+        path: Path of the file.
+        release: What the policy was trained for.
+        model: Configuration of the model.
+        stats: File of the dataset statistics.
+
+    Raises:
+        CheckpointError: Statistics are missing or do not fit.
+        ConfigError: The policy was not trained for that preset.
+        WeightsError: A proprio encoder is missing or unexpected, or the dtype is not supported.
+    """
+    # Without its proprio encoder, the policy would ignore its state.
+    preset = preset_of(foreign.family, release.preset)
+    has_proprio = model.proprio_dim is not None
+    if release.proprio != has_proprio:
+        raise WeightsError(_proprio_message(path, expected=release.proprio))
+
+    # A gripper that snaps to its closed end needs the range of the training data.
+    state = None
     if model.proprio_dim is not None:
         state = dataset_stats.read_normalization(
             stats, "state", preset.normalization, model.proprio_dim
@@ -85,54 +126,77 @@ def _contract(
     action = dataset_stats.read_normalization(
         stats, "action", preset.normalization, model.action_dim, also
     )
+
     try:
-        return release_config(
-            trained, model, state=state, action=action, dtype=_dtype(found, path)
-        ), stats
+        dtype = _stored_dtype(foreign, path)
+        return release_config(release, model, state=state, action=action, dtype=dtype)
     except ConfigError as error:
         raise ConfigError(
-            f"{path} was not trained for the preset {trained.preset!r}: {error}"
+            f"{path} was not trained for the preset {release.preset!r}: {error}"
         ) from error
 
 
+def _proprio_message(path: Path, expected: bool) -> str:
+    """Return the error message for a proprio encoder that is missing, or not expected."""
+    problem = "holds a proprio encoder, but the policy was trained without one"
+    option = "--proprio"
+    if expected:
+        problem = "holds no proprio encoder, but the policy was trained with one"
+        option = "--no-proprio"
+    return (
+        f"{path} {problem}: the file is partial or of another policy; if it was trained like this, "
+        f"pass ReleaseInfo(…, proprio={not expected}), or wam convert {option}"
+    )
+
+
 def release_is_known(found: ForeignCheckpoint, path: Path, wanted: CheckpointRequest) -> bool:
-    """Whether anybody says what a foreign policy was trained for: its folder, its run, its name, or the caller."""
-    return (
-        path.is_dir()
-        or found.family == "light_wam"
-        or wanted.release is not None
-        or path.stem in RELEASES
-    )
+    """Return whether it is known what a foreign policy was trained for.
+
+    Args:
+        found: Content of the checkpoint.
+        path: File or folder of the checkpoint.
+        wanted: Request for the checkpoint.
+    """
+    recorded = path.is_dir() or found.family == "light_wam"
+    return recorded or wanted.release is not None or path.stem in RELEASES
 
 
-def _named(stats: Path, path: Path) -> str:
-    """Statistics for the card: by their name beside the weights, else with their folder's."""
-    return (
-        f"`{stats.name}`" if stats.parent == path.parent else f"`{stats.parent.name}/{stats.name}`"
-    )
+def _describe_file(stats: Path, path: Path) -> str:
+    """Return the name of a file of statistics for the card, with its folder if not the weights'."""
+    if stats.parent == path.parent:
+        return f"`{stats.name}`"
+    return f"`{stats.parent.name}/{stats.name}`"
 
 
-def _statistics(path: Path) -> Path:
-    """The statistics published beside a file: its own, else its folder's, else those of the run whose folder is above it."""
-    own, shared = path.with_name(f"{path.stem}_{STATISTICS}"), path.with_name(STATISTICS)
-    runs = [
-        place
-        for place in light_wam.candidate_paths(path, STATISTICS)
-        if place.with_name(light_wam.CONFIG).is_file()
-    ]
-    return next((place for place in (own, shared, *runs) if place.is_file()), own)
+def _find_statistics(path: Path) -> Path:
+    """Return the file of statistics for a file of weights.
+
+    The file's own statistics come first, then those of its folder, then those of a training run
+    whose folder is above it.
+
+    Args:
+        path: File of the weights.
+
+    Returns:
+        The first existing file; the file's own statistics if there is none.
+    """
+    default = path.with_name(f"{path.stem}_{STATISTICS}")
+    candidates = [default, path.with_name(STATISTICS)]
+
+    # A folder above that has no run configuration may hold another policy's statistics.
+    for candidate in light_wam.candidate_paths(path, STATISTICS):
+        if candidate.with_name(light_wam.CONFIG).is_file():
+            candidates.append(candidate)
+    return next((candidate for candidate in candidates if candidate.is_file()), default)
 
 
-def _dtype(found: ForeignCheckpoint, path: Path) -> DtypeName:
-    weights.check_dtype(found.tensors, str(path))
-    names: dict[torch.dtype, DtypeName] = {
-        torch.float32: "float32",
-        torch.bfloat16: "bfloat16",
-        torch.float16: "float16",
-    }
-    dtype = next(iter(found.tensors.values())).dtype
-    if dtype not in names:
+def _stored_dtype(foreign: ForeignCheckpoint, path: Path) -> DtypeName:
+    """Return the dtype of a checkpoint's tensors, after checking that it is one and supported."""
+    weights.check_dtype(foreign.tensors, str(path))
+    dtype = next(iter(foreign.tensors.values())).dtype
+    if dtype not in _DTYPES:
         raise WeightsError(
-            f"{path} stores {dtype}, this package computes in {', '.join(names.values())}"
+            f"{path}: expected weights in {', '.join(_DTYPES.values())}, got {dtype}; "
+            f"cast them first"
         )
-    return names[dtype]
+    return _DTYPES[dtype]

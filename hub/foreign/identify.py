@@ -1,4 +1,7 @@
-"""Tells by its tensors' names what a file of another project holds, and renames them to ours."""
+"""Identification of foreign checkpoints by their tensors' names, and renaming to native names.
+
+See docs/method.md, "Checkpoint formats".
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,49 @@ from wam_policy.errors import WeightsError
 from wam_policy.hub import weights
 from wam_policy.hub.foreign import key_mapping, pickles
 
-LIGHT = "state_fusion_action_expert"  # the group of tensors that only a Light-WAM has
+# Group of tensors that only a Light-WAM has.
+LIGHT = "state_fusion_action_expert"
+
 Kind = Literal["policy", "part", "codec", "text encoder"]
-NEEDED = (
-    "video.patch_embedding.weight",
-    "action.action_encoder.weight",
-    "action.head.weight",
-)  # what a policy can't act without
-RAW_STEM = "diffusion_pytorch_model"  # a raw Wan DiT in a folder
+
+# Tensors without which a policy cannot act.
+NEEDED = ("video.patch_embedding.weight", "action.action_encoder.weight", "action.head.weight")
+
+# Stem of the files in a folder of raw Wan weights.
+RAW_STEM = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:
-    """Tensors of another project, in our names."""
+    """Tensors of another project's checkpoint, by native names."""
 
     kind: Kind
-    tensors: dict[
-        str, Tensor
-    ]  # a policy's or a part of one, ours; a codec's, diffusers'; a text encoder's, transformers'
-    layout: str  # what it was, for the card
-    family: Family = "fast_wam"  # of a policy
-    head_dim: int | None = None  # width of an attention head, where the file says it
+
+    # Names are this package's for a policy or a part of one, the original ones for a video VAE or
+    # text encoder, which `hub.foreign.wan` converts.
+    tensors: dict[str, Tensor]
+
+    # Description of the source's format, for the card.
+    layout: str
+
+    # Family of a policy.
+    family: Family = "fast_wam"
+
+    # Width of an attention head; None where the file does not record it.
+    head_dim: int | None = None
 
 
 def read_foreign_file(path: Path) -> ForeignCheckpoint:
-    """What a file (`.pt`, `.pth`, `.safetensors`), or a folder of raw Wan shards, holds; mapped, not yet read.
+    """Read a file of another project, or a folder of raw Wan weights.
+
+    Args:
+        path: File (`.pt`, `.pth`, `.safetensors`), or folder of safetensors shards.
+
+    Returns:
+        Its content; tensors are memory-mapped where possible.
 
     Raises:
-        WeightsError: it can't be read, or it is nothing this package knows.
+        WeightsError: It cannot be read, or its format is unknown.
     """
     if path.is_dir():
         return identify(weights.read_weights(path, RAW_STEM), path)
@@ -51,80 +69,131 @@ def read_foreign_file(path: Path) -> ForeignCheckpoint:
 
 
 def identify(payload: Any, path: Path) -> ForeignCheckpoint:
-    """Recognise what was read from `path`."""
+    """Identify the content of a file.
+
+    Args:
+        payload: Content of the file: tensors by name, or groups of them by key.
+        path: Path of the file, for the error message.
+
+    Returns:
+        The checkpoint, with renamed tensors.
+
+    Raises:
+        WeightsError: The format is unknown.
+    """
     if not isinstance(payload, Mapping):
-        raise WeightsError(f"{path} holds a {type(payload).__name__}, not weights by name")
+        raise WeightsError(f"{path}: expected weights by name, got a {type(payload).__name__}")
     for wrapper in ("model_state", "state_dict"):
         payload = payload.get(wrapper, payload)
-    if LIGHT in payload and "dit" in payload:  # an old file of a Light-WAM
-        payload = {
-            **payload,
-            "mot": {f"mixtures.video.{name}": x for name, x in payload["dit"].items()},
-        }
+
+    # Groups of tensors: files of the reference implementations.
+    if LIGHT in payload and ("mot" in payload or "dit" in payload):
+        return _light_wam(payload)
     if "mot" in payload:
-        groups = ("mot", LIGHT, "proprio_encoder")
-        named = {
-            f"{group}.{name}": x
-            for group in groups
-            for name, x in (payload.get(group) or {}).items()
-        }
-        if LIGHT in payload:
-            return ForeignCheckpoint(
-                "policy",
-                key_mapping.to_native(named, key_mapping.light_wam(key_mapping.blocks(named))),
-                "upstream `.pt`",
-                "light_wam",
-            )
-        return _policy(named, "upstream `.pt`", path)
+        tensors = _join_groups(payload, ("mot", "proprio_encoder"))
+        return _policy_or_part(tensors, "upstream `.pt`", path)
     if "dit" in payload:
-        return _part(
-            key_mapping.to_native(payload["dit"], key_mapping.WAN_DIT),
-            "upstream `.pt` of a video expert",
-            path,
-        )
+        tensors = key_mapping.to_native(payload["dit"], key_mapping.WAN_DIT)
+        return _part(tensors, "upstream `.pt` of a video expert", path)
     if "backbone_state_dict" in payload:
-        named = key_mapping.to_native(payload["backbone_state_dict"], key_mapping.ACTION_BACKBONE)
-        part, meta = _part(named, "upstream's action expert backbone", path), payload.get("meta")
-        return replace(
-            part, head_dim=meta.get("attn_head_dim") if isinstance(meta, Mapping) else None
-        )
+        return _action_backbone(payload, path)
+
+    # Tensors by name: Wan's files, LeRobot's policies, dumps of a training.
     tensors = _only_tensors(payload, path)
-    bare = {name.removeprefix("model."): x for name, x in tensors.items()}
+    component = _wan_component(tensors, path)
+    if component is not None:
+        return component
+    is_layer_by_layer = any(".layers.0.blocks." in name for name in tensors)
+    layout = "LeRobot's layer by layer" if is_layer_by_layer else "upstream's names"
+    return _policy_or_part(tensors, layout, path)
+
+
+def _join_groups(payload: Mapping[str, Any], groups: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors of some groups by "group.name"; absent groups are skipped."""
+    tensors = {}
+    for group in groups:
+        for name, tensor in (payload.get(group) or {}).items():
+            tensors[f"{group}.{name}"] = tensor
+    return tensors
+
+
+def _light_wam(payload: Mapping[str, Any]) -> ForeignCheckpoint:
+    """Return the policy in a file of the Light-WAM repository."""
+    # Old files hold the video expert alone, without the mixture around it.
+    if "dit" in payload:
+        mixture = {f"mixtures.video.{name}": x for name, x in payload["dit"].items()}
+        payload = {**payload, "mot": mixture}
+
+    tensors = _join_groups(payload, ("mot", LIGHT, "proprio_encoder"))
+    table = key_mapping.light_wam(key_mapping.blocks(tensors))
+    native = key_mapping.to_native(tensors, table)
+    return ForeignCheckpoint("policy", native, "upstream `.pt`", "light_wam")
+
+
+def _action_backbone(payload: Mapping[str, Any], path: Path) -> ForeignCheckpoint:
+    """Return the part in Fast-WAM's file of an action expert."""
+    table = key_mapping.ACTION_BACKBONE
+    tensors = key_mapping.to_native(payload["backbone_state_dict"], table)
+    part = _part(tensors, "upstream's action expert backbone", path)
+    meta = payload.get("meta")
+    head_dim = meta.get("attn_head_dim") if isinstance(meta, Mapping) else None
+    return replace(part, head_dim=head_dim)
+
+
+def _wan_component(tensors: Mapping[str, Tensor], path: Path) -> ForeignCheckpoint | None:
+    """Return the video VAE, text encoder or DiT in a file of Wan's; None for other files."""
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     if "encoder.conv1.weight" in bare and "decoder.conv1.weight" in bare:
         return ForeignCheckpoint("codec", bare, "original Wan codec")
     if "token_embedding.weight" in bare and "blocks.0.attn.q.weight" in bare:
         return ForeignCheckpoint("text encoder", bare, "original UMT5 encoder")
-    if "patch_embedding.weight" in bare and "blocks.0.self_attn.q.weight" in bare:
-        return _part(key_mapping.to_native(bare, key_mapping.WAN_DIT), "raw Wan DiT", path)
-    if "patch_embedding.weight" in bare and "blocks.0.attn1.to_q.weight" in bare:
-        named = key_mapping.to_native(bare, key_mapping.wan_diffusers(key_mapping.blocks(bare)))
-        return _part(named, "raw Wan DiT in diffusers' names", path)
-    layer_by_layer = any(".layers.0.blocks." in name for name in tensors)
-    return _policy(
-        tensors, "LeRobot's layer by layer" if layer_by_layer else "upstream's names", path
-    )
+    if "patch_embedding.weight" not in bare:
+        return None
+
+    if "blocks.0.self_attn.q.weight" in bare:
+        native = key_mapping.to_native(bare, key_mapping.WAN_DIT)
+        return _part(native, "raw Wan DiT", path)
+    if "blocks.0.attn1.to_q.weight" in bare:
+        table = key_mapping.wan_diffusers(key_mapping.blocks(bare))
+        native = key_mapping.to_native(bare, table)
+        return _part(native, "raw Wan DiT in diffusers' names", path)
+    return None
 
 
 def _only_tensors(payload: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the payload, after checking that it holds tensors only."""
     others = [name for name, x in payload.items() if not isinstance(x, Tensor)]
     if others or not payload:
         raise WeightsError(
-            f"{path} holds none of the layouts this package knows; its entries are {sorted(payload)[:8]}"
+            f"{path} holds none of the layouts this package knows; "
+            f"its entries are {sorted(payload)[:8]}"
         )
     return dict(payload)
 
 
-def _policy(tensors: Mapping[str, Tensor], layout: str, path: Path) -> ForeignCheckpoint:
-    ours = key_mapping.policy_to_native(tensors)
-    if not any(name.startswith(("video.blocks.0.", "action.blocks.0.")) for name in ours):
+def _policy_or_part(tensors: Mapping[str, Tensor], layout: str, path: Path) -> ForeignCheckpoint:
+    """Return a Fast-WAM, or the parts of one that are present.
+
+    Args:
+        tensors: Tensors by foreign name.
+        layout: Description of the source's format.
+        path: Path of the file, for the error message.
+
+    Raises:
+        WeightsError: There is neither a video nor an action expert.
+    """
+    native = key_mapping.policy_to_native(tensors)
+    if not any(name.startswith(("video.blocks.0.", "action.blocks.0.")) for name in native):
         raise WeightsError(
-            f"{path} holds none of the models this package knows; its tensors begin with {sorted(tensors)[:5]}"
+            f"{path} holds none of the models this package knows; "
+            f"its tensors begin with {sorted(tensors)[:5]}"
         )
-    if not set(NEEDED) <= set(ours):
-        return _part(ours, f"{layout}, partial", path)
-    return ForeignCheckpoint("policy", ours, layout)
+    if not set(NEEDED) <= set(native):
+        return _part(native, f"{layout}, partial", path)
+    return ForeignCheckpoint("policy", native, layout)
 
 
 def _part(tensors: dict[str, Tensor], layout: str, path: Path) -> ForeignCheckpoint:
+    """Return a part of a policy, after checking that its tensors have one dtype."""
     weights.check_dtype(tensors, str(path))
     return ForeignCheckpoint("part", tensors, layout)

@@ -1,7 +1,8 @@
-"""Foreign checkpoints' tensor names and ours: tables of prefixes, read in both directions.
+"""Tensor names of foreign checkpoints and this package's names, as tables of prefixes.
 
-Ours are, below a prefix, the reference's own names; the codec's are diffusers', the text encoder's transformers'.
-Source: spec/fastwam.md section 1.
+Below a prefix, this package uses the reference implementations' names for a policy, diffusers'
+names for the video VAE, and transformers' names for the text encoder. Every table can be read in
+both directions. See docs/method.md, "Checkpoint formats".
 """
 
 from __future__ import annotations
@@ -16,116 +17,156 @@ from torch import Tensor
 from wam_policy.errors import WeightsError
 
 T = TypeVar("T")
-Table = Mapping[str, str]  # our prefix -> theirs; the longest that fits counts
 
-# upstream's `payload["mot"]` and `payload["proprio_encoder"]`, joined by a dot
+# Native prefix -> foreign prefix; of several that match a name, the longest applies.
+Table = Mapping[str, str]
+
+# Fast-WAM's own files: `payload["mot"]` and `payload["proprio_encoder"]`, joined by a dot.
 UPSTREAM = {
     "video.": "mot.mixtures.video.",
     "action.": "mot.mixtures.action.",
     "proprio_encoder.": "proprio_encoder.",
 }
-# LeRobot's first layout: upstream's names inside its policy
-LEROBOT_LEGACY = {ours: f"model.{theirs}" for ours, theirs in UPSTREAM.items()}
-# a raw Wan DiT, and upstream's old files of a video expert alone (`payload["dit"]`)
+
+# LeRobot's first layout: Fast-WAM's own names inside LeRobot's policy.
+LEROBOT_LEGACY = {native: f"model.{foreign}" for native, foreign in UPSTREAM.items()}
+
+# A raw Wan DiT, and Fast-WAM's old files of a video expert alone (`payload["dit"]`).
 WAN_DIT = {"video.": ""}
-# `backbone_state_dict` of upstream's action expert file
+
+# `backbone_state_dict` in Fast-WAM's file of an action expert.
 ACTION_BACKBONE = {"action.": ""}
-# modules a policy's weights may have been saved inside of, and other names of its experts there
+
+# Modules inside which a policy may have been saved.
 WRAPPERS = ("module.", "policy.", "model.", "dit.", "mot.")
+
+# Other names of the experts in such files.
 ALIASES = {"video_expert.": "mixtures.video.", "action_expert.": "mixtures.action."}
 
 
 def lerobot(layers: int) -> dict[str, str]:
-    """LeRobot's present layout: the blocks of both experts stand side by side, layer by layer."""
-    blocks = {
-        f"{expert}.blocks.{i}.": f"model.mot.layers.{i}.blocks.{expert}."
-        for expert in ("video", "action")
-        for i in range(layers)
-    }
-    return LEROBOT_LEGACY | blocks
+    """Return the table of LeRobot's present layout, which groups both experts' blocks by layer.
+
+    Args:
+        layers: Number of blocks of each expert.
+    """
+    table = dict(LEROBOT_LEGACY)
+    for expert in ("video", "action"):
+        for i in range(layers):
+            table[f"{expert}.blocks.{i}."] = f"model.mot.layers.{i}.blocks.{expert}."
+    return table
 
 
 def light_wam(layers: int) -> dict[str, str]:
-    """Light-WAM upstream's `payload["mot"]`, `["state_fusion_action_expert"]` and `["proprio_encoder"]`, joined by a dot."""
+    """Return the table of Light-WAM's own files.
+
+    Their tensors are in `payload["mot"]`, `payload["state_fusion_action_expert"]` and
+    `payload["proprio_encoder"]`; the foreign names join these keys and the tensors' by a dot.
+
+    Args:
+        layers: Number of blocks of the video expert.
+    """
     table = {
         "video.": "mot.mixtures.video.",
         "adapters.": "mot.mixtures.video.wam_adapters.",
         "expert.": "state_fusion_action_expert.",
         "proprio_encoder.": "proprio_encoder.",
     }
-    places = {
-        f"{name}.{x}": f"{name}.lora_{x}" for name in ("self_attn", "cross_attn") for x in "qkvo"
-    }
-    places |= {"ffn.0": "ffn_lora_in", "ffn.2": "ffn_lora_out"}
+
+    # LoRA has a submodule of the attention or of the block per adapted linear layer.
+    lora = {"ffn.0": "ffn_lora_in", "ffn.2": "ffn_lora_out"}
+    for attention in ("self_attn", "cross_attn"):
+        for x in "qkvo":
+            lora[f"{attention}.{x}"] = f"{attention}.lora_{x}"
+
     for i in range(layers):
-        for ours, theirs in places.items():
+        for native, foreign in lora.items():
             for side in ("down", "up"):
-                table[f"video.blocks.{i}.{ours}.lora_{side}."] = (
-                    f"mot.mixtures.video.blocks.{i}.{theirs}.{side}_proj."
+                table[f"video.blocks.{i}.{native}.lora_{side}."] = (
+                    f"mot.mixtures.video.blocks.{i}.{foreign}.{side}_proj."
                 )
     return table
 
 
 def wan_diffusers(layers: int) -> dict[str, str]:
-    """A Wan DiT in diffusers' names (`WanTransformer3DModel`)."""
+    """Return the table of a Wan DiT in diffusers' names (`WanTransformer3DModel`).
+
+    Args:
+        layers: Number of blocks of the DiT.
+    """
     table = {
         "video.patch_embedding.": "patch_embedding.",
+        "video.time_embedding.0.": "condition_embedder.time_embedder.linear_1.",
+        "video.time_embedding.2.": "condition_embedder.time_embedder.linear_2.",
+        "video.text_embedding.0.": "condition_embedder.text_embedder.linear_1.",
+        "video.text_embedding.2.": "condition_embedder.text_embedder.linear_2.",
         "video.time_projection.1.": "condition_embedder.time_proj.",
         "video.head.head.": "proj_out.",
         "video.head.modulation": "scale_shift_table",
     }
-    for ours, theirs in (("time_embedding", "time_embedder"), ("text_embedding", "text_embedder")):
-        for i in (0, 2):
-            table[f"video.{ours}.{i}."] = f"condition_embedder.{theirs}.linear_{i // 2 + 1}."
-    inside = {
+
+    block = {
         "modulation": "scale_shift_table",
         "norm3.": "norm2.",
         "ffn.0.": "ffn.net.0.proj.",
         "ffn.2.": "ffn.net.2.",
     }
-    for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2")):
-        inside |= {f"{ours}.{x}.": f"{theirs}.to_{x}." for x in "qkv"}
-        inside |= {f"{ours}.o.": f"{theirs}.to_out.0."} | {
-            f"{ours}.norm_{x}.": f"{theirs}.norm_{x}." for x in "qk"
-        }
+    for native, foreign in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        for x in "qkv":
+            block[f"{native}.{x}."] = f"{foreign}.to_{x}."
+        for x in "qk":
+            block[f"{native}.norm_{x}."] = f"{foreign}.norm_{x}."
+        block[f"{native}.o."] = f"{foreign}.to_out.0."
+
     for i in range(layers):
-        table |= {
-            f"video.blocks.{i}.{ours}": f"blocks.{i}.{theirs}" for ours, theirs in inside.items()
-        }
+        for native, foreign in block.items():
+            table[f"video.blocks.{i}.{native}"] = f"blocks.{i}.{foreign}"
     return table
 
 
 def blocks(names: Iterable[str]) -> int:
-    """How many blocks a DiT of these foreign names has."""
-    return 1 + max(
-        (int(m[1]) for name in names if (m := re.search(r"\bblocks\.(\d+)\.", name))), default=-1
-    )
+    """Return the number of blocks of a DiT with these foreign tensor names."""
+    matches = (re.search(r"\bblocks\.(\d+)\.", name) for name in names)
+    indices = [int(match[1]) for match in matches if match is not None]
+    return 1 + max(indices, default=-1)
 
 
 def umt5(layers: int) -> dict[str, str]:
-    """The original UMT5 encoder; ours is `transformers.UMT5EncoderModel`."""
+    """Return the table of the original UMT5 encoder.
+
+    Native names are those of `transformers.UMT5EncoderModel`.
+
+    Args:
+        layers: Number of blocks of the encoder.
+    """
     table = {"shared.": "token_embedding.", "encoder.final_layer_norm.": "norm."}
+    block = {
+        "0.layer_norm.": "norm1.",
+        "0.SelfAttention.q.": "attn.q.",
+        "0.SelfAttention.k.": "attn.k.",
+        "0.SelfAttention.v.": "attn.v.",
+        "0.SelfAttention.o.": "attn.o.",
+        "0.SelfAttention.relative_attention_bias.": "pos_embedding.embedding.",
+        "1.layer_norm.": "norm2.",
+        "1.DenseReluDense.wi_0.": "ffn.gate.0.",
+        "1.DenseReluDense.wi_1.": "ffn.fc1.",
+        "1.DenseReluDense.wo.": "ffn.fc2.",
+    }
     for i in range(layers):
-        ours, theirs = f"encoder.block.{i}.layer.", f"blocks.{i}."
-        table |= {
-            f"{ours}0.layer_norm.": f"{theirs}norm1.",
-            **{f"{ours}0.SelfAttention.{name}.": f"{theirs}attn.{name}." for name in "qkvo"},
-            f"{ours}0.SelfAttention.relative_attention_bias.": f"{theirs}pos_embedding.embedding.",
-            f"{ours}1.layer_norm.": f"{theirs}norm2.",
-            f"{ours}1.DenseReluDense.wi_0.": f"{theirs}ffn.gate.0.",
-            f"{ours}1.DenseReluDense.wi_1.": f"{theirs}ffn.fc1.",
-            f"{ours}1.DenseReluDense.wo.": f"{theirs}ffn.fc2.",
-        }
+        for native, foreign in block.items():
+            table[f"encoder.block.{i}.layer.{native}"] = f"blocks.{i}.{foreign}"
     return table
 
 
 def wan_vae(stages: int, res_blocks: int, *, residual: bool) -> dict[str, str]:
-    """The original Wan codec; ours is `diffusers.AutoencoderKLWan`.
+    """Return the table of Wan's original video VAE.
+
+    Native names are those of `diffusers.AutoencoderKLWan`.
 
     Args:
-        stages: stages of different width.
-        res_blocks: residual blocks per stage of the encoder; the decoder's have one more.
-        residual: True for Wan 2.2's codec, whose stages have a shortcut; False for Wan 2.1's.
+        stages: Number of stages, which have different widths.
+        res_blocks: Residual blocks per stage of the encoder; the decoder's stages have one more.
+        residual: True for Wan 2.2's VAE, whose stages have a shortcut; False for Wan 2.1's.
     """
     table = {"quant_conv.": "conv1.", "post_quant_conv.": "conv2."}
     for side in ("encoder", "decoder"):
@@ -135,97 +176,171 @@ def wan_vae(stages: int, res_blocks: int, *, residual: bool) -> dict[str, str]:
             f"{side}.conv_out.": f"{side}.head.2.",
             f"{side}.mid_block.attentions.0.": f"{side}.middle.1.",
         }
-        for i in (0, 1):
-            table |= _residual_block(f"{side}.mid_block.resnets.{i}.", f"{side}.middle.{2 * i}.")
-    flat = {
-        "encoder": 0,
-        "decoder": 0,
-    }  # Wan 2.1 counts blocks and resamplers of all stages in one row
-    for stage in range(stages):
-        for side, plural, blocks in (
-            ("encoder", "down", res_blocks),
-            ("decoder", "up", res_blocks + 1),
-        ):
-            ours, theirs = f"{side}.{plural}_blocks.", f"{side}.{plural}samples."
-            resampler = f"{stage}.{plural}sampler." if residual else f"{stage}.{plural}samplers.0."
-            for j in range(blocks + (stage < stages - 1)):
-                there = (
-                    f"{theirs}{stage}.{plural}samples.{j}."
-                    if residual
-                    else f"{theirs}{flat[side]}."
-                )
-                here = f"{ours}{stage}.resnets.{j}." if j < blocks else f"{ours}{resampler}"
-                if side == "encoder" and not residual:
-                    here = f"{ours}{flat[side]}."
-                flat[side] += 1
-                table |= _residual_block(here, there) if j < blocks else {here: there}
+        table |= _residual_block(f"{side}.mid_block.resnets.0.", f"{side}.middle.0.")
+        table |= _residual_block(f"{side}.mid_block.resnets.1.", f"{side}.middle.2.")
+
+    table |= _vae_stages("encoder", "down", stages, res_blocks, residual)
+    table |= _vae_stages("decoder", "up", stages, res_blocks + 1, residual)
     return table
 
 
-def _residual_block(ours: str, theirs: str) -> dict[str, str]:
-    inside = {
+def _vae_stages(
+    side: str, direction: str, stages: int, res_blocks: int, residual: bool
+) -> dict[str, str]:
+    """Return the table of the stages of one side of Wan's VAE.
+
+    Args:
+        side: "encoder" or "decoder".
+        direction: "down" or "up", the direction in which the side resamples.
+        stages: Number of stages.
+        res_blocks: Residual blocks per stage.
+        residual: As in `wan_vae`.
+    """
+    table: dict[str, str] = {}
+
+    # Wan 2.1 numbers the blocks and resamplers of all stages consecutively.
+    position = 0
+    for stage in range(stages):
+        # All stages but the last end with a resampler.
+        has_resampler = stage < stages - 1
+        for j in range(res_blocks + has_resampler):
+            is_resampler = j == res_blocks
+            if residual:
+                native = f"{stage}.{direction}sampler." if is_resampler else f"{stage}.resnets.{j}."
+                foreign = f"{stage}.{direction}samples.{j}."
+            else:
+                native = _plain_vae_module(side, direction, stage, j, position, is_resampler)
+                foreign = f"{position}."
+            native = f"{side}.{direction}_blocks.{native}"
+            foreign = f"{side}.{direction}samples.{foreign}"
+            position += 1
+
+            if is_resampler:
+                table[native] = foreign
+            else:
+                table |= _residual_block(native, foreign)
+    return table
+
+
+def _plain_vae_module(
+    side: str, direction: str, stage: int, j: int, position: int, is_resampler: bool
+) -> str:
+    """Return the native name, inside its side, of a module of Wan 2.1's VAE.
+
+    Args:
+        side: "encoder" or "decoder".
+        direction: "down" or "up".
+        stage: Index of the module's stage.
+        j: Index of the module in its stage.
+        position: Index of the module in its side.
+        is_resampler: Whether the module is a resampler, not a residual block.
+    """
+    # diffusers numbers consecutively too, but only in the encoder.
+    if side == "encoder":
+        return f"{position}."
+    if is_resampler:
+        return f"{stage}.{direction}samplers.0."
+    return f"{stage}.resnets.{j}."
+
+
+def _residual_block(native: str, foreign: str) -> dict[str, str]:
+    """Return the table of a residual block of Wan's VAE with these two prefixes."""
+    modules = {
         "norm1": "residual.0",
         "conv1": "residual.2",
         "norm2": "residual.3",
         "conv2": "residual.6",
         "conv_shortcut": "shortcut",
     }
-    return {f"{ours}{here}.": f"{theirs}{there}." for here, there in inside.items()}
+    table = {}
+    for native_name, foreign_name in modules.items():
+        table[f"{native}{native_name}."] = f"{foreign}{foreign_name}."
+    return table
 
 
 def to_native(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:
-    """Rename foreign tensors to our names; names the table doesn't know are kept, so that a strict load reports them."""
-    return _rename(tensors, {theirs: ours for ours, theirs in table.items()})
+    """Rename foreign tensors to native names.
+
+    Args:
+        tensors: Tensors by foreign name.
+        table: Prefixes to rename. Other names are kept, so that a strict load reports them.
+
+    Returns:
+        The same tensors by native name, in the same order.
+    """
+    return _rename(tensors, {foreign: native for native, foreign in table.items()})
 
 
 def policy_to_native(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Rename a policy's tensors of any layout: upstream's, LeRobot's two, an accelerate dump with every name three times.
+    """Rename the tensors of a policy in any layout to native names.
+
+    These are the reference implementation's layout, LeRobot's two layouts, and dumps by accelerate,
+    in which every tensor has three names.
+
+    Args:
+        tensors: Tensors by foreign name.
+
+    Returns:
+        The same tensors by native name; names that no layout has are kept.
 
     Raises:
-        WeightsError: two names of one tensor hold different values.
+        WeightsError: Two names of one tensor hold different values.
     """
-    plain: dict[str, T] = {}
+    bare_tensors: dict[str, T] = {}
     for name, tensor in tensors.items():
-        bare = name
-        while bare.startswith(WRAPPERS):
-            bare = bare.partition(".")[2]
-        bare = next(
-            (
-                to + bare.removeprefix(alias)
-                for alias, to in ALIASES.items()
-                if bare.startswith(alias)
-            ),
-            bare,
-        )
-        if bare in plain and not _equal(plain[bare], tensor):
+        bare_name = _strip_wrappers(name)
+        if bare_name in bare_tensors and not _equal(bare_tensors[bare_name], tensor):
             raise WeightsError(
-                f"the weights hold {bare!r} twice, with different values; the other name is {name!r}"
+                f"the weights hold {bare_name!r} twice, with different values; "
+                f"the other name is {name!r}"
             )
-        plain[bare] = tensor
-    layers = {int(m[1]) for name in plain if (m := re.match(r"layers\.(\d+)\.", name))}
-    table = lerobot(max(layers, default=-1) + 1)
-    return to_native(
-        plain,
-        {
-            ours: theirs.removeprefix("model.mot.").removeprefix("model.")
-            for ours, theirs in table.items()
-        },
-    )
+        bare_tensors[bare_name] = tensor
+
+    # LeRobot's layouts contain the reference implementation's once the wrappers are removed.
+    matches = (re.match(r"layers\.(\d+)\.", name) for name in bare_tensors)
+    layers = {int(match[1]) for match in matches if match is not None}
+    table = {}
+    for native, foreign in lerobot(max(layers, default=-1) + 1).items():
+        table[native] = foreign.removeprefix("model.mot.").removeprefix("model.")
+    return to_native(bare_tensors, table)
+
+
+def _strip_wrappers(name: str) -> str:
+    """Return a tensor's name without the wrappers around a policy and with the usual expert."""
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    for alias, expert in ALIASES.items():
+        if name.startswith(alias):
+            return expert + name.removeprefix(alias)
+    return name
 
 
 def _equal(a: T, b: T) -> bool:
-    return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
+    """Return whether two values are the same object or equal tensors."""
+    if a is b:
+        return True
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 def from_native(tensors: Mapping[str, T], table: Table = UPSTREAM) -> dict[str, T]:
-    """Rename our tensors to foreign names."""
+    """Rename native tensors to foreign names.
+
+    Args:
+        tensors: Tensors by native name.
+        table: Prefixes to rename; other names are kept.
+
+    Returns:
+        The same tensors by foreign name, in the same order.
+    """
     return _rename(tensors, table)
 
 
-def _rename(tensors: Mapping[str, T], prefixes: Table) -> dict[str, T]:
+def _rename(tensors: Mapping[str, T], prefixes: Mapping[str, str]) -> dict[str, T]:
+    """Replace the longest matching prefix of each name; names without one are kept."""
     longest_first = sorted(prefixes, key=len, reverse=True)
     renamed = {}
     for name, tensor in tensors.items():
-        old = next((prefix for prefix in longest_first if name.startswith(prefix)), None)
-        renamed[name if old is None else prefixes[old] + name.removeprefix(old)] = tensor
+        prefix = next((prefix for prefix in longest_first if name.startswith(prefix)), "")
+        replacement = prefixes.get(prefix, "")
+        renamed[replacement + name.removeprefix(prefix)] = tensor
     return renamed

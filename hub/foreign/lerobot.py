@@ -1,6 +1,8 @@
-"""Reads LeRobot's `fastwam` checkpoints: their contract is in `config.json` and in the files of their processors.
+"""Configurations of LeRobot's `fastwam` checkpoints.
 
-Source: spec/fastwam.md sections 1.4, 5.2 and 8.2.
+They come from `config.json` and from the files of the pre- and postprocessor, which
+`src/lerobot/processor/` in https://github.com/huggingface/lerobot writes. See docs/method.md, "Data
+and normalisation" and "Checkpoint formats".
 """
 
 from __future__ import annotations
@@ -30,7 +32,12 @@ from wam_policy.models.config import FastWAMConfig
 from wam_policy.normalize import Mode, Normalization, required_statistics
 from wam_policy.presets import PRESETS, WAN, Preset
 
-CAMERA, STATE, ACTION = "observation.images.", "observation.state", "action"
+# Names of LeRobot's features; a camera's follows its prefix.
+CAMERA = "observation.images."
+STATE = "observation.state"
+ACTION = "action"
+
+# LeRobot's names of the normalisation modes, and this package's.
 MODES: dict[str, Mode] = {
     "IDENTITY": "identity",
     "MIN_MAX": "min_max",
@@ -38,81 +45,101 @@ MODES: dict[str, Mode] = {
     "QUANTILES": "quantile",
 }
 TOKENIZER = "google/umt5-xxl"
-RENAME, TOGGLE = (
-    "rename_observations_processor",
-    "fastwam_action_toggle_processor",
-)  # steps of the processors
-UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
+
+# Names of processor steps.
+RENAME = "rename_observations_processor"
+TOGGLE = "fastwam_action_toggle_processor"
+
+# Settings that change what a policy does, with the only value that this package supports.
+UNREAD = {
     "n_obs_steps": 1,
     "use_relative_actions": False,
     "text_cfg_scale": 1.0,
 }
 
+# A gripper whose smallest number in the data is above this has 0 for closed, not -1 for open.
+_SIGNED_GRIPPER_LIMIT = -0.5
+
 
 class ProcessorStatistics:
-    """What the processors' files say: a mode per kind of feature, and statistics per feature."""
+    """Normalisation modes by kind of feature, and statistics by feature, of a processor."""
 
     def __init__(self, folder: Path, pipeline: str, step: str) -> None:
-        """Read the step `step` of the pipeline `pipeline` ("policy_preprocessor" or "policy_postprocessor").
+        """Read the files of a processor.
+
+        Args:
+            folder: Folder of the checkpoint.
+            pipeline: "policy_preprocessor" or "policy_postprocessor".
+            step: Name of the step that normalises.
 
         Raises:
-            CheckpointError: there is no such file, or no such step in it.
+            CheckpointError: The file or the step is missing.
         """
         self.path = folder / f"{pipeline}.json"
-        self.steps = {
-            s.get("registry_name"): s.get("config") or {} for s in _json(self.path).get("steps", [])
-        }
-        found = next(
-            (s for s in _json(self.path).get("steps", []) if s.get("registry_name") == step), None
-        )
-        if found is None or "state_file" not in found or "norm_map" not in self.steps[step]:
+        steps = _read_json(self.path).get("steps", [])
+        self.steps = {entry.get("registry_name"): entry.get("config") or {} for entry in steps}
+
+        entry = next((entry for entry in steps if entry.get("registry_name") == step), None)
+        if entry is None or "state_file" not in entry or "norm_map" not in self.steps[step]:
             raise CheckpointError(
-                f"{self.path} holds no statistics (a step {step!r} with a `state_file`): without them actions mean nothing; "
-                f"take the checkpoint's processor files too"
+                f"{self.path} holds no statistics (a step {step!r} with a `state_file`): without "
+                f"them actions mean nothing; copy the checkpoint's processor files too"
             )
         self.modes: Mapping[str, str] = self.steps[step]["norm_map"]
-        self.tensors: dict[str, Tensor] = weights.read_weights_file(
-            folder / Path(found["state_file"]).name
-        )
+        state_file = folder / Path(entry["state_file"]).name
+        self.tensors: dict[str, Tensor] = weights.read_weights_file(state_file)
 
     def mode(self, kind: str) -> Mode:
-        """How features of a kind ("VISUAL", "STATE", "ACTION") are normalised."""
+        """Return the normalisation mode of a kind of feature.
+
+        Args:
+            kind: "VISUAL", "STATE" or "ACTION".
+
+        Raises:
+            CheckpointError: The mode is not supported.
+        """
         name = self.modes.get(kind, "IDENTITY")
         if name not in MODES:
             raise CheckpointError(
-                f"{self.path}: this package doesn't read the normalisation {name!r} of {kind}"
+                f"{self.path}: unknown normalisation {name!r} of {kind}; "
+                f"expected one of {', '.join(MODES)}"
             )
         return MODES[name]
 
     def normalization(self, kind: str, feature: str) -> Normalization:
-        """How one feature is normalised.
+        """Return the normalisation of a feature.
+
+        Args:
+            kind: Kind of the feature.
+            feature: Name of the feature.
 
         Raises:
-            CheckpointError: its statistics are missing (LeRobot would pass it through as it is).
+            CheckpointError: Statistics are missing. LeRobot would not normalise the feature then.
         """
         mode = self.mode(kind)
-        missing = [
-            name for name in required_statistics(mode) if f"{feature}.{name}" not in self.tensors
-        ]
+        names = required_statistics(mode)
+        missing = [name for name in names if f"{feature}.{name}" not in self.tensors]
         if missing:
             raise CheckpointError(
-                f"{self.path}: {feature} is normalised by {mode}, but its {' and '.join(missing)} is missing"
+                f"{self.path}: {feature} is normalised by {mode}, "
+                f"but its {' and '.join(missing)} is missing"
             )
-        values = {
-            name: tuple(map(float, self.tensors[f"{feature}.{name}"].flatten().tolist()))
-            for name in required_statistics(mode)
-        }
-        return Normalization(mode=mode, statistics=values, rule="lerobot")
+
+        statistics = {}
+        for name in names:
+            values = self.tensors[f"{feature}.{name}"].flatten().tolist()
+            statistics[name] = tuple(map(float, values))
+        return Normalization(mode=mode, statistics=statistics, rule="lerobot")
 
 
 def is_lerobot(folder: Path) -> bool:
-    """Whether a folder is a Fast-WAM of LeRobot's.
+    """Return whether a folder is a Fast-WAM in LeRobot's format.
 
     Raises:
-        CheckpointError: it is another policy of LeRobot's.
+        CheckpointError: The folder is another policy of LeRobot's.
     """
     path = folder / "config.json"
-    config = _json(path) if path.is_file() else {}
+    config = _read_json(path) if path.is_file() else {}
     if "format_version" in config or "type" not in config:
         return False
     if config["type"] != "fastwam":
@@ -123,150 +150,220 @@ def is_lerobot(folder: Path) -> bool:
 
 
 def head_dim(folder: Path) -> int:
-    """Width of an attention head, which the weights don't tell."""
-    return int(
-        (_json(folder / "config.json").get("action_dit_config") or {}).get("attn_head_dim", 128)
-    )
+    """Return the width of an attention head, which the weights do not determine."""
+    config = _read_json(folder / "config.json")
+    expert = config.get("action_dit_config") or {}
+    return int(expert.get("attn_head_dim", 128))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold an object, got {type(data).__name__}")
     return data
 
 
 def lerobot_config(folder: Path, sizes: FastWAMConfig) -> tuple[PolicyConfig, dict[str, str]]:
-    """The contract of a LeRobot folder, and where each part of it came from.
+    """Return the configuration of a policy in LeRobot's format.
 
     Args:
-        folder: the folder.
-        sizes: of the model in it.
+        folder: Folder of the checkpoint.
+        sizes: Configuration of its model.
+
+    Returns:
+        The configuration, and a description of where each part of it came from.
 
     Raises:
-        CheckpointError: missing processor files or statistics, or settings this package doesn't know.
-        ConfigError: entries that can't be right.
+        CheckpointError: Processor files or statistics are missing, or settings are not supported.
+        ConfigError: Entries are invalid.
+        WeightsError: The sizes contradict the weights.
     """
-    config = _json(folder / "config.json")
-    for name, only in UNREAD.items():
-        if config.get(name, only) != only:
+    # Refuse settings that would change what the policy does.
+    config = _read_json(folder / "config.json")
+    for name, supported in UNREAD.items():
+        if config.get(name, supported) != supported:
             raise CheckpointError(
-                f"{folder}: `{name}` is {config[name]!r}, this package reads only {only!r}"
+                f"{folder}: `{name}` is {config[name]!r}, "
+                f"but this package supports only {supported!r}"
             )
     for name, dim in (("action_dim", sizes.action_dim), ("proprio_dim", sizes.proprio_dim)):
         if config.get(name, dim) != dim:
             raise WeightsError(
-                f"{folder}: `{name}` is {config[name]!r}, the weights have {dim or 'no such part'}: partial, or another's"
+                f"{folder}: `{name}` is {config[name]!r}, "
+                f"the weights have {dim or 'no such part'}: "
+                f"they are partial, or of another policy"
             )
+
     before = ProcessorStatistics(folder, "policy_preprocessor", "normalizer_processor")
     after = ProcessorStatistics(folder, "policy_postprocessor", "unnormalizer_processor")
     try:
-        return _contract(config, sizes, before, after)
+        cameras = _cameras(config, sizes)
+        origin = _origin(config, cameras, before, after)
+        return _policy_config(config, sizes, cameras, before, after), origin
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # Errors of this package explain themselves.
         if isinstance(error, WAMPolicyError):
             raise
         raise CheckpointError(f"{folder}/config.json is incomplete: {error!r}") from error
 
 
-def _contract(
+def _origin(
     config: Mapping[str, Any],
-    sizes: FastWAMConfig,
+    cameras: CameraConfig,
     before: ProcessorStatistics,
     after: ProcessorStatistics,
-) -> tuple[PolicyConfig, dict[str, str]]:
+) -> dict[str, str]:
+    """Describe where each part of a configuration came from, and what differs from LeRobot.
+
+    Args:
+        config: Content of `config.json`.
+        cameras: Cameras of the policy.
+        before: Statistics of the preprocessor.
+        after: Statistics of the postprocessor.
+
+    Raises:
+        CheckpointError: The preprocessor swaps cameras, or scales pixels in an unknown way.
+    """
     origin = {
         "contract": "`config.json`",
         "statistics": f"`{before.path.name}`, `{after.path.name}` and their tensors",
     }
-    cameras = _cameras(config, sizes)
     if cameras.layout == "t":
-        origin["cameras"] = (
-            f"{', '.join(cameras.names)}, composed here; the checkpoint takes them as one picture"
-        )
-    if renamed := before.steps.get(RENAME, {}).get(
-        "rename_map"
-    ):  # an env's names onto those of config.json, which count here
-        if own := sorted(set(renamed) & set(config["input_features"])):
+        names = ", ".join(cameras.names)
+        origin["cameras"] = f"{names}, composed here; the checkpoint takes them as one picture"
+
+    # LeRobot renames an env's cameras to the policy's; here the policy's names count.
+    renamed = before.steps.get(RENAME, {}).get("rename_map")
+    if renamed:
+        swapped = sorted(set(renamed) & set(config["input_features"]))
+        if swapped:
             raise CheckpointError(
-                f"{before.path} renames {own}, which are the policy's own names: cameras would be swapped"
+                f"{before.path} renames {swapped}, which are the policy's own names: "
+                f"cameras would be swapped"
             )
-        origin["names"] = f"those of `config.json`; LeRobot renamed {', '.join(map(repr, renamed))}"
-    if _normalised_twice(before, config["input_features"]):
+        names = ", ".join(map(repr, renamed))
+        origin["names"] = f"those of `config.json`; LeRobot renamed {names}"
+
+    if _normalized_twice(before, config["input_features"]):
         origin["pixels"] = (
-            "scaled to [-1, 1] once: the preprocessor's mean and deviation of 0.5 would do it a second time"
+            "scaled to [-1, 1] once: the preprocessor's mean and deviation of 0.5 "
+            "would do it a second time"
         )
-    tokenizer, encoder = (
-        config.get("tokenizer_model_id", TOKENIZER),
-        config.get("text_encoder_model_id", WAN),
-    )
+
+    # The frozen encoders are always those of Wan's repository.
+    tokenizer = config.get("tokenizer_model_id", TOKENIZER)
     if tokenizer != TOKENIZER:
         origin["tokenizer"] = f"that of `{WAN}`; the checkpoint names {tokenizer!r}"
+    encoder = config.get("text_encoder_model_id", WAN)
     if encoder != WAN:
         origin["text encoder"] = f"`{WAN}`; the checkpoint names {encoder!r}"
-    ratio, horizon = config.get("action_video_freq_ratio", 4), config.get("action_horizon", 32)
-    video_shift, action_shift = (
-        config.get("sigma_shift") or config.get(f"{part}_scheduler", {}).get("infer_shift", 5.0)
-        for part in ("video", "action")
-    )
-    seed = config.get("inference_seed", 42)
+    return origin
+
+
+def _policy_config(
+    config: Mapping[str, Any],
+    sizes: FastWAMConfig,
+    cameras: CameraConfig,
+    before: ProcessorStatistics,
+    after: ProcessorStatistics,
+) -> PolicyConfig:
+    """Return the configuration of a policy; missing entries have LeRobot's defaults.
+
+    Args:
+        config: Content of `config.json`.
+        sizes: Configuration of the model.
+        cameras: Cameras of the policy.
+        before: Statistics of the preprocessor.
+        after: Statistics of the postprocessor.
+    """
+    stride = config.get("action_video_freq_ratio", 4)
+    horizon = config.get("action_horizon", 32)
+    sampling = _sampling(config)
     state = None
     if sizes.proprio_dim is not None:
-        state = StateConfig(
-            names=_state_names(sizes), normalization=before.normalization("STATE", STATE)
-        )
-    layout = _layout(config, sizes, after)
-    policy = PolicyConfig(
+        normalization = before.normalization("STATE", STATE)
+        state = StateConfig(names=_state_names(sizes), normalization=normalization)
+
+    layout = _action_layout(config, sizes, after)
+    frames = (config.get("num_video_frames", 33) - 1) // stride + 1
+    action = ActionConfig(
+        layout=layout,
+        normalization=after.normalization("ACTION", ACTION),
+        horizon=horizon,
+        replan=config.get("n_action_steps", horizon),
+    )
+    prompt = PromptConfig(
+        template=config["prompt_template"],
+        token_length=config.get("tokenizer_max_len", 128),
+    )
+    return PolicyConfig(
         model=sizes,
         cameras=cameras,
-        video=VideoConfig(
-            frames=(config.get("num_video_frames", 33) - 1) // ratio + 1, stride=ratio
-        ),
+        video=VideoConfig(frames=frames, stride=stride),
         state=state,
-        action=ActionConfig(
-            layout=layout,
-            normalization=after.normalization("ACTION", ACTION),
-            horizon=horizon,
-            replan=config.get("n_action_steps", horizon),
-        ),
-        prompt=PromptConfig(
-            template=config["prompt_template"], token_length=config.get("tokenizer_max_len", 128)
-        ),
-        sampling=SamplingConfig(
-            steps=config.get("num_inference_steps", 10),
-            video_shift=video_shift,
-            action_shift=action_shift,
-            seed=42 if seed is None else seed,
-            noise="fresh" if seed is None else "fixed",
-        ),
+        action=action,
+        prompt=prompt,
+        sampling=sampling,
         vae=Source(repo=WAN, subfolder="vae"),
         text=Source(repo=WAN),
         dtype=config.get("torch_dtype", "bfloat16").removeprefix("torch."),
         precision="reference",
     )
-    return policy, origin
+
+
+def _sampling(config: Mapping[str, Any]) -> SamplingConfig:
+    """Return the sampling configuration; a seed of None means new noise at every call."""
+    seed = config.get("inference_seed", 42)
+    return SamplingConfig(
+        steps=config.get("num_inference_steps", 10),
+        video_shift=_shift(config, "video"),
+        action_shift=_shift(config, "action"),
+        seed=42 if seed is None else seed,
+        noise="fresh" if seed is None else "fixed",
+    )
+
+
+def _shift(config: Mapping[str, Any], expert: str) -> Any:
+    """Return the shift of an expert's schedule: the common one, else the expert's own."""
+    common = config.get("sigma_shift")
+    return common or config.get(f"{expert}_scheduler", {}).get("infer_shift", 5.0)
 
 
 def _cameras(config: Mapping[str, Any], sizes: FastWAMConfig) -> CameraConfig:
-    """The cameras side by side, in the order of their names; or the preset's, where one picture is its T."""
-    names = sorted(
-        name.removeprefix(CAMERA) for name in config["input_features"] if name.startswith(CAMERA)
-    )
+    """Return the cameras of a policy.
+
+    They stand side by side, in the order of their names. A single image of the size of a preset's T
+    layout is composed of the preset's three cameras.
+
+    Args:
+        config: Content of `config.json`.
+        sizes: Configuration of the model.
+
+    Raises:
+        ConfigError: There is no camera, or the image cannot be divided among them.
+    """
+    features = [name for name in config["input_features"] if name.startswith(CAMERA)]
+    names = sorted(name.removeprefix(CAMERA) for name in features)
     height, width = config["image_size"]
+
+    # One image may hold all cameras of a preset.
     preset = _preset(sizes)
     if preset is not None and len(names) == 1 and preset.cameras.layout == "t":
-        whole = (3 * preset.cameras.height, 2 * preset.cameras.width)
-        if (height, width) == whole:
+        canvas = (3 * preset.cameras.height, 2 * preset.cameras.width)
+        if (height, width) == canvas:
             return preset.cameras
+
     if not names:
         raise ConfigError(
-            f"`input_features` names no camera: one that begins with {CAMERA!r} is needed"
+            f"`input_features` names no camera: expected at least one that begins with {CAMERA!r}"
         )
     if width % len(names):
         raise ConfigError(
-            f"a canvas {width} wide can't hold {len(names)} cameras of one width: {names}"
+            f"an image {width} wide cannot hold {len(names)} cameras of equal width: {names}"
         )
     return CameraConfig(
         names=tuple(names),
@@ -278,69 +375,115 @@ def _cameras(config: Mapping[str, Any], sizes: FastWAMConfig) -> CameraConfig:
 
 
 def _preset(sizes: FastWAMConfig) -> Preset | None:
-    """The robot whose state and actions have these sizes."""
-    dims = (sizes.proprio_dim, sizes.action_dim)
-    return next(
-        (
-            preset
-            for preset in PRESETS.values()
-            if (len(preset.state_names), preset.layout.dim) == dims
-        ),
-        None,
-    )
+    """Return the preset whose state and actions have the model's sizes; None if there is none."""
+    for preset in PRESETS.values():
+        if (len(preset.state_names), preset.layout.dim) == (sizes.proprio_dim, sizes.action_dim):
+            return preset
+    return None
 
 
-def _normalised_twice(before: ProcessorStatistics, features: Mapping[str, Any]) -> bool:
-    """Whether the preprocessor scales pixels to [-1, 1], which the model does too; any other scaling is refused."""
+def _normalized_twice(before: ProcessorStatistics, features: Mapping[str, Any]) -> bool:
+    """Return whether the preprocessor scales pixels to [-1, 1], as the model does itself.
+
+    Args:
+        before: Statistics of the preprocessor.
+        features: `input_features` of `config.json`.
+
+    Raises:
+        CheckpointError: The preprocessor scales pixels in another way.
+    """
     if before.mode("VISUAL") == "identity":
         return False
-    for camera in (name for name in features if name.startswith(CAMERA)):
-        found = before.normalization("VISUAL", camera)
-        halves = found.mode == "z_score" and all(
-            np.allclose(values, 0.5) for values in found.statistics.values()
-        )
-        if not halves:
+    for camera in features:
+        if not camera.startswith(CAMERA):
+            continue
+        normalization = before.normalization("VISUAL", camera)
+        statistics = normalization.statistics
+        are_halves = all(np.allclose(values, 0.5) for values in statistics.values())
+        if normalization.mode != "z_score" or not are_halves:
             raise CheckpointError(
-                f"{before.path} normalises the pictures of {camera!r} by {found.mode}, {found.statistics}: "
-                f"the model was trained on [-1, 1]; set VISUAL to IDENTITY if it was trained so"
+                f"{before.path} normalises the pictures of {camera!r} by {normalization.mode}, "
+                f"{statistics}, but the model was trained on [-1, 1]; "
+                f"set VISUAL to IDENTITY if this one was too"
             )
     return True
 
 
 def _state_names(sizes: FastWAMConfig) -> tuple[str, ...]:
+    """Return the names of the state's entries: those of the matching preset, or numbered ones."""
     preset = _preset(sizes)
     if preset is not None:
         return preset.state_names
     return tuple(f"state_{i}" for i in range(sizes.proprio_dim or 0))
 
 
-def _layout(
+def _action_layout(
     config: Mapping[str, Any], sizes: FastWAMConfig, after: ProcessorStatistics
 ) -> ActionLayout:
-    """What the actions mean: LIBERO's or RoboTwin's where the sizes are theirs, else by the names the file gives.
+    """Return the meaning of the actions: that of the matching preset, or the config's names.
 
-    LeRobot toggles a gripper where the saved postprocessor has that step, whatever the config says.
+    Args:
+        config: Content of `config.json`.
+        sizes: Configuration of the model.
+        after: Statistics of the postprocessor.
+
+    Raises:
+        ConfigError: Several grippers are toggled.
+        CheckpointError: The gripper's statistics contradict its convention.
     """
-    wanted = (
-        after.steps.get(TOGGLE, {}).get("toggle_dimensions", config.get("toggle_action_dimensions"))
-        or []
-    )
-    toggled = [index % sizes.action_dim for index in wanted]
-    if len(toggled) > 1:
+    toggled = _toggled_index(config, sizes, after)
+    preset = _preset(sizes)
+    if preset is not None:
+        layout = preset.layout
+        gripper = layout.gripper
+        if gripper is not None and toggled is None:
+            gripper = _untoggled_gripper(gripper.index, after)
+        return ActionLayout(names=layout.names, control=layout.control, gripper=gripper)
+
+    names = config.get("action_feature_names") or [f"action_{i}" for i in range(sizes.action_dim)]
+    gripper = None
+    if toggled is not None:
+        gripper = Gripper(index=toggled, open=1.0, closed=0.0, binary=True)
+    return ActionLayout(names=tuple(names), control="unspecified", gripper=gripper)
+
+
+def _toggled_index(
+    config: Mapping[str, Any], sizes: FastWAMConfig, after: ProcessorStatistics
+) -> int | None:
+    """Return the index of the gripper that LeRobot toggles; None for none.
+
+    Toggling maps 1 (open) and 0 (closed) to LIBERO's -1 and 1. The step of the saved postprocessor
+    takes precedence over the config.
+
+    Raises:
+        ConfigError: Several grippers are toggled.
+    """
+    from_config = config.get("toggle_action_dimensions")
+    dimensions = after.steps.get(TOGGLE, {}).get("toggle_dimensions", from_config) or []
+    indices = [index % sizes.action_dim for index in dimensions]
+    if len(indices) > 1:
         raise ConfigError(
-            f"`toggle_action_dimensions` names several grippers, {toggled}; this package maps one"
+            f"`toggle_action_dimensions` names several grippers, {indices}; "
+            f"this package supports one"
         )
-    if (preset := _preset(sizes)) is not None:
-        names, control, gripper = preset.layout.names, preset.layout.control, preset.layout.gripper
-        if gripper is not None and not toggled:  # trained on LIBERO's own convention
-            seen = after.normalization("ACTION", ACTION).statistics
-            if "min" in seen and seen["min"][gripper.index] > -0.5:
-                raise CheckpointError(
-                    f"{after.path}: the gripper's numbers begin at {seen['min'][gripper.index]:g}, so 0 is closed, but nothing "
-                    f"toggles them: `toggle_action_dimensions` of config.json should be [{gripper.index}]"
-                )
-            gripper = Gripper(index=gripper.index, open=-1.0, closed=1.0)
-        return ActionLayout(names=names, control=control, gripper=gripper)
-    given = config.get("action_feature_names") or [f"action_{i}" for i in range(sizes.action_dim)]
-    gripper = Gripper(index=toggled[0], open=1.0, closed=0.0, binary=True) if toggled else None
-    return ActionLayout(names=tuple(given), control="unspecified", gripper=gripper)
+    return indices[0] if indices else None
+
+
+def _untoggled_gripper(index: int, after: ProcessorStatistics) -> Gripper:
+    """Return LIBERO's own gripper, open at -1 and closed at 1, which needs no toggling.
+
+    Args:
+        index: Index of the gripper in an action.
+        after: Statistics of the postprocessor.
+
+    Raises:
+        CheckpointError: The gripper's numbers are those of a gripper that needs toggling.
+    """
+    statistics = after.normalization("ACTION", ACTION).statistics
+    if "min" in statistics and statistics["min"][index] > _SIGNED_GRIPPER_LIMIT:
+        raise CheckpointError(
+            f"{after.path}: the gripper's numbers begin at {statistics['min'][index]:g}, so 0 is "
+            f"closed, but nothing toggles them: "
+            f"`toggle_action_dimensions` of config.json should be [{index}]"
+        )
+    return Gripper(index=index, open=-1.0, closed=1.0)

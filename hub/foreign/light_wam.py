@@ -1,6 +1,7 @@
-"""Reads Light-WAM's own checkpoints: their contract is in the run's `config.yaml`, which is read as data and never executed.
+"""Configurations of Light-WAM's own checkpoints, from the `config.yaml` of their training run.
 
-Source: spec/lightwam.md sections 1.1, 2.1 and 5.1.
+The file is read as data and never executed. Its settings are those of `configs/` in
+https://github.com/L1ziang/Light-WAM. See docs/method.md, "Light-WAM" and "Checkpoint formats".
 """
 
 from __future__ import annotations
@@ -20,22 +21,34 @@ from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
 from wam_policy.presets import LIGHT_PRESETS, ReleaseInfo
 
 CONFIG = "config.yaml"
-PARENTS = 4  # folders above the weights in which a run keeps its files
-ROBOTS = ("libero", "robotwin")  # presets that a run's data is named after
+
+# Folders, from that of the weights upwards, in which a run may keep its files.
+PARENTS = 4
+
+# Presets whose names occur in the names of the datasets they were trained on.
+ROBOTS = ("libero", "robotwin")
+
+# The run's names of camera layouts and normalisation modes, and this package's.
 CANVASES = {"horizontal": "row", "robotwin": "t"}
 MODES = {"min/max": "min_max", "z-score": "z_score"}
-FEATURES = {  # upstream's names of what a tap records
+
+# The run's names of the features that an adapter records, and this package's.
+FEATURES = {
     **dict.fromkeys(("h", "backbone", "base", "frozen"), "backbone"),
     **dict.fromkeys(("h_prime", "hprime", "h'", "adapted", "adapter"), "adapted"),
     "delta": "delta",
 }
+
+# The run's names of groups of layers with LoRA, and the layers.
 TARGETS = {
     "ffn": ("ffn.0", "ffn.2"),
     "mlp": ("ffn.0", "ffn.2"),
     "ffn_in": ("ffn.0",),
     "ffn_out": ("ffn.2",),
-}  # of LoRA
-UNREAD = {  # settings that change what the policy does, and the only value of each that this package reads
+}
+
+# Settings that change what a policy does, with the only value that this package supports.
+UNREAD = {
     "model.wam_adapter.use_wam_adapter": True,
     "model.wam_adapter.remove_original_action_expert": True,
     "model.apply_video_latent_downsample_to_action_branch": False,
@@ -47,244 +60,375 @@ UNREAD = {  # settings that change what the policy does, and the only value of e
     "data.train.processor.action_state_transforms": None,
 }
 
+_ADAPTER = "model.wam_adapter"
+_HEAD = "model.state_fusion_action_expert_config"
+_WEIGHTING = "model.loss.action_temporal_weighting"
+
 
 class RunFile:
-    """The values of a `config.yaml`, by dotted path."""
+    """The values of a training run's `config.yaml`, by dotted path."""
 
     def __init__(self, path: Path) -> None:
         """Read the file; targets and tags in it are never followed.
 
+        Args:
+            path: Path of the file.
+
         Raises:
-            CheckpointError: it can't be read, or holds more than data.
+            CheckpointError: The file is unreadable, or holds more than data.
         """
         self.path = path
         try:
             self.data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} can't be read: {error}") from error
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
         except yaml.YAMLError as error:
             raise CheckpointError(
-                f"{path} isn't plain data, nothing in it is executed: {error!s:.300}"
+                f"{path} is not plain data, and nothing in it is executed: {error!s:.300}"
             ) from error
         if not isinstance(self.data, dict):
-            raise CheckpointError(f"{path} must hold a mapping, got {type(self.data).__name__}")
+            raise CheckpointError(f"{path}: expected a mapping, got {type(self.data).__name__}")
 
     def get(self, path: str, default: Any = None) -> Any:
-        """The value at a path; None in the file counts as not said.
+        """Return the value at a path.
+
+        Args:
+            path: Keys from the root to the value, joined by dots.
+            default: Result if the value is absent or None.
 
         Raises:
-            ConfigError: the value is an expression that somebody would have to evaluate.
+            ConfigError: The value is an expression, which nothing here evaluates.
         """
         value: Any = self.data
         for part in path.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
             if isinstance(value, str) and "${" in value:
                 raise ConfigError(
-                    f"{self.path}: `{part}` in `{path}` is {value!r}, an expression; write what it stands for"
+                    f"{self.path}: `{part}` in `{path}` is {value!r}, an expression; "
+                    f"replace it by its value"
                 )
         if isinstance(value, list) and any("${" in str(item) for item in value):
             raise ConfigError(
-                f"{self.path}: `{path}` holds an expression, {value!r}; write what it stands for"
+                f"{self.path}: `{path}` holds an expression, {value!r}; replace it by its value"
             )
         return default if value is None else value
 
     def need(self, path: str) -> Any:
-        """The value at a path, which nothing else tells.
+        """Return the value at a path, which the weights do not determine.
+
+        Args:
+            path: Keys from the root to the value, joined by dots.
 
         Raises:
-            ConfigError: it isn't there, or is an expression.
+            ConfigError: The value is absent, or is an expression.
         """
         value = self.get(path)
         if value is None:
             raise ConfigError(
-                f"{self.path} doesn't say `{path}`, which the weights don't tell; write it there"
+                f"{self.path} does not set `{path}`, which the weights do not determine; add it"
             )
         return value
 
 
 def candidate_paths(path: Path, name: str) -> list[Path]:
-    """Where a run's file may be, the nearest place first."""
-    return [
-        folder / name for folder in path.absolute().parents[:PARENTS]
-    ]  # not resolved: the Hub's cache holds links
+    """Return where a file of the run may be, the nearest folder first.
+
+    Args:
+        path: File of the weights.
+        name: Name of the run's file.
+    """
+    # Links are not resolved: the Hub's cache links to files without their folders.
+    folders = path.absolute().parents[:PARENTS]
+    return [folder / name for folder in folders]
 
 
 def find_run_file(path: Path, name: str) -> Path:
-    """A run's file, in the folder of the weights or in one of those above it.
+    """Return a file of the run, in the folder of the weights or in one above it.
+
+    Args:
+        path: File of the weights.
+        name: Name of the run's file.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: There is no such file.
     """
-    found = next((place for place in candidate_paths(path, name) if place.is_file()), None)
-    if found is not None:
-        return found
+    for candidate in candidate_paths(path, name):
+        if candidate.is_file():
+            return candidate
     raise CheckpointError(
-        f"no {name} beside {path} or in the {PARENTS - 1} folders above it: a Light-WAM's file doesn't say how it was trained, "
-        f"take the files of its run too"
+        f"no {name} beside {path} or in the {PARENTS - 1} folders above it: a Light-WAM's file "
+        f"does not record how it was trained; copy the files of its run too"
     )
 
 
 def run_model_config(run: RunFile, tensors: Mapping[str, Tensor], head_dim: int) -> LightWAMConfig:
-    """The sizes of the model: what the shapes tell, and of the rest what the file says.
+    """Return the configuration of the model, from the tensors' shapes and the run's file.
+
+    Args:
+        run: Configuration of the run.
+        tensors: Weights of the policy, by native names.
+        head_dim: Width of an attention head.
 
     Raises:
-        ConfigError: the file says another thing than the shapes.
-        WeightsError: the weights are incomplete.
+        ConfigError: The run's file contradicts the shapes.
+        WeightsError: The weights are incomplete.
     """
     try:
-        return _sizes(run, infer_light_config(tensors, head_dim))
+        inferred = infer_light_config(tensors, head_dim)
+        return _model_config(run, inferred)
     except (TypeError, ValueError, AttributeError) as error:
+        # Errors of this package explain themselves.
         if isinstance(error, WAMPolicyError):
             raise
-        raise ConfigError(
-            f"{run.path} holds a value of another kind than it should: {error}"
-        ) from error
+        raise ConfigError(f"{run.path} holds a value of an unexpected type: {error}") from error
 
 
-def _sizes(run: RunFile, found: Mapping[str, Any]) -> LightWAMConfig:
-    adapter, head = "model.wam_adapter.", "model.state_fusion_action_expert_config."
-    uses_lora = run.get(f"{adapter}use_backbone_lora", bool(found["lora_rank"]))
-    said = {
-        "taps": sorted(set(run.get(f"{adapter}adapter_layer_indices", found["taps"]))),
-        "adapter_dim": run.get(f"{adapter}adapter_dim"),
-        "lora_rank": run.get(f"{adapter}lora_rank") if uses_lora else 0,
-        "lora_targets": targets(run.get(f"{adapter}lora_target_modules")) if uses_lora else None,
-        "layer_dim": run.get(f"{head}per_layer_dim"),
-        "trunk_dim": run.get(f"{head}trunk_dim"),
-        "trunk_blocks": run.get(f"{head}num_trunk_blocks"),
-        "pooling": run.get(f"{head}token_pooling_type"),
-        "queries": run.get(f"{head}token_pooling_num_queries")
-        if found["pooling"] == "learned_query"
-        else None,
-        "features": features(
-            run.get(f"{head}layer_feature_sources"),
-            run.get(f"{head}feature_sources"),
-            len(found["taps"]),
-        ),
-    }
-    for name, value in said.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if value is not None and name in found and value != found[name]:
+def _model_config(run: RunFile, inferred: Mapping[str, Any]) -> LightWAMConfig:
+    """Return the configuration of the model, after comparing the run's file with the shapes.
+
+    Args:
+        run: Configuration of the run.
+        inferred: Fields of the configuration that the shapes determine.
+    """
+    recorded = _recorded_fields(run, inferred)
+    for name, value in recorded.items():
+        if value is not None and name in inferred and value != inferred[name]:
             raise ConfigError(
-                f"{run.path} says {name} {value!r}, the weights are of {found[name]!r}: they are of two runs"
+                f"{run.path} has {name} {value!r}, but the weights have {inferred[name]!r}: "
+                f"the two belong to different runs"
             )
-    rest = {
-        "features": said["features"] or (("adapted",),) * len(found["taps"]),
-        "adapter_scale": float(run.get(f"{adapter}adapter_scale", 1.0)),
+
+    # What the shapes do not determine comes from the run's file.
+    fields: dict[str, Any] = {
+        "features": recorded["features"] or (("adapted",),) * len(inferred["taps"]),
+        "adapter_scale": float(run.get(f"{_ADAPTER}.adapter_scale", 1.0)),
         "video_pool": run.get("model.video_latent_spatial_downsample_factor", 1),
     }
-    if found["lora_rank"]:
-        rest["lora_alpha"] = float(run.need(f"{adapter}lora_alpha"))
-    if found["pooling"] == "learned_query":
-        rest["pool_heads"] = run.need(f"{head}token_pooling_num_heads")
-    proprio = run.get("data.train.processor.proprio_output_dim")
-    if proprio is not None and proprio != found["proprio_dim"]:
+    if inferred["lora_rank"]:
+        fields["lora_alpha"] = float(run.need(f"{_ADAPTER}.lora_alpha"))
+    if inferred["pooling"] == "learned_query":
+        fields["pool_heads"] = run.need(f"{_HEAD}.token_pooling_num_heads")
+
+    proprio_dim = run.get("data.train.processor.proprio_output_dim")
+    if proprio_dim is not None and proprio_dim != inferred["proprio_dim"]:
         raise WeightsError(
-            f"{run.path} says {proprio} numbers of proprioception, the weights hold an encoder of {found['proprio_dim']}: "
-            f"without it the policy would act blindly to its state"
+            f"{run.path} has {proprio_dim} numbers of proprioception, but the weights hold an "
+            f"encoder of {inferred['proprio_dim']}: the policy would ignore its state"
         )
-    return LightWAMConfig(**{**rest, **found})
+    return LightWAMConfig(**{**fields, **inferred})
 
 
-def _listed(names: Any) -> list[str]:
-    """Names in a list, or in one string with commas."""
-    return [
-        name.strip().lower() for name in (names.split(",") if isinstance(names, str) else names)
-    ]
+def _recorded_fields(run: RunFile, inferred: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of the model's configuration as the run's file has them.
+
+    Args:
+        run: Configuration of the run.
+        inferred: Fields of the configuration that the shapes determine.
+
+    Returns:
+        Values by field; None where the file has none.
+    """
+    taps = run.get(f"{_ADAPTER}.adapter_layer_indices", inferred["taps"])
+    fields: dict[str, Any] = {
+        "taps": tuple(sorted(set(taps))),
+        "adapter_dim": run.get(f"{_ADAPTER}.adapter_dim"),
+        "lora_rank": 0,
+        "lora_targets": None,
+        "layer_dim": run.get(f"{_HEAD}.per_layer_dim"),
+        "trunk_dim": run.get(f"{_HEAD}.trunk_dim"),
+        "trunk_blocks": run.get(f"{_HEAD}.num_trunk_blocks"),
+        "pooling": run.get(f"{_HEAD}.token_pooling_type"),
+        "queries": None,
+        "features": features(
+            run.get(f"{_HEAD}.layer_feature_sources"),
+            run.get(f"{_HEAD}.feature_sources"),
+            len(inferred["taps"]),
+        ),
+    }
+    if run.get(f"{_ADAPTER}.use_backbone_lora", bool(inferred["lora_rank"])):
+        fields["lora_rank"] = run.get(f"{_ADAPTER}.lora_rank")
+        fields["lora_targets"] = targets(run.get(f"{_ADAPTER}.lora_target_modules"))
+    if inferred["pooling"] == "learned_query":
+        fields["queries"] = run.get(f"{_HEAD}.token_pooling_num_queries")
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+
+
+def _split_names(names: Any) -> list[str]:
+    """Return names, which are in a list or in one string with commas, in lower case."""
+    if isinstance(names, str):
+        names = names.split(",")
+    return [name.strip().lower() for name in names]
 
 
 def targets(names: Any) -> tuple[str, ...] | None:
-    """The layers that LoRA is on, in our order; None: nothing is said.
+    """Return the layers with LoRA, in the order of `LORA_TARGETS`.
+
+    Args:
+        names: The run's names of layers or groups of layers, in a list or separated by commas;
+            None if the run has none.
+
+    Returns:
+        Native names of the layers; None if `names` is None.
 
     Raises:
-        ConfigError: a name of no layer.
+        ConfigError: A layer is unknown.
     """
     if names is None:
         return None
-    expanded = {target for name in _listed(names) for target in TARGETS.get(name, (name,))}
-    if unknown := expanded - set(LORA_TARGETS):
-        raise ConfigError(
-            f"LoRA on unknown layers {sorted(unknown)}; there are {', '.join((*LORA_TARGETS, *TARGETS))}"
-        )
-    return tuple(target for target in LORA_TARGETS if target in expanded)
+    layers: set[str] = set()
+    for name in _split_names(names):
+        layers.update(TARGETS.get(name, (name,)))
+
+    unknown = layers - set(LORA_TARGETS)
+    if unknown:
+        known = ", ".join((*LORA_TARGETS, *TARGETS))
+        raise ConfigError(f"LoRA on unknown layers {sorted(unknown)}; expected some of {known}")
+    return tuple(target for target in LORA_TARGETS if target in layers)
 
 
 def features(per_tap: Any, common: Any, taps: int) -> tuple[tuple[Any, ...], ...] | None:
-    """What the head reads of each tap, from upstream's lists per tap, or for all of them; None: nothing is said.
+    """Return the features that the action head reads from each tap.
+
+    Args:
+        per_tap: The run's names of features, for each tap; None to use `common`.
+        common: The run's names of features for all taps.
+        taps: Number of taps.
+
+    Returns:
+        Native names of the features for each tap; None if the run has none.
 
     Raises:
-        ConfigError: a name of nothing that is recorded.
+        ConfigError: A feature is unknown.
     """
     if per_tap is None and common is None:
         return None
-    read = [_listed(names) for names in ([common] * taps if per_tap is None else per_tap)]
-    if unknown := {name for names in read for name in names} - FEATURES.keys():
-        raise ConfigError(f"unknown features {sorted(unknown)}; there are {', '.join(FEATURES)}")
-    return tuple(tuple(dict.fromkeys(FEATURES[name] for name in names)) for names in read)
+    if per_tap is None:
+        per_tap = [common] * taps
+    names_by_tap = [_split_names(names) for names in per_tap]
+
+    unknown = {name for names in names_by_tap for name in names} - FEATURES.keys()
+    if unknown:
+        raise ConfigError(
+            f"unknown features {sorted(unknown)}; expected some of {', '.join(FEATURES)}"
+        )
+
+    # Several names may stand for one feature: keep the first.
+    native = []
+    for names in names_by_tap:
+        native.append(tuple(dict.fromkeys(FEATURES[name] for name in names)))
+    return tuple(native)
 
 
 def run_release(run: RunFile, given: ReleaseInfo | None) -> tuple[ReleaseInfo, dict[str, str]]:
-    """What the file says of the policy's contract, and where each part of it came from; what is `given` counts before it.
+    """Return what a policy was trained for, from its run's file and the caller.
+
+    Args:
+        run: Configuration of the run.
+        given: The caller's information, which takes precedence; None for none.
+
+    Returns:
+        The information, and a description of where it came from.
 
     Raises:
-        CheckpointError: settings this package doesn't read.
-        ConfigError: nobody says which robot it was trained for, or the file contradicts that robot's contract.
+        CheckpointError: The run has settings that this package does not support.
+        ConfigError: The robot is unknown, or the run's file contradicts the robot's preset.
     """
-    for path, only in UNREAD.items():
-        if run.get(path, only) != only:
+    # Refuse settings that would change what the policy does.
+    for path, supported in UNREAD.items():
+        value = run.get(path, supported)
+        if value != supported:
             raise CheckpointError(
-                f"{run.path}: `{path}` is {run.get(path)!r}, this package reads only {only!r}"
+                f"{run.path}: `{path}` is {value!r}, but this package supports only {supported!r}"
             )
     if given is not None and (given.variant is not None or given.action_shift is not None):
         raise ConfigError("a Light-WAM has neither a variant nor an action shift: leave both out")
-    folders = run.get("data.train.dataset_dirs", [])
-    data = [
-        Path(str(folder)).name for folder in ([folders] if isinstance(folders, str) else folders)
-    ]
-    robot = (
-        given.preset
-        if given is not None
-        else next((r for r in ROBOTS if data and all(r in name for name in data)), None)
-    )
+
+    # The datasets' names tell the robot, unless the caller does.
+    datasets = _dataset_names(run)
+    robot = _robot_of(datasets) if given is None else given.preset
     if robot is None:
         raise ConfigError(
-            f"{run.path} was trained on {data or 'unnamed data'}, which doesn't tell the robot; say it: "
-            f"--preset {'|'.join(LIGHT_PRESETS)}"
+            f"{run.path} was trained on {datasets or 'unnamed data'}, which does not determine "
+            f"the robot; pass --preset {'|'.join(LIGHT_PRESETS)}"
         )
-    _compare(run, robot)
-    weighting = "model.loss.action_temporal_weighting."
-    prefix = (
-        run.need(f"{weighting}num_prefix_steps") if run.get(f"{weighting}enabled", False) else None
-    )
-    supervised = prefix if run.get(f"{weighting}tail_weight", 1.0) == 0 else None
-    if given is not None and given.supervised_steps is not None:
-        supervised = given.supervised_steps
-    words = ", ".join(data) or None
-    if robot == "libero" and len(data) == 1:
-        suite = re.sub(r"_no_noops.*", "", data[0])
-        words = f"{data[0]}: the suite {suite} only; there is one checkpoint per suite"
-    said = ReleaseInfo(preset=robot) if given is None else given
-    said = replace(said, supervised_steps=supervised, trained_on=said.trained_on or words)
-    return said, {"contract": f"`{run.path.name}`, preset `{robot}`"}
+    _check_preset(run, robot)
+
+    release = ReleaseInfo(preset=robot) if given is None else given
+    supervised_steps = _supervised_steps(run)
+    if release.supervised_steps is not None:
+        supervised_steps = release.supervised_steps
+    trained_on = release.trained_on or _describe_data(datasets, robot)
+    release = replace(release, supervised_steps=supervised_steps, trained_on=trained_on)
+    return release, {"contract": f"`{run.path.name}`, preset `{robot}`"}
 
 
-def _compare(run: RunFile, robot: str) -> None:
-    """Refuse a run whose settings are not those of the robot's contract."""
+def _dataset_names(run: RunFile) -> list[str]:
+    """Return the names of the datasets that a policy was trained on."""
+    folders = run.get("data.train.dataset_dirs", [])
+    if isinstance(folders, str):
+        folders = [folders]
+    return [Path(str(folder)).name for folder in folders]
+
+
+def _robot_of(datasets: list[str]) -> str | None:
+    """Return the robot whose name occurs in all names of datasets; None if there is none."""
+    for robot in ROBOTS:
+        if datasets and all(robot in name for name in datasets):
+            return robot
+    return None
+
+
+def _supervised_steps(run: RunFile) -> int | None:
+    """Return how many first actions of a chunk were trained; None for all."""
+    if not run.get(f"{_WEIGHTING}.enabled", False):
+        return None
+    steps: int = run.need(f"{_WEIGHTING}.num_prefix_steps")
+
+    # The steps after the prefix are trained too unless their losses have no weight.
+    tail_weight = run.get(f"{_WEIGHTING}.tail_weight", 1.0)
+    return steps if tail_weight == 0 else None
+
+
+def _describe_data(datasets: list[str], robot: str) -> str | None:
+    """Describe the training data for the card; None for unnamed data."""
+    if robot == "libero" and len(datasets) == 1:
+        suite = re.sub(r"_no_noops.*", "", datasets[0])
+        return f"{datasets[0]}: the suite {suite} only; there is one checkpoint per suite"
+    return ", ".join(datasets) or None
+
+
+def _check_preset(run: RunFile, robot: str) -> None:
+    """Check that the settings of a run are those of a robot's preset.
+
+    Args:
+        run: Configuration of the run.
+        robot: Key of `LIGHT_PRESETS`.
+
+    Raises:
+        ConfigError: A setting differs.
+    """
     preset = LIGHT_PRESETS[robot]
-    layout, canvas = preset.cameras.layout, [preset.cameras.height, 2 * preset.cameras.width]
-    canvas[0] *= 3 if layout == "t" else 1
+    layout = preset.cameras.layout
+
+    # In the T layout, the head camera has twice the size of the wrists', above them.
+    rows = 3 if layout == "t" else 1
+    canvas = [rows * preset.cameras.height, 2 * preset.cameras.width]
+    run_layouts = {native: name for name, native in CANVASES.items()}
+    run_modes = {native: name for name, native in MODES.items()}
     expected = {
-        "concat_multi_camera": next(theirs for theirs, ours in CANVASES.items() if ours == layout),
+        "concat_multi_camera": run_layouts[layout],
         "video_size": canvas,
         "num_frames": preset.horizon + 1,
         "action_video_freq_ratio": preset.video.stride,
         "context_len": preset.prompt.token_length,
-        "processor.norm_default_mode": next(
-            theirs for theirs, ours in MODES.items() if ours == preset.normalization
-        ),
+        "processor.norm_default_mode": run_modes[preset.normalization],
     }
     for name, value in expected.items():
-        if (found := run.get(f"data.train.{name}", value)) != value:
+        recorded = run.get(f"data.train.{name}", value)
+        if recorded != value:
             raise ConfigError(
-                f"{run.path}: `data.train.{name}` is {found!r}, the contract of {robot!r} has {value!r}"
+                f"{run.path}: `data.train.{name}` is {recorded!r}, "
+                f"but the preset {robot!r} has {value!r}"
             )

@@ -1,4 +1,4 @@
-"""Checkpoints as other projects publish them, of a tiny model with LIBERO's numbers."""
+"""Checkpoints as other projects publish them, of a tiny model with LIBERO's sizes."""
 
 import json
 from dataclasses import replace
@@ -36,13 +36,13 @@ LAYOUTS = {"legacy": key_mapping.LEROBOT_LEGACY, "current": key_mapping.lerobot(
 
 
 def tensors(dtype: torch.dtype = torch.bfloat16, sizes: FastWAMConfig = SIZES) -> dict[str, Tensor]:
-    """A policy's weights in our names."""
+    """Return a Fast-WAM's weights by native names."""
     torch.manual_seed(0)
     return {name: x.to(dtype) for name, x in FastWAM(sizes).state_dict().items()}
 
 
 def statistics(state: int = 8, action: int = 7) -> dict:
-    """What `dataset_stats.json` holds."""
+    """Return the content of a `dataset_stats.json` for vectors of these lengths."""
 
     def group(dim: int) -> dict:
         values = {"min": -2.0, "max": 2.0, "mean": 0.5, "std": 2.0, "q01": -1.0, "q99": 1.0}
@@ -54,22 +54,29 @@ def statistics(state: int = 8, action: int = 7) -> dict:
 def upstream(
     folder: Path, ours: dict[str, Tensor], stem: str = LIBERO, stats: dict | None = None
 ) -> Path:
-    """The reference implementation's file, its statistics beside it."""
+    """Write a file of Fast-WAM's repository, with its statistics beside it.
+
+    Args:
+        folder: Folder to write into.
+        ours: Weights by native names.
+        stem: Name of the file, which tells a release.
+        stats: Content of the statistics; None for those of `statistics`.
+
+    Returns:
+        Path of the file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    theirs = key_mapping.from_native(ours)
-    proprio = {
-        n.removeprefix("proprio_encoder."): x
-        for n, x in theirs.items()
-        if n.startswith("proprio_encoder.")
-    }
-    mot = {n.removeprefix("mot."): x for n, x in theirs.items() if n.startswith("mot.")}
+    payload: dict[str, Any] = {"mot": {}, "proprio_encoder": {}}
+    for name, tensor in key_mapping.from_native(ours).items():
+        group, _, rest = name.partition(".")
+        payload[group][rest] = tensor
+    payload["step"] = 7
+    payload["torch_dtype"] = "torch.bfloat16"
+
     path = folder / f"{stem}.pt"
-    torch.save(
-        {"mot": mot, "proprio_encoder": proprio, "step": 7, "torch_dtype": "torch.bfloat16"}, path
-    )
-    (folder / f"{stem}_dataset_stats.json").write_text(
-        json.dumps(statistics() if stats is None else stats)
-    )
+    torch.save(payload, path)
+    content = statistics() if stats is None else stats
+    (folder / f"{stem}_dataset_stats.json").write_text(json.dumps(content))
     return path
 
 
@@ -81,20 +88,40 @@ def lerobot(
     dims=(8, 7),
     **changes,
 ) -> Path:
-    """A folder of LeRobot's, with statistics of `dims` state and action numbers; `changes` go into its config."""
+    """Write a checkpoint folder of LeRobot's.
+
+    Args:
+        folder: Folder to write.
+        ours: Weights by native names.
+        layout: Key of `LAYOUTS`.
+        visual: Normalisation mode of images.
+        dims: Lengths of state and action in the statistics.
+        changes: Entries of `config.json` that differ from LIBERO's.
+
+    Returns:
+        The folder.
+    """
     folder.mkdir(exist_ok=True)
-    save_file(
-        key_mapping.from_native(ours, LAYOUTS[layout]),
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    weights = key_mapping.from_native(ours, LAYOUTS[layout])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    modes = {"VISUAL": visual, "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
+    config = _lerobot_config(modes) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+    stats = _lerobot_statistics(*dims)
+    _write_processor(folder, "policy_preprocessor", "normalizer_processor", modes, stats)
+    _write_processor(folder, "policy_postprocessor", "unnormalizer_processor", modes, stats)
+    return folder
+
+
+def _lerobot_config(modes: dict[str, str]) -> dict[str, Any]:
+    """Return the content of `config.json` for LIBERO."""
     features = {
         "observation.images.wrist_image": {"type": "VISUAL", "shape": [3, 224, 224]},
         "observation.images.image": {"type": "VISUAL", "shape": [3, 224, 224]},
         "observation.state": {"type": "STATE", "shape": [8]},
     }
-    modes = {"VISUAL": visual, "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
-    config = {
+    return {
         "type": "fastwam",
         "n_obs_steps": 1,
         "action_dim": 7,
@@ -122,36 +149,40 @@ def lerobot(
         "input_features": features,
         "output_features": {"action": {"type": "ACTION", "shape": [7]}},
     }
-    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def _lerobot_statistics(state: int, action: int) -> dict[str, Tensor]:
+    """Return the tensors of a processor, for vectors of these lengths and two cameras."""
     stats = {}
-    for name, dim in zip(("observation.state", "action"), dims, strict=True):
-        stats |= {f"{name}.min": torch.full((dim,), -2.0), f"{name}.max": torch.full((dim,), 2.0)}
+    for name, dim in (("observation.state", state), ("action", action)):
+        stats[f"{name}.min"] = torch.full((dim,), -2.0)
+        stats[f"{name}.max"] = torch.full((dim,), 2.0)
     for camera in ("image", "wrist_image"):
-        stats |= {
-            f"observation.images.{camera}.{stat}": torch.full((3, 1, 1), 0.5)
-            for stat in ("mean", "std")
-        }
-    for pipeline, step in (
-        ("policy_preprocessor", "normalizer_processor"),
-        ("policy_postprocessor", "unnormalizer_processor"),
-    ):
-        state_file = f"{pipeline}_step_1_{step}.safetensors"
-        save_file(stats, folder / state_file)
-        steps = [
-            {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
-            {
-                "registry_name": step,
-                "config": {"eps": 1e-8, "features": {}, "norm_map": modes},
-                "state_file": state_file,
-            },
-        ]
-        (folder / f"{pipeline}.json").write_text(json.dumps({"name": pipeline, "steps": steps}))
-    return folder
+        for name in ("mean", "std"):
+            stats[f"observation.images.{camera}.{name}"] = torch.full((3, 1, 1), 0.5)
+    return stats
+
+
+def _write_processor(
+    folder: Path, pipeline: str, step: str, modes: dict[str, str], stats: dict[str, Tensor]
+) -> None:
+    """Write the files of a processor, whose step `step` normalises."""
+    state_file = f"{pipeline}_step_1_{step}.safetensors"
+    save_file(stats, folder / state_file)
+    rename = {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}}
+    normalize = {
+        "registry_name": step,
+        "config": {"eps": 1e-8, "features": {}, "norm_map": modes},
+        "state_file": state_file,
+    }
+    content = {"name": pipeline, "steps": [rename, normalize]}
+    (folder / f"{pipeline}.json").write_text(json.dumps(content))
 
 
 LIGHT_RUN = {
     "model": {
-        "_target_": "os.system",  # released files have targets; they are never followed
+        # Released files have targets, which are never followed.
+        "_target_": "os.system",
         "wam_adapter": {
             "use_wam_adapter": True,
             "remove_original_action_expert": True,
@@ -167,8 +198,11 @@ LIGHT_RUN = {
                 "self_attn.v",
                 "self_attn.o",
                 "ffn",
-            ]
-            + [f"cross_attn.{x}" for x in "qkvo"],
+                "cross_attn.q",
+                "cross_attn.k",
+                "cross_attn.v",
+                "cross_attn.o",
+            ],
         },
         "state_fusion_action_expert_config": {
             "per_layer_dim": 10,
@@ -209,7 +243,7 @@ LIGHT = replace(LIGHT_SIZES, action_dim=7, proprio_dim=8)
 def light_tensors(
     sizes: LightWAMConfig = LIGHT, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, Tensor]:
-    """A Light-WAM's weights in our names."""
+    """Return a Light-WAM's weights by native names."""
     torch.manual_seed(0)
     model = LightWAM(sizes)
     for parameter in model.parameters():
@@ -220,27 +254,35 @@ def light_tensors(
 def light_upstream(
     run: Path, ours: dict[str, Tensor], config: dict | str | None = None, stats: dict | None = None
 ) -> Path:
-    """A run of the Light-WAM repository: weights, `config.yaml` and statistics where it keeps them."""
+    """Write a training run of the Light-WAM repository.
+
+    Args:
+        run: Folder of the run.
+        ours: Weights by native names.
+        config: Content of `config.yaml`, or its text; None for `LIGHT_RUN`.
+        stats: Content of the statistics; None for those of `statistics`.
+
+    Returns:
+        Path of the weights.
+    """
     folder = run / "checkpoints/weights"
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[str, Any] = {"mot": {}, "state_fusion_action_expert": {}, "proprio_encoder": {}}
-    for name, x in key_mapping.from_native(ours, key_mapping.light_wam(LIGHT.layers)).items():
+    table = key_mapping.light_wam(LIGHT.layers)
+    for name, tensor in key_mapping.from_native(ours, table).items():
         group, _, rest = name.partition(".")
-        groups[group][rest] = x
+        groups[group][rest] = tensor
+
+    # A policy without proprioception has no group for it.
+    payload = {group: tensors for group, tensors in groups.items() if tensors}
+    payload |= {"step": 55000, "torch_dtype": "torch.bfloat16"}
     path = folder / "step_055000.pt"
-    torch.save(
-        {
-            **{name: x for name, x in groups.items() if x},
-            "step": 55000,
-            "torch_dtype": "torch.bfloat16",
-        },
-        path,
-    )
-    text = (
-        config
-        if isinstance(config, str)
-        else yaml.safe_dump(LIGHT_RUN if config is None else config)
-    )
+    torch.save(payload, path)
+
+    text = config
+    if not isinstance(config, str):
+        text = yaml.safe_dump(LIGHT_RUN if config is None else config)
     (run / "config.yaml").write_text(text)
-    (run / "dataset_stats.json").write_text(json.dumps(statistics() if stats is None else stats))
+    content = statistics() if stats is None else stats
+    (run / "dataset_stats.json").write_text(json.dumps(content))
     return path

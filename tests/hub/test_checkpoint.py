@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is saved comes back, and what doesn't fit is refused by name."""
+"""Checkpoint folders are saved and loaded without loss, and damaged ones are refused."""
 
 import json
 import shutil
@@ -116,7 +116,7 @@ def test_damaged_weights_are_refused(folder, damage):
             {"truncated": whole[:-100], "garbage": b"x" * len(whole), "empty": b""}[damage]
         )
     with pytest.raises(
-        WeightsError, match=r"can't be read as safetensors.*force_download"
+        WeightsError, match=r"cannot be read as safetensors.*force_download"
     ) as caught:
         WAMPolicy.from_pretrained(folder)
     assert isinstance(caught.value, WAMPolicyError) and isinstance(caught.value, OSError)
@@ -129,7 +129,10 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder):
         tensors["proprio_encoder.bias"] = torch.zeros(3)
 
     change_weights(folder, change)
-    match = r"missing: action\.head\.bias; unexpected: action\.extra; misshapen: proprio_encoder\.bias is \[3\], expected \[8\]"
+    match = (
+        r"missing: action\.head\.bias; unexpected: action\.extra; "
+        r"misshapen: proprio_encoder\.bias is \[3\], expected \[8\]"
+    )
     with pytest.raises(WeightsError, match=match):
         WAMPolicy.from_pretrained(folder)
 
@@ -235,7 +238,7 @@ while True:
 
 @pytest.mark.parametrize("after", [0.0, 0.013, 0.05, 0.11])
 def test_a_killed_save_leaves_a_whole_checkpoint_or_none(policy, folder, after):
-    """Killed at any moment: the old weights, the new ones, or a folder that is refused as incomplete."""
+    """A save killed at any moment leaves the old weights, the new ones, or a refused folder."""
     tests = str(Path(__file__).parent.parent)
     script = SAVER.format(tests=tests, folder=str(folder))
     saver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -265,7 +268,7 @@ def test_weights_of_mixed_dtypes_are_refused_by_name(folder):
         lambda tensors: tensors.update({"action.head.bias": tensors["action.head.bias"].half()}),
     )
     with pytest.raises(
-        WeightsError, match=r"one floating dtype, it holds .*float16 \(action\.head\.bias\)"
+        WeightsError, match=r"one floating dtype, but holds .*float16 \(action\.head\.bias\)"
     ):
         WAMPolicy.from_pretrained(folder)
 

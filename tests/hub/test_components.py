@@ -1,4 +1,4 @@
-"""The frozen parts: loaded when they are needed, from the checkpoint or from the repository it names."""
+"""Frozen encoders are loaded at first use, from the checkpoint or from another repository."""
 
 import shutil
 
@@ -54,7 +54,7 @@ def test_the_codec_is_loaded_when_it_is_first_needed(policy, tmp_path):
     folder = policy.save_pretrained(tmp_path / "checkpoint")
     shutil.move(folder / "vae", tmp_path / "elsewhere")
     loaded = WAMPolicy.from_pretrained(folder)
-    with pytest.raises(CheckpointError, match="no video codec in"):
+    with pytest.raises(CheckpointError, match="no video VAE in"):
         loaded.predict_chunk(make_observation())
     shutil.move(tmp_path / "elsewhere", folder / "vae")
     assert same(loaded, policy)
@@ -130,7 +130,7 @@ def test_the_codec_computes_in_float32_where_the_cpu_has_no_short_floats(
         )
 
 
-def test_entries_that_released_codecs_have_and_diffusers_does_not_know_are_left_out_and_others_refused():
+def test_entries_of_released_codecs_that_diffusers_does_not_know_are_left_out_and_others_refused():
     assert (
         build_vae(
             TINY_VAE | {"clip_output": False, "_class_name": "AutoencoderKLWan"}

@@ -1,4 +1,4 @@
-"""`wam convert`: what comes out loads and is the same; what goes wrong leaves the source, and no half destination."""
+"""`wam convert` keeps the weights; a failure leaves the source and no destination."""
 
 import dataclasses
 import hashlib
@@ -118,7 +118,7 @@ def test_a_checkpoint_with_its_frozen_parts_inside_acts_without_the_hub(
     assert "`codec`, copied into this checkpoint" in (folder / "README.md").read_text()
 
 
-# -- parts -----------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
 def parts(ours: dict) -> dict[str, dict]:
@@ -184,7 +184,7 @@ def test_raw_wan_shards_become_a_folder_to_train_from(tmp_path, ours):
         )
 
 
-# -- the frozen parts' original files --------------------------------------------------------------------------------
+# -- the frozen parts' original files --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("residual", [True, False], ids=["wan2.2", "wan2.1"])
@@ -223,8 +223,10 @@ def test_an_original_codec_becomes_diffusers_and_encodes_the_same(tmp_path, resi
     folder = convert(ConvertConfig(src=str(tmp_path / "Wan_VAE.pth"), dst=tmp_path / "codec"))
     loaded = components.load_vae(Source(subfolder="codec"), tmp_path, DownloadOptions(), **HERE)
     loaded.load_decoder()
-    found, wanted = loaded.model.state_dict(), vae.model.state_dict()
-    assert found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+    state = loaded.model.state_dict()
+    expected = vae.model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert float(loaded.mean.flatten()[0]) == pytest.approx(-0.2289 if residual else -0.7571)
     clip = torch.rand(1, 3, 5, 32, 32) * 2 - 1
     raw = vae.encode(clip)
@@ -243,7 +245,7 @@ def test_an_original_text_encoder_becomes_transformers_with_its_tokenizer(tmp_pa
     model = UMT5EncoderModel(config).eval()
     names = {n: x for n, x in model.state_dict().items() if n != "encoder.embed_tokens.weight"}
     torch.save(key_mapping.from_native(names, key_mapping.umt5(2)), tmp_path / "t5.pth")
-    with pytest.raises(CheckpointError, match="say --tokenizer FOLDER"):
+    with pytest.raises(CheckpointError, match="pass --tokenizer FOLDER"):
         convert(ConvertConfig(src=str(tmp_path / "t5.pth"), dst=tmp_path / "text"))
     assert not (tmp_path / "text").exists()
     speaker.tokenizer.save_pretrained(tmp_path / "google" / "umt5-xxl")
@@ -257,11 +259,11 @@ def test_an_original_text_encoder_becomes_transformers_with_its_tokenizer(tmp_pa
     assert loaded.encode("lift the cube", 8).shape == (4, 32)
 
 
-# -- what goes wrong -------------------------------------------------------------------------------------------------
+# -- what goes wrong -------------------------------------------------------------------------------
 
 
 def test_another_file_than_the_one_wanted_is_refused(tmp_path, source):
-    with pytest.raises(CheckpointError, match="isn't the wanted file"):
+    with pytest.raises(CheckpointError, match="is not the expected file"):
         convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", sha256="0" * 64, **SAID))
     assert not (tmp_path / "ours").exists()
 
@@ -283,10 +285,11 @@ def test_half_said_is_refused(tmp_path, source):
         {"preset": "libero", "variant": "fast"},
         {"action_shift": 5.0},
     ):
-        with pytest.raises(ConfigError, match="say all of"):
+        with pytest.raises(ConfigError, match="pass all of"):
             convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", **said))
     with pytest.raises(
-        CheckpointError, match=r"doesn't say what it was trained for.*--variant … --action-shift"
+        CheckpointError,
+        match=r"does not record what it was trained for.*--variant … --action-shift",
     ):
         convert(
             ConvertConfig(src=str(source), dst=tmp_path / "ours", preset="libero")
@@ -308,7 +311,7 @@ def test_a_full_disk_leaves_the_source_and_no_destination(tmp_path, source):
     before = source.read_bytes()
     with (
         full_disk(8192),
-        pytest.raises(CheckpointError, match=r"can't write .*nothing is left of it"),
+        pytest.raises(CheckpointError, match=r"cannot write .*nothing is left of it"),
     ):
         convert(ConvertConfig(src=str(source), dst=tmp_path / "ours", **SAID))
     assert source.read_bytes() == before and not (tmp_path / "ours").exists()

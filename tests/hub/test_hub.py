@@ -1,4 +1,4 @@
-"""Loading from and pushing to a Hub: the same calls users make, against a local stand-in."""
+"""Policies are loaded from and pushed to a local stand-in for the Hub, as users do it."""
 
 import os
 import subprocess
@@ -145,5 +145,5 @@ def test_an_unreachable_hub_says_so(monkeypatch, tmp_path):
         "HUGGINGFACE_CO_URL_TEMPLATE",
         "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
     )
-    with pytest.raises(CheckpointError, match=r"network|can't download"):
+    with pytest.raises(CheckpointError, match=r"network|cannot download"):
         WAMPolicy.from_pretrained("lab/tiny", cache_dir=tmp_path)

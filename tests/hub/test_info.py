@@ -1,4 +1,4 @@
-"""`wam info` tells of every format what it is and what it takes to run, and reads no weights to do so."""
+"""`wam info` describes checkpoints of every format without loading their weights."""
 
 import pytest
 from foreign_files import LIBERO, lerobot, tensors, upstream
@@ -51,7 +51,7 @@ def test_a_file_nobody_knows_tells_what_its_weights_tell(tmp_path):
         and "action" in rows["Parameters"]
         and rows["Stored in"] == "bfloat16"
     )
-    assert rows["Contract"].startswith("unknown: the file doesn't say what it was trained for")
+    assert rows["Contract"].startswith("unknown: the file does not record what it was trained for")
 
 
 def test_parts_tell_what_they_are_for(tmp_path):

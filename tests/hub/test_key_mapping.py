@@ -84,7 +84,7 @@ def test_the_full_size_has_the_released_shapes(full_size):
 
 
 def manifest(action: int, proprio: int) -> dict[str, list[int]]:
-    """Upstream's names and shapes at full size, as spec/fastwam.md section 1.2 lists them."""
+    """Upstream's names and shapes at full size, as the released Fast-WAM checkpoint has them."""
     video, small, inner, text = 3072, 1024, 3072, 4096
 
     def both(name: str, *shape: int) -> dict[str, list[int]]:
@@ -162,8 +162,12 @@ def test_the_codec_s_names_go_there_and_back_and_none_is_left_out(family):
 def test_the_released_codec_s_names_are_those_of_its_file():
     table = key_mapping.wan_vae(4, 2, residual=True)
     ours = {
-        "encoder.down_blocks.1.downsampler.time_conv.weight": "encoder.downsamples.1.downsamples.2.time_conv.weight",
-        "decoder.up_blocks.0.upsampler.resample.1.bias": "decoder.upsamples.0.upsamples.3.resample.1.bias",
+        "encoder.down_blocks.1.downsampler.time_conv.weight": (
+            "encoder.downsamples.1.downsamples.2.time_conv.weight"
+        ),
+        "decoder.up_blocks.0.upsampler.resample.1.bias": (
+            "decoder.upsamples.0.upsamples.3.resample.1.bias"
+        ),
         "encoder.conv_out.weight": "encoder.head.2.weight",
         "encoder.mid_block.attentions.0.to_qkv.weight": "encoder.middle.1.to_qkv.weight",
     }
@@ -195,7 +199,7 @@ def test_the_sizes_of_the_released_model_are_read_off_its_shapes(full_size):
     assert FastWAMConfig(**infer_config(full_size, head_dim=128)) == FastWAMConfig(
         action_dim=7, proprio_dim=8
     )
-    with pytest.raises(WeightsError, match="say another `head_dim`"):
+    with pytest.raises(WeightsError, match="pass another `head_dim`"):
         infer_config(full_size, head_dim=100)
     with pytest.raises(WeightsError, match=r"lack 'video\.blocks\.0\.ffn\.0\.weight'"):
         infer_config(

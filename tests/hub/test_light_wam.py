@@ -1,4 +1,4 @@
-"""Light-WAM's files load as they are published, are written in three forms, and what is wrong with one is said."""
+"""Light-WAM's own files load, checkpoints are written in three forms, and errors are reported."""
 
 import copy
 from dataclasses import replace
@@ -46,15 +46,15 @@ def ours():
     return light_tensors()
 
 
-# -- upstream's files ---------------------------------------------------------------------------------------------------
+# -- upstream's files ------------------------------------------------------------------------------
 
 
 def test_a_run_loads_with_the_contract_of_its_config(tmp_path, ours):
     policy = WAMPolicy.from_pretrained(light_upstream(tmp_path, ours), release=GIVEN)
-    found, spec = policy.model.state_dict(), policy.config
-    assert found.keys() == ours.keys() and all(
-        torch.equal(found[name], ours[name]) for name in ours
-    )
+    state = policy.model.state_dict()
+    spec = policy.config
+    assert state.keys() == ours.keys()
+    assert all(torch.equal(state[name], ours[name]) for name in ours)
     assert spec.model == replace(LIGHT, lora_layers=None) and (spec.family, spec.variant) == (
         "light_wam",
         None,
@@ -164,16 +164,16 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
         (
             "model.wam_adapter.lora_rank",
             64,
-            "says lora_rank 64, the weights are of 3: they are of two runs",
+            "has lora_rank 64, but the weights have 3: the two belong to different runs",
         ),
-        ("model.wam_adapter.adapter_layer_indices", [0, 9], r"says taps \(0, 9\)"),
-        ("model.wam_adapter.lora_target_modules", ["ffn"], "says lora_targets"),
+        ("model.wam_adapter.adapter_layer_indices", [0, 9], r"has taps \(0, 9\)"),
+        ("model.wam_adapter.lora_target_modules", ["ffn"], "has lora_targets"),
         (
             "model.wam_adapter.adapter_scale",
             "${eval:'1 + 1'}",
-            "an expression; write what it stands for",
+            "an expression; replace it by its value",
         ),
-        ("model.state_fusion_action_expert_config.feature_sources", ["delta"], "says features"),
+        ("model.state_fusion_action_expert_config.feature_sources", ["delta"], "has features"),
         (
             "model.state_fusion_action_expert_config.feature_sources",
             ["velocity"],
@@ -182,7 +182,7 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
         (
             "model.apply_video_latent_downsample_to_action_branch",
             True,
-            "this package reads only False",
+            "this package supports only False",
         ),
         (
             "model.wam_adapter",
@@ -191,22 +191,26 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
         ),
         ("model.loss", "${loss}", "an expression"),
         ("data.train.dataset_dirs", ["${oc.env:DATA}"], "holds an expression"),
-        ("model.wam_adapter.lora_alpha", None, "doesn't say `model.wam_adapter.lora_alpha`"),
-        ("model.wam_adapter.adapter_scale", "large", "a value of another kind"),
-        ("model.state_fusion_action_expert_config.feature_sources", 5, "a value of another kind"),
-        ("data.train.global_sample_stride", 2, "this package reads only 1"),
+        ("model.wam_adapter.lora_alpha", None, "does not set `model.wam_adapter.lora_alpha`"),
+        ("model.wam_adapter.adapter_scale", "large", "a value of an unexpected type"),
+        (
+            "model.state_fusion_action_expert_config.feature_sources",
+            5,
+            "a value of an unexpected type",
+        ),
+        ("data.train.global_sample_stride", 2, "this package supports only 1"),
         (
             "data.train.processor.norm_exception_mode",
             {"default": "z-score"},
-            "this package reads only None",
+            "this package supports only None",
         ),
         (
             "data.train.processor.norm_default_mode",
             "z-score",
-            "is 'z-score', the contract of 'libero' has 'min/max'",
+            "is 'z-score', but the preset 'libero' has 'min/max'",
         ),
         ("data.train.processor.proprio_output_dim", 9, "an encoder of 8"),
-        ("data.train.num_frames", 17, "is 17, the contract of 'libero' has 33"),
+        ("data.train.num_frames", 17, "is 17, but the preset 'libero' has 33"),
         ("data.train.video_size", [384, 320], r"has \[224, 448\]"),
         ("data.train.concat_multi_camera", "vertical", "has 'horizontal'"),
     ],
@@ -219,7 +223,10 @@ def test_a_config_that_is_not_the_weights_is_refused(tmp_path, ours, path, value
 
 
 def test_data_that_does_not_tell_the_robot_asks_for_it(tmp_path, ours):
-    """RoboTwin and the real robot share canvas and normalisation, but not the gripper's rule: nothing is guessed."""
+    """The robot is not guessed.
+
+    RoboTwin and the real robot share canvas and normalisation, but not the gripper's rule.
+    """
     path = light_upstream(
         tmp_path, ours, run_config("data.train.dataset_dirs", "./data/fold_towels")
     )
@@ -292,8 +299,9 @@ def test_a_run_without_a_state_is_one_where_the_caller_says_so(tmp_path, ours):
 
 def test_a_config_that_holds_code_is_not_executed(tmp_path, ours):
     proof = tmp_path / "executed"
-    text = f"model: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{proof}']]\n"
-    with pytest.raises(CheckpointError, match="isn't plain data, nothing in it is executed"):
+    apply = "!!python/object/apply:pathlib.Path"
+    text = f"model: {apply}.touch [{apply} ['{proof}']]\n"
+    with pytest.raises(CheckpointError, match="is not plain data, and nothing in it is executed"):
         WAMPolicy.from_pretrained(light_upstream(tmp_path / "run", ours, text), release=GIVEN)
     assert not proof.exists()
 
@@ -302,15 +310,15 @@ def test_a_run_without_its_config_or_its_state_encoder_is_refused(tmp_path, ours
     path = light_upstream(tmp_path / "a", ours)
     (tmp_path / "a/config.yaml").unlink()
     with pytest.raises(
-        CheckpointError, match=r"no config\.yaml beside .* take the files of its run too"
+        CheckpointError, match=r"no config\.yaml beside .* copy the files of its run too"
     ):
         WAMPolicy.from_pretrained(path, release=GIVEN)
     blind = {name: x for name, x in ours.items() if not name.startswith("proprio_encoder")}
-    with pytest.raises(WeightsError, match="would act blindly to its state"):
+    with pytest.raises(WeightsError, match="would ignore its state"):
         WAMPolicy.from_pretrained(light_upstream(tmp_path / "b", blind), release=GIVEN)
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_the_full_size_names_and_shapes_are_the_published_ones():
@@ -369,7 +377,7 @@ def test_a_raw_wan_dit_becomes_parts_to_train_from(tmp_path, ours, names, prefix
     assert load_file(folder / "model.safetensors").keys() == video.keys()
 
 
-# -- forms --------------------------------------------------------------------------------------------------------------
+# -- forms -----------------------------------------------------------------------------------------
 
 
 def base_folder(tmp_path, policy) -> str:
@@ -438,12 +446,12 @@ def test_a_slim_checkpoint_is_saved_again_whatever_it_is_computed_in(tmp_path):
 def test_a_slim_checkpoint_never_overwrites_its_base(tmp_path):
     fat = make_light_policy().save_pretrained(tmp_path / "fat")
     before = sorted((p.name, p.read_bytes()) for p in fat.iterdir() if p.is_file())
-    with pytest.raises(ConfigError, match="it would overwrite it"):
+    with pytest.raises(ConfigError, match="the checkpoint would overwrite it"):
         WAMPolicy.from_pretrained(fat).save_pretrained(fat, form="slim", base=Source(repo=str(fat)))
     slim_folder = make_light_policy().save_pretrained(
         tmp_path / "slim", form="slim", base=Source(repo=str(fat))
     )
-    with pytest.raises(ConfigError, match="it would overwrite it"):
+    with pytest.raises(ConfigError, match="the checkpoint would overwrite it"):
         WAMPolicy.from_pretrained(slim_folder).save_pretrained(fat)
     assert sorted((p.name, p.read_bytes()) for p in fat.iterdir() if p.is_file()) == before
 
@@ -457,7 +465,7 @@ def test_a_slim_checkpoint_whose_trunk_was_changed_is_refused(tmp_path):
     )
     with torch.no_grad():
         loaded.model.video.blocks[0].modulation += 1
-    with pytest.raises(WeightsError, match="isn't the one this checkpoint was trained on"):
+    with pytest.raises(WeightsError, match="is not the one this checkpoint was trained on"):
         loaded.save_pretrained(tmp_path / "again")
 
 
@@ -487,7 +495,7 @@ def test_a_base_in_a_subfolder_is_not_overwritten_either_nor_a_repository_by_its
     source = Source(repo=str(tmp_path / "repo"), subfolder="trunk")
     folder = policy.save_pretrained(tmp_path / "slim", form="slim", base=source)
     assert equal(WAMPolicy.from_pretrained(folder), policy)
-    with pytest.raises(ConfigError, match="it would overwrite it"):
+    with pytest.raises(ConfigError, match="the checkpoint would overwrite it"):
         WAMPolicy.from_pretrained(folder).save_pretrained(tmp_path / "repo/trunk")
     with pytest.raises(ConfigError, match="the upload would replace 'lab/light'"):
         frozen_base.refuse_unpublished(
@@ -526,7 +534,7 @@ def test_a_base_with_another_hash_is_refused(tmp_path):
     tensors = load_file(path)
     tensors["video.blocks.0.modulation"][0, 0, 0] += 1
     save_file(tensors, path)
-    with pytest.raises(WeightsError, match="isn't the one this checkpoint was trained on"):
+    with pytest.raises(WeightsError, match="is not the one this checkpoint was trained on"):
         WAMPolicy.from_pretrained(folder)
     path.unlink()
     with pytest.raises(CheckpointError, match="download is incomplete"):
@@ -577,9 +585,9 @@ def test_a_lean_checkpoint_neither_imagines_nor_grows(tmp_path):
     with pytest.raises(ConfigError, match="knows 4 steps of a chunk"):
         policy.predict_chunk(make_observation(side=32), horizon=5)
     for form in ("slim", "fat"):
-        with pytest.raises(ConfigError, match="only a whole Light-WAM"):
+        with pytest.raises(ConfigError, match="only a complete Light-WAM"):
             policy.save_pretrained(tmp_path / "other", form=form)
-    with pytest.raises(ConfigError, match="only a whole Light-WAM"):
+    with pytest.raises(ConfigError, match="only a complete Light-WAM"):
         convert(ConvertConfig(src=str(tmp_path / "lean"), dst=tmp_path / "other", form="fat"))
     with pytest.raises(CheckpointError, match="a lean checkpoint, which only acts"):
         initialization.read_init_weights(tmp_path / "lean")
@@ -589,9 +597,9 @@ def test_a_lean_checkpoint_neither_imagines_nor_grows(tmp_path):
 
 
 def test_forms_a_policy_does_not_have_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="only a whole Light-WAM"):
+    with pytest.raises(ConfigError, match="only a complete Light-WAM"):
         make_policy().save_pretrained(tmp_path / "x", form="lean")
-    with pytest.raises(ConfigError, match="say where they are"):
+    with pytest.raises(ConfigError, match="needs the source of its frozen weights"):
         make_light_policy().save_pretrained(tmp_path / "x", form="slim")
     with pytest.raises(ConfigError, match="only a slim checkpoint has a base"):
         make_light_policy().save_pretrained(tmp_path / "x", base=Source(repo="a/b"))
@@ -613,7 +621,7 @@ def test_convert_changes_the_form_of_a_checkpoint_of_ours(tmp_path):
     for form in (None, "fat"):
         with pytest.raises(CheckpointError, match="is a wam-policy checkpoint already, a fat one"):
             convert(ConvertConfig(src=str(fat), dst=tmp_path / "again", form=form))
-    with pytest.raises(CheckpointError, match="isn't the wanted file"):
+    with pytest.raises(CheckpointError, match="is not the expected file"):
         convert(ConvertConfig(src=str(fat), dst=tmp_path / "again", form="lean", sha256="0" * 64))
     with pytest.raises(ConfigError, match="leave out --preset, --codec"):
         convert(
@@ -663,7 +671,7 @@ def test_convert_compares_a_slim_checkpoint_s_base_before_it_writes(tmp_path):
     with torch.no_grad():
         other.model.video.blocks[0].modulation += 1
     base = base_folder(tmp_path, other)
-    with pytest.raises(WeightsError, match="isn't the one this checkpoint was trained on"):
+    with pytest.raises(WeightsError, match="is not the one this checkpoint was trained on"):
         convert(
             ConvertConfig(
                 src=str(policy.save_pretrained(tmp_path / "fat")),

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects load as they are published, and what is wrong with one is said."""
+"""Checkpoints of other projects load as they are published, and errors are reported."""
 
 import json
 from dataclasses import replace
@@ -30,9 +30,9 @@ def observation() -> dict:
 
 
 def holds(policy: WAMPolicy, ours: dict) -> bool:
-    found = policy.model.state_dict()
-    return found.keys() == ours.keys() and all(
-        torch.equal(found[name], x.to(found[name].dtype)) for name, x in ours.items()
+    state = policy.model.state_dict()
+    return state.keys() == ours.keys() and all(
+        torch.equal(state[name], x.to(state[name].dtype)) for name, x in ours.items()
     )
 
 
@@ -70,7 +70,8 @@ def test_a_release_is_known_by_its_name_and_keeps_its_own_shift():
 
 def test_a_file_nobody_knows_asks_for_what_it_does_not_say(tmp_path, ours):
     with pytest.raises(
-        CheckpointError, match=r"step_000100\.pt doesn't say what it was.*--preset libero\|robotwin"
+        CheckpointError,
+        match=r"step_000100\.pt does not record what it was.*--preset libero\|robotwin",
     ):
         WAMPolicy.from_pretrained(upstream(tmp_path, ours, "step_000100"))
 
@@ -156,7 +157,7 @@ def test_another_robot_s_numbers_keep_the_names_the_file_gives(tmp_path):
     assert policy.config.action.layout.names == ("a", "b", "c") and policy.config.state is None
 
 
-# -- what is refused -------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 class Evil:
@@ -188,7 +189,7 @@ def test_statistics_beside_the_file_may_have_the_folder_s_name(tmp_path, ours):
 
 @pytest.mark.parametrize("stats", [statistics(action=6), statistics(state=7), {"state": {}}, {}])
 def test_statistics_that_do_not_fit_are_refused(tmp_path, ours, stats):
-    with pytest.raises(CheckpointError, match="doesn't hold the statistics of the"):
+    with pytest.raises(CheckpointError, match="does not hold the statistics of the"):
         WAMPolicy.from_pretrained(upstream(tmp_path, ours, stats=stats), release=TRAINED)
 
 
@@ -232,7 +233,7 @@ def test_a_lerobot_folder_of_another_policy_is_refused(tmp_path, ours):
     [
         ({"use_relative_actions": True}, "`use_relative_actions` is True"),
         ({"toggle_action_dimensions": [5, 6]}, "several grippers"),
-        ({"image_size": [224, 447]}, "447 wide can't hold 2 cameras"),
+        ({"image_size": [224, 447]}, "447 wide cannot hold 2 cameras"),
         ({"prompt_template": "lift it"}, "hold {task} once"),
         ({"input_features": None}, "incomplete"),
         ({"torch_dtype": "int8"}, "unknown dtype"),
@@ -296,7 +297,7 @@ def test_weights_without_their_proprio_encoder_would_act_blindly_and_are_refused
     blind = {name: x for name, x in ours.items() if not name.startswith("proprio_encoder")}
     with pytest.raises(
         WeightsError,
-        match=r"holds no proprio encoder, the policy was trained with one.*proprio=False",
+        match=r"holds no proprio encoder, but the policy was trained with one.*proprio=False",
     ):
         WAMPolicy.from_pretrained(upstream(tmp_path / "a", blind), release=TRAINED)
     with pytest.raises(WeightsError, match="`proprio_dim` is 8, the weights have no such part"):
@@ -306,7 +307,7 @@ def test_weights_without_their_proprio_encoder_would_act_blindly_and_are_refused
     )
     assert told.config.state is None
     with pytest.raises(
-        WeightsError, match="holds a proprio encoder, the policy was trained without one"
+        WeightsError, match="holds a proprio encoder, but the policy was trained without one"
     ):
         WAMPolicy.from_pretrained(
             upstream(tmp_path / "c", ours), release=replace(TRAINED, proprio=False)
@@ -363,11 +364,11 @@ def test_a_gripper_of_zeros_and_ones_that_nothing_toggles_is_refused(tmp_path, o
 def test_what_is_said_of_a_folder_that_says_it_itself_is_not_swallowed(tmp_path, ours, policy):
     lerobot(tmp_path / "lr", ours)
     own = policy.save_pretrained(tmp_path / "own")
-    with pytest.raises(ConfigError, match="says its own contract and statistics"):
+    with pytest.raises(ConfigError, match="holds its own configuration and statistics"):
         WAMPolicy.from_pretrained(own, stats=tmp_path / "x.json")
     folder = tmp_path / "lr"
     for said in ({"release": TRAINED}, {"stats": tmp_path / "x.json"}):
-        with pytest.raises(ConfigError, match="says its own contract and statistics"):
+        with pytest.raises(ConfigError, match="holds its own configuration and statistics"):
             WAMPolicy.from_pretrained(folder, **said)
 
 
@@ -427,7 +428,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="none of the models this package knows"):
         WAMPolicy.from_pretrained(tmp_path / f"{LIBERO}.pt")
     (tmp_path / f"{LIBERO}.pt").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(WeightsError, match=r"can't be read|holds code, or isn't a file"):
+    with pytest.raises(WeightsError, match=r"cannot be read|holds code, or is not a file"):
         WAMPolicy.from_pretrained(tmp_path / f"{LIBERO}.pt")
 
 
