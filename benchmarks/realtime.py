@@ -21,13 +21,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from delayed_executor import DelayedExecutor
 
 import wam_policy.wrappers  # noqa: F401  # registers the env ids
 from wam_policy import WAMPolicy
 from wam_policy.checkpoints import embedded
 from wam_policy.evaluation.evaluate import METAWORLD_TASKS
 from wam_policy.evaluation.results import wilson_interval
-from wam_policy.realtime import DelayedExecutor, RealtimeRunner
+from wam_policy.realtime import RealtimeRunner
 
 Method = Literal["wait", "naive", "continue"]
 METHODS: tuple[Method, ...] = ("wait", "naive", "continue")

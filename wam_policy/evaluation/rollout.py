@@ -1,4 +1,4 @@
-"""One episode in a wrapped vector env of one sub-env, with a new chunk whenever the last is used."""
+"""Rollout of one episode in a wrapped vector env of one sub-env."""
 
 from __future__ import annotations
 
