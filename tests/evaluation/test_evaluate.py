@@ -239,7 +239,7 @@ def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatc
             and summary["peak_memory_bytes"] > 2**27
             and summary["tasks"]["leave"]["episodes"] == 2
         )
-    with pytest.raises(ConfigError, match="names of their own"):
+    with pytest.raises(ConfigError, match="each with a different last part of its path"):
         replace(compared, checkpoints=("a/x", "b/x"))
     with pytest.raises(ResultsError, match="ended with code 1"):
         compare(replace(compared, checkpoints=("./nowhere",)))
