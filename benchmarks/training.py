@@ -68,7 +68,7 @@ class TrainingConfig:
 
 
 def random_pictures(size: int, seed: int) -> Tensor:
-    """Return clips of nine frames of 224 × 448 pixels in [-1, 1], float32 [size, 3, 9, 224, 448]."""
+    """Return random clips in [-1, 1], float32 [size, 3, 9 frames, 224, 448 pixels]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(size, 3, 9, 224, 448, generator=generator) * 2 - 1
 
