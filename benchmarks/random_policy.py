@@ -61,9 +61,17 @@ def smaller(family: Family, size: Size) -> PolicyConfig:
             width 96 and pictures of 32 pixels.
     """
     if size == "mid":
-        layers, width, heads, side, text_dim = 12, 768, 12, 64, 512
+        layers = 12
+        width = 768
+        heads = 12
+        text_dim = 512
+        side = 64
     else:
-        layers, width, heads, side, text_dim = 3, 96, 4, 32, 32
+        layers = 3
+        width = 96
+        heads = 4
+        text_dim = 32
+        side = 32
 
     shared: dict[str, Any] = {
         "action_dim": 7,
