@@ -42,6 +42,7 @@ class DelayedExecutor(Executor):
     def tick(self) -> None:
         """Advance by one control step, and mark the futures that are due as done."""
         self._step += 1
+        # Later calls look only at the futures that remain.
         still_pending = []
         for due, future in self._pending:
             if due <= self._step:

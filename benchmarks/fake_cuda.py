@@ -42,6 +42,7 @@ def environment(folder: Path) -> dict[str, str]:
     if torch.backends.cuda.is_built():
         return dict(os.environ)
 
+    # Compile against the installed PyTorch.
     compile_flags = ["-shared", "-fPIC", "-std=c++20"]
     for path in include_paths():
         compile_flags.append(f"-I{path}")
@@ -61,6 +62,7 @@ def pretend() -> None:
     """Replace the CUDA streams and events of this process by idle ones if there is no device."""
     if torch.cuda.is_available():
         return
+    # Through `Any`: the type checker knows these names as classes and functions.
     cuda: Any = torch.cuda
     for name in ("Stream", "Event", "stream", "current_stream"):
         setattr(cuda, name, Idle)

@@ -100,6 +100,7 @@ def _make_step(config: InferenceConfig, loaded: WAMPolicy) -> Step:
         compiled = compile_inference(loaded, batch_sizes=(config.batch,), backend=backend)
         return compiled.predict_chunk
 
+    # The plain ways.
     savings: set[str] = set()
     if config.way == "caches":
         savings = set(savings_of(loaded)) - set(config.without)
@@ -125,6 +126,7 @@ def measure(config: InferenceConfig) -> dict[str, Any]:
     step(observations[0])
     ready = time.perf_counter() - start
 
+    # Time the runs, and keep the actions of each observation.
     actions = []
     seconds = []
     for run_number in range(max(config.repeats, config.inputs)):

@@ -132,6 +132,7 @@ def compare(folder: Path, repeats: int, *, cold: bool) -> tuple[float, int]:
     Returns:
         The time of loading over that of reading, and the peak memory of loading in bytes.
     """
+    # In turns, so that a slow phase of the machine affects both.
     reads = []
     loads = []
     for _ in range(repeats):

@@ -80,16 +80,22 @@ def inputs(model: Any, b: int) -> tuple[Batch, Any]:
     side = 14 if is_fast else 28
     rows = slots_for(TOKENS, 128, proprio=True) - 1
 
+    # Two cameras beside each other, three latent frames, a prompt without its padding.
     latents = empty(b, config.latent_channels, 3, side, 2 * side)
     action = empty(b, 32, config.action_dim)
     action_is_pad = empty(b, 32, dtype=torch.bool)
-    latent_is_pad = action_is_pad[:, :2]
-    u = empty(b, dtype=torch.float32)
-    context = empty(b, rows, config.text_dim)
-    proprio = empty(b, config.proprio_dim)
-    text_bias = empty(b, rows)
-    batch = Batch(latents, context, action, proprio, action_is_pad, latent_is_pad, text_bias)
+    batch = Batch(
+        latents=latents,
+        context=empty(b, rows, config.text_dim),
+        action=action,
+        proprio=empty(b, config.proprio_dim),
+        action_is_pad=action_is_pad,
+        latent_is_pad=action_is_pad[:, :2],
+        text_bias=empty(b, rows),
+    )
 
+    # The noise of each family.
+    u = empty(b, dtype=torch.float32)
     if is_fast:
         noise = TrainingNoise(torch.empty_like(latents), u, torch.empty_like(action), u)
         return batch, noise
@@ -106,6 +112,7 @@ def row(config: PlanConfig, processes: int, checkpointing: bool) -> str:
         processes: Number of devices.
         checkpointing: Whether the backward pass recomputes the activations inside of blocks.
     """
+    # A group of which this process is the only real one.
     pretend()
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
     mesh = dist.device_mesh.init_device_mesh("cuda", (processes,))
@@ -162,11 +169,13 @@ def _track_step(
     """
     shapes = {name: x.shape for name, x in model.state_dict().items()}
     with FakeTensorMode(allow_non_fake_inputs=True), cuda_attention():
+        # Weights without data, in float32.
         weights = {name: empty(*shape, dtype=torch.float32) for name, shape in shapes.items()}
         # `assign` keeps which weights are trained.
         model.load_state_dict(weights, assign=True)
         compile_training(model, backend=None, checkpointing=checkpointing)
 
+        # The sharded step.
         group = ProcessGroup(CUDA, 0, processes, None, mesh)
         loss_module = LossModule(_run_config(config.family), model)
         module = group.wrap_fsdp(loss_module, compute=torch.bfloat16)

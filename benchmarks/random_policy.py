@@ -73,6 +73,7 @@ def smaller(family: Family, size: Size) -> PolicyConfig:
         text_dim = 32
         side = 32
 
+    # Sizes that both families have.
     shared: dict[str, Any] = {
         "action_dim": 7,
         "proprio_dim": 8,
@@ -117,6 +118,7 @@ def random_codec(config: PolicyConfig, size: Size = "full") -> VAE:
     if isinstance(config.model, FastWAMConfig):
         codec_config |= wan.WAN22_CODEC
 
+    # A small codec keeps the architecture.
     if size != "full":
         channels = config.model.latent_channels
         codec_config |= {"base_dim": 16, "decoder_base_dim": 32, "z_dim": channels}
@@ -157,6 +159,7 @@ def random_parts(
     weights = _randomize(dict(model.state_dict()), generator, dtype)
     model.load_state_dict(weights, assign=True)
 
+    # The embedding of the benchmarks' only prompt.
     embedding = torch.randn(TOKENS, config.model.text_dim, generator=generator).to(dtype)
     prompts = PromptEmbeddings(
         {config.prompt.prompt(TASK): embedding},
@@ -195,6 +198,7 @@ def policy(family: Family, size: Size, dtype: torch.dtype) -> WAMPolicy:
         parts = random_parts(smaller(family, size), size, dtype)
         return WAMPolicy(parts.config, parts.model, vae=parts.vae, prompts=parts.prompts)
 
+    # The folder is shared with `load.py`, which uses a Light-WAM in its lean form.
     suffix = "" if family == "fast_wam" else "-fat"
     folder = Path(f"runs/full-size-{family}{suffix}")
     if not (folder / checkpoint.CONFIG).is_file():

@@ -84,6 +84,7 @@ def play(
         )
         act = runner.act
 
+    # Play the episode; every action is one tick of the executor.
     observation, _ = env.reset(seed=seed)
     actions = []
     ended = False
@@ -110,6 +111,7 @@ def waiting(policy: WAMPolicy, config: RealtimeConfig) -> Callable[[Any], np.nda
     gripper = policy.config.action.layout.gripper
 
     def act(observation: Any) -> np.ndarray:
+        # First stand still for as long as the computation takes, then execute the chunk.
         if not queue:
             queue.extend([still.copy() for _ in range(config.delay)])
             queue.extend(policy.predict_chunk(observation)[: config.every])
@@ -151,6 +153,7 @@ def measure(config: RealtimeConfig) -> dict[str, Any]:
 
 def run(config: RealtimeConfig, policy: str, task: str) -> dict[str, Any]:
     """Measure one policy and task in a process of its own, as one process has one GL context."""
+    # The child process measures the first of its `policies` in its `task`.
     options = [
         f"--{name}={getattr(config, name)}" for name in ("episodes", "seed", "delay", "every")
     ]
@@ -190,6 +193,7 @@ def summary(policy: str, method: Method, tasks: Sequence[dict[str, Any]], episod
     total = episodes * len(tasks)
     low, high = wilson_interval(successes, total)
 
+    # Mean number of steps of the episodes that succeeded.
     steps = []
     for task in tasks:
         steps.extend(task["steps"])

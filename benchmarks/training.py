@@ -99,12 +99,12 @@ def random_batch(model: Any, latents: Tensor, seed: int) -> Batch:
     action = normal(32, config.action_dim)
     proprio = normal(config.proprio_dim)
     return Batch(
-        latents,
-        F.pad(prompt, (0, 0, 0, 128 - TOKENS)),
-        action,
-        proprio,
-        torch.zeros(size, 32, dtype=torch.bool),
-        torch.zeros(size, 2, dtype=torch.bool),
+        latents=latents,
+        context=F.pad(prompt, (0, 0, 0, 128 - TOKENS)),
+        action=action,
+        proprio=proprio,
+        action_is_pad=torch.zeros(size, 32, dtype=torch.bool),
+        latent_is_pad=torch.zeros(size, 2, dtype=torch.bool),
     )
 
 
@@ -160,6 +160,7 @@ def measure(config: TrainingConfig) -> dict[str, Any]:
     optimizer = adamw(model, options)
     loss = loss_of(model, config.way)
 
+    # Every way but "plain" starts from latents that are encoded before.
     pictures = [random_pictures(config.batch, step) for step in range(WARMUPS + config.repeats)]
     cached = None
     if config.way != "plain":
@@ -172,6 +173,7 @@ def measure(config: TrainingConfig) -> dict[str, Any]:
             forget_peak_memory(torch.device("cpu"))
         start = time.perf_counter()
 
+        # The batch, condensed unless the way computes as the references do.
         latents = encoded(vae, clips) if cached is None else cached[step]
         batch = random_batch(model, latents, step)
         generator = torch.Generator().manual_seed(step)
@@ -179,6 +181,7 @@ def measure(config: TrainingConfig) -> dict[str, Any]:
             context, bias = condense_padding(batch.context, proprio=True, dtype=torch.float32)
             batch = batch._replace(context=context, text_bias=bias)
 
+        # The update.
         loss(batch, generator).backward()
         norms.append(optimizer_step(optimizer, options, step, 1000))
         seconds.append(time.perf_counter() - start)

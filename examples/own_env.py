@@ -1,4 +1,4 @@
-"""Describe your own simulator to a policy: its cameras, its state, and the meaning of its actions."""
+"""Describe your own simulator to a policy: its cameras, its state and the meaning of actions."""
 
 import gymnasium as gym
 import numpy as np

@@ -47,6 +47,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     if config.compile:
         policy = policy.compile(batch_sizes=(1,))
 
+    # One observation, as `predict_chunk` takes it.
     observation: dict[str, Any] = {
         "state": np.array(config.state, np.float32),
         "instruction": config.instruction,
@@ -54,6 +55,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     for name, path in config.images.items():
         observation[f"images.{name}"] = _read_picture(path)
 
+    # The prediction, in the units of the training data.
     names = list(policy.config.action.layout.names)
     actions = policy.predict_chunk(observation).tolist()
     answer = {"names": names, "actions": actions}

@@ -43,6 +43,7 @@ def continuation_weights(horizon: int, overlap: int, delay: int) -> np.ndarray:
         Weights, float32 [horizon]: 1 for the `delay` actions that are executed meanwhile, then
         falling to 0 at the end of the overlap.
     """
+    # The soft mask of the paper: from 1 at the end of the delay to 0 at the end of the overlap.
     steps = np.arange(horizon)
     fall = np.clip((overlap - steps) / max(1, overlap - delay + 1), 0, 1)
     soft = fall * np.expm1(fall) / np.expm1(1)
@@ -105,6 +106,7 @@ class RealtimeRunner:
                 f"with which a chunk does not last until the next one arrives"
             )
 
+        # One thread computes the chunks, unless the caller has an executor.
         self._thread_pool: ThreadPoolExecutor | None = None
         if executor is None:
             self._thread_pool = ThreadPoolExecutor(1, "wam-policy-realtime")
@@ -174,6 +176,7 @@ class RealtimeRunner:
         overlap = self.horizon - self._step
         if self.method == "naive" or overlap <= 0:
             return None
+        # Actions after the overlap have no target: their weight is 0.
         rest = np.zeros_like(chunk)
         rest[..., :overlap, :] = chunk[..., self._step :, :]
         return ActionTarget(rest, continuation_weights(self.horizon, overlap, self.delay))

@@ -90,6 +90,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> dict[str, 
 
 def _eval_command(config: CompareConfig, checkpoint: str, output_dir: Path) -> list[str]:
     """Return the command line that evaluates one checkpoint."""
+    # `--no-video`: the comparison shows numbers only.
     options = {
         "--checkpoint": [checkpoint],
         "--env": [config.env],
@@ -123,6 +124,7 @@ def comparison_table(summaries: dict[str, Any], tasks: tuple[str, ...]) -> Table
     for column in ("parameters", *tasks, "mean", "median ms", "p95 ms", "peak MiB"):
         table.add_column(column, justify="right")
 
+    # One row per checkpoint.
     for name, summary in summaries.items():
         success_rates = [f"{summary['tasks'][task]['success']:.0%}" for task in tasks]
         peak = summary["peak_memory_bytes"]

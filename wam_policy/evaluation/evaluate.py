@@ -124,7 +124,14 @@ class _SubEnvState:
 
     def finish(self, task: str, success: bool) -> Episode:
         """Return the result of the episode that just ended."""
-        return Episode(task, self.seed, success, self.steps, self.reward, self.latency_ms)
+        return Episode(
+            task=task,
+            seed=self.seed,
+            success=success,
+            steps=self.steps,
+            reward=self.reward,
+            latency_ms=self.latency_ms,
+        )
 
     def start_episode(self) -> None:
         """Set the counters to zero for the next episode."""
@@ -174,10 +181,11 @@ def play_episodes(
     queue = _make_queue(policy, config, size)
     length = int(queue.replan.max())
     waiting = list(seeds)
+    # Every sub-env starts with one of the first seeds.
+    states = [_SubEnvState(seed=waiting.pop(0)) for _ in range(size)]
 
     with closing(_make_vector_env(config, task, size, length)) as vector_env:
         env: Any = policy.wrap(vector_env)
-        states = [_SubEnvState(seed=waiting.pop(0)) for _ in range(size)]
         observation, _ = env.reset(seed=[state.seed for state in states])
 
         while not all(state.idle for state in states):
@@ -194,8 +202,9 @@ def play_episodes(
             success = is_success(infos) if ended.any() else ended
 
             # Report the episodes that ended, and give their sub-envs the next seeds.
+            executed = infos[EXECUTED]
             for i, state in enumerate(states):
-                state.add_chunk(int(infos[EXECUTED][i]), float(reward[i]), latency_ms)
+                state.add_chunk(int(executed[i]), float(reward[i]), latency_ms)
                 if not ended[i]:
                     continue
                 if not state.idle:
@@ -205,10 +214,12 @@ def play_episodes(
                     state.seed = waiting.pop(0)
                 state.start_episode()
 
+            # Reset the sub-envs whose episode ended; the others continue theirs.
             queue.reset(ended)
             if ended.any() and not all(state.idle for state in states):
                 observation, _ = env.reset(
-                    seed=[state.seed for state in states], options={"reset_mask": ended}
+                    seed=[state.seed for state in states],
+                    options={"reset_mask": ended},
                 )
 
 
@@ -222,6 +233,7 @@ def record_video(policy: WAMPolicy, config: EvalConfig, task: str | None, path: 
     with closing(_make_vector_env(config, task, 1, None)) as vector_env:
         env: Any = policy.wrap(vector_env)
         queue = _make_queue(policy, config, 1)
+        # Without chunks as steps, every control step yields an observation.
         for observation in rollout(env, config.seed, queue, predict):
             pictures = [observation[IMAGE + name][0] for name in policy.config.cameras.names]
             frames.append(np.concatenate(pictures, axis=1))
@@ -281,6 +293,7 @@ def record_explanation(policy: WAMPolicy, config: EvalConfig, task: str | None, 
 
 def _check_supported(policy: WAMPolicy, config: EvalConfig) -> None:
     """Check, before any episode, that the policy supports what the evaluation asks for."""
+    # Both raise an error for values that do not fit the policy.
     _make_queue(policy, config, 1)
     policy.config.action_mode(config.mode)
     if config.imagine:
@@ -295,6 +308,7 @@ def _load_policy(config: EvalConfig) -> tuple[WAMPolicy, Path]:
     Returns:
         The policy, compiled if the options say so, and its checkpoint folder or file.
     """
+    # A file stands for itself; a folder or Hub id for a folder.
     source = resolve_checkpoint(config.checkpoint)
     if isinstance(source, Path) and source.is_file():
         checkpoint = source
@@ -308,7 +322,9 @@ def _load_policy(config: EvalConfig) -> tuple[WAMPolicy, Path]:
     _ = policy.vae
     if config.compile:
         policy = policy.compile(
-            batch_sizes=(config.num_envs,), mode=config.mode, horizon=config.horizon
+            batch_sizes=(config.num_envs,),
+            mode=config.mode,
+            horizon=config.horizon,
         )
     return policy, checkpoint
 
@@ -344,10 +360,12 @@ def _play_missing(
             if not missing:
                 continue
 
-            for episode in play_episodes(policy, config, _task_argument(config, task), missing):
+            # An episode counts as soon as it is in the file: a killed run loses none.
+            task_argument = _task_argument(config, task)
+            for episode in play_episodes(policy, config, task_argument, missing):
                 results.append_episode(config.output_dir, episode)
                 episodes.append(episode)
-                successes = sum(e.success for e in episodes if e.task == task)
+                successes = sum(e.success and e.task == task for e in episodes)
                 progress.update(bar, advance=1, description=f"{task} {successes} succeeded")
     return episodes
 

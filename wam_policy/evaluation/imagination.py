@@ -47,6 +47,7 @@ def rollout_futures(
     clips: list[np.ndarray] = []
 
     def predict(observation: Any) -> np.ndarray:
+        # The canvas of this observation is already the last one.
         step = len(canvases) - 1
         if starts and step < starts[-1] + policy.config.action.horizon:
             return policy.predict_chunk(observation, mode=mode, horizon=queue.horizon)
@@ -97,10 +98,13 @@ def psnr_by_frame(futures: list[Future]) -> dict[str, list[float]]:
     still_scores = []
     longest = max(len(future.real) for future in futures)
 
+    # Frame 0 is the observed one.
     for k in range(1, longest):
         reached = [future for future in futures if len(future.real) > k]
-        imagined_scores.append(psnr_over([(f.imagined[k], f.real[k]) for f in reached]))
-        still_scores.append(psnr_over([(f.real[0], f.real[k]) for f in reached]))
+        imagined_pairs = [(future.imagined[k], future.real[k]) for future in reached]
+        still_pairs = [(future.real[0], future.real[k]) for future in reached]
+        imagined_scores.append(psnr_over(imagined_pairs))
+        still_scores.append(psnr_over(still_pairs))
     return {"psnr_db": imagined_scores, "still_psnr_db": still_scores}
 
 

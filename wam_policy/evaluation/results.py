@@ -72,6 +72,7 @@ def checkpoint_hash(checkpoint: Path, contract: str) -> str:
         root = checkpoint
         digest = hashlib.sha256(b"")
 
+    # Large files are read in blocks.
     for path in files:
         digest.update(str(path.relative_to(root)).encode())
         with path.open("rb") as file:
@@ -116,8 +117,9 @@ def open_results(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
 
 def append_episode(folder: Path, episode: Episode) -> None:
     """Append a finished episode to the results file and sync it to disk."""
+    line = json.dumps(dataclasses.asdict(episode)) + "\n"
     with (folder / EPISODES).open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(episode)) + "\n")
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
@@ -176,6 +178,7 @@ def results_table(summary: dict[str, Any]) -> Table:
     for column in ("success", "95 % interval", "episodes", "steps to success"):
         table.add_column(column, justify="right")
 
+    # One row per task.
     for task, row in summary["tasks"].items():
         low, high = row["interval"]
         steps = row["mean_steps_of_successes"]
@@ -201,6 +204,7 @@ def imagination_table(summary: dict[str, Any], stride: int) -> Table:
     frames = max(len(score["psnr_db"]) for score in scores.values())
     table = Table(caption="PSNR of imagined frames in dB; in brackets: of the observed frame")
 
+    # One column per frame, one row per task.
     table.add_column("steps ahead")
     for k in range(1, frames + 1):
         table.add_column(str(k * stride), justify="right")

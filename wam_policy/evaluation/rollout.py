@@ -28,6 +28,7 @@ def rollout(
     observation, _ = env.reset(seed=[seed])
     ended = False
 
+    # The caller sees an observation before the policy does.
     while not ended:
         yield observation
         empty = queue.empty()

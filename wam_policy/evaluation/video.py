@@ -32,11 +32,13 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], *, fps: int, enlarge: in
         stream.pix_fmt = "yuv420p"
 
         for frame in frames:
-            large = np.repeat(np.repeat(frame, enlarge, axis=0), enlarge, axis=1)
-            padded = np.pad(large, ((0, pad_bottom), (0, pad_right), (0, 0)), mode="edge")
+            tall = np.repeat(frame, enlarge, axis=0)
+            large = np.repeat(tall, enlarge, axis=1)
+            padding = ((0, pad_bottom), (0, pad_right), (0, 0))
+            padded = np.pad(large, padding, mode="edge")
             contiguous = np.ascontiguousarray(padded)
-            packet = stream.encode(av.VideoFrame.from_ndarray(contiguous, format="rgb24"))
-            container.mux(packet)
+            video_frame = av.VideoFrame.from_ndarray(contiguous, format="rgb24")
+            container.mux(stream.encode(video_frame))
 
         # Flush the frames that the encoder still holds.
         container.mux(stream.encode())
