@@ -64,13 +64,11 @@ def test_fixed_actions_are_kept_and_free_ones_are_free(make, side):
 def test_a_flow_head_fits_the_free_actions_to_the_fixed_ones():
     policy = long(make_policy)
     observation = make_observation()
-    free, target = policy.predict_chunk(observation), np.full((12, 3), 0.9, np.float32)
+    free = policy.predict_chunk(observation)
+    target = np.full((12, 3), 0.9, np.float32)
     weights = (np.arange(12) < 4).astype(np.float32)
-    assert not np.allclose(
-        policy.predict_chunk(observation, action_target=ActionTarget(target, weights))[4:],
-        free[4:],
-        atol=1e-4,
-    )
+    fixed = policy.predict_chunk(observation, action_target=ActionTarget(target, weights))
+    assert not np.allclose(fixed[4:], free[4:], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +121,8 @@ def test_the_next_chunk_is_asked_for_while_one_plays_and_skips_what_lies_in_the_
     assert np.allclose(actions, first + second)
     assert [observation for observation, _ in policy.calls] == [0, 4, 8]
     _, known = policy.calls[1]
-    assert (
-        np.allclose(known.actions[:8, 0], 1.04 + 0.01 * np.arange(8))
-        and (known.weights[:2] == 1).all()
-    )
+    assert np.allclose(known.actions[:8, 0], 1.04 + 0.01 * np.arange(8))
+    assert (known.weights[:2] == 1).all()
     assert known.weights[2] < 1 and (known.weights[8:] == 0).all()
     assert runner.waits == 0 and runner.delay == 2
 
@@ -143,11 +139,8 @@ def test_the_delay_is_forecast_from_what_was_measured_and_a_late_chunk_is_waited
 
 def test_naive_chunks_know_nothing_of_each_other():
     policy, executor = Scripted(), DelayedExecutor(2)
-    play(
-        RealtimeRunner(policy, execution_horizon=4, delay=2, method="naive", executor=executor),
-        executor,
-        12,
-    )
+    runner = RealtimeRunner(policy, execution_horizon=4, delay=2, method="naive", executor=executor)
+    play(runner, executor, 12)
     assert all(known is None for _, known in policy.calls)
 
 
