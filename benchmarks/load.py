@@ -47,8 +47,7 @@ class LoadConfig:
     family: Family = "fast_wam"
     """Family of the policy."""
     folder: Path | None = None
-    """Folder of the random checkpoint, written if it does not exist; the default is
-    runs/full-size-FAMILY."""
+    """Folder of the random checkpoint, written if missing; default: runs/full-size-FAMILY."""
     repeats: int = 3
     """Measurements of each kind."""
     stage: Stage | None = None

@@ -34,8 +34,7 @@ class CompareConfig:
     seed: int = 0
     """Seed of the first episode."""
     output_dir: Path = Path("runs/compare")
-    """Folder for the results, with one subfolder per checkpoint; a comparison that is started again
-    resumes from it."""
+    """Folder for the results, one subfolder per checkpoint; a restart resumes from it."""
     device: str = "cpu"
     """PyTorch device that the policies run on."""
 

@@ -65,11 +65,9 @@ class EvalConfig:
     video: bool = True
     """Write one mp4 per task."""
     imagine: bool = False
-    """Compare imagined with real futures: PSNR, and one mp4 per task with the real frames above
-    the imagined ones."""
+    """Compare imagined with real futures: PSNR, and one mp4 per task (real frames on top)."""
     explain: bool = False
-    """Write one mp4 per task of the attention of a Light-WAM's action head: the cameras above one
-    heat map per tap."""
+    """Write one mp4 per task with heat maps of a Light-WAM's attention, one map per tap."""
     replan: int | None = None
     """Actions executed of each chunk; the default is the checkpoint's."""
     horizon: int | None = None
@@ -77,8 +75,7 @@ class EvalConfig:
     mode: ActionMode | None = None
     """What the action tokens attend to during denoising; the default is the checkpoint's."""
     ensemble: float | None = None
-    """Average overlapping chunks: the i-th oldest has the weight exp(-ensemble * i); the default is
-    the checkpoint's."""
+    """Average overlapping chunks, the i-th oldest with the weight exp(-ensemble * i)."""
     device: str = "cpu"
     """PyTorch device that the policy runs on."""
     compile: bool = False
