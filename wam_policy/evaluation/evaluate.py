@@ -75,7 +75,7 @@ class EvalConfig:
     mode: ActionMode | None = None
     """What the action tokens attend to during denoising; the default is the checkpoint's."""
     ensemble: float | None = None
-    """Average overlapping chunks, the i-th oldest with the weight exp(-ensemble * i)."""
+    """Average overlapping chunks by exp(-ensemble * i), oldest first; default: the checkpoint's."""
     device: str = "cpu"
     """PyTorch device that the policy runs on."""
     compile: bool = False
