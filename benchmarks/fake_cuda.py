@@ -1,4 +1,4 @@
-"""A CUDA device for tensors without numbers, where there is none: its library, its streams."""
+"""A fake CUDA device for tensors without data, on machines that have no CUDA device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 class Idle:
-    """A stream, or an event of one, that never has work."""
+    """A stream, or an event of a stream, that never has work."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -30,27 +30,41 @@ class Idle:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a process needs in its environment to compute gradients of fake CUDA tensors.
+    """Return the environment of a process that computes gradients of fake CUDA tensors.
 
-    A PyTorch with CUDA needs nothing more. One without it asks, once and early, for a library that registers the device: it is
-    compiled (g++, seconds) into `folder` and loaded before PyTorch.
+    A PyTorch with CUDA needs no change. One without CUDA looks up the device once, early in its
+    start: g++ compiles a library that registers the device (this takes seconds), and the process
+    loads it before PyTorch.
+
+    Args:
+        folder: Where the compiled library is written; it must exist as long as the process runs.
     """
     if torch.backends.cuda.is_built():
         return dict(os.environ)
+
+    # Compile against the installed PyTorch.
+    compile_flags = ["-shared", "-fPIC", "-std=c++20"]
+    for path in include_paths():
+        compile_flags.append(f"-I{path}")
+    link_flags = []
+    for path in library_paths():
+        link_flags += [f"-L{path}", f"-Wl,-rpath,{path}"]
+    link_flags += ["-ltorch_cpu", "-lc10"]
+
     library = folder / SOURCE.with_suffix(".so").name
-    words = ["-shared", "-fPIC", "-std=c++20", *(f"-I{path}" for path in include_paths())]
-    places = [word for path in library_paths() for word in (f"-L{path}", f"-Wl,-rpath,{path}")]
     subprocess.run(
-        ["g++", *words, str(SOURCE), "-o", str(library), *places, "-ltorch_cpu", "-lc10"],
-        check=True,
+        ["g++", *compile_flags, str(SOURCE), "-o", str(library), *link_flags], check=True
     )
     return os.environ | {"LD_PRELOAD": str(library)}
 
 
 def pretend() -> None:
-    """Streams and events for a process without a CUDA device."""
+    """Replace the CUDA streams and events of this process by idle ones if there is no device."""
     if torch.cuda.is_available():
         return
+    # Through `Any`: the type checker knows these names as classes and functions.
     cuda: Any = torch.cuda
-    cuda.Stream = cuda.Event = cuda.stream = cuda.current_stream = Idle
-    cuda.current_device, cuda.device_count = lambda: 0, lambda: 1
+    for name in ("Stream", "Event", "stream", "current_stream"):
+        setattr(cuda, name, Idle)
+    cuda.current_device = lambda: 0
+    cuda.device_count = lambda: 1

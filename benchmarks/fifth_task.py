@@ -1,9 +1,11 @@
-"""The embedded Fast-WAM learns a fifth Meta-World task from 20 demonstrations: before, every weight trained, LoRA beside it.
+"""Fine-tuning of the embedded Fast-WAM on a fifth Meta-World task from 20 demonstrations.
 
     make fifth
 
-"Before" is the embedded policy with nothing but an embedding of the new instruction. All three play the same episodes, on seeds
-never trained on; one thread each. Started again, it goes on where it was; the results are in `docs/`.
+It compares the policy before training, after training of every weight, and after training with
+LoRA. "Before" is the embedded policy with only an embedding of the new instruction added. All three
+play the same episodes, on seeds never trained on, with one thread each. A run that is started again
+resumes; the results are written to `docs/`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from wam_policy.checkpoints import embedded
 from wam_policy.utils.environment import commit, versions
 from wam_policy.utils.io import write_text
 
+# Name of each way of training -> its title in the table and its options.
 WAYS = {
     "before": (
         "nothing",
@@ -40,59 +43,81 @@ class FifthConfig:
     """The experiment."""
 
     task: str = "handle-press-v3"
+    """The new Meta-World task."""
     demonstrations: int = 20
+    """Recorded demonstrations of the task."""
     steps: int = 400
-    """Updates, 32 windows each."""
+    """Updates of the weights, with 32 windows each."""
     episodes: int = 50
+    """Evaluation episodes."""
     out: Path = Path("runs/fifth")
+    """Folder for the runs."""
     docs: Path = Path("docs")
+    """Folder for the results."""
 
 
 def learn(config: FifthConfig, way: str) -> dict[str, Any]:
-    """Train one way, play the task, and return what came of it."""
-    out, (title, options) = config.out / way, WAYS[way]
+    """Train in one way and evaluate the result.
+
+    Args:
+        config: Options of the experiment.
+        way: Key of `WAYS`.
+
+    Returns:
+        The row of the table.
+    """
+    out = config.out / way
+    title, options = WAYS[way]
     if not (out / "checkpoint" / "config.json").is_file():
-        reads = (
-            f"--dataset={config.out / 'data'}",
-            f"--codec={codec()}",
-            f"--cache={config.out / 'latents'}",
-            "--window-stride=1",
-        )
-        begins = (
-            f"--pretrained-path={embedded('metaworld-fast-wam')}",
-            "--keep-normalization",
-            "--replan=4",
-            "--num-threads=1",
-        )
-        wam(
-            out / "log",
-            "train",
-            *reads,
-            *begins,
-            f"--output-dir={out}",
-            "--optimizer.ema-decay=0.98",
-            f"--steps={config.steps}",
-            *options,
-        )
-    plays = (
+        _train(config, out, options)
+
+    evaluation = (
         f"--checkpoint={out / 'checkpoint'}",
         f"--output-dir={out / 'eval'}",
         f"--episodes={config.episodes}",
         "--no-video",
+        "--num-envs=1",
     )
-    wam(out / "log", "eval", *plays, "--num-envs=1", "--tasks", config.task)
-    found = json.loads((out / "eval" / "summary.json").read_text())["tasks"][config.task]
-    seconds = json.loads((out / "curve.jsonl").read_text().splitlines()[-1])["seconds"]
-    return {"trained": title, **found, "minutes": seconds / 60 if way != "before" else 0.0}
+    wam(out / "log", "eval", *evaluation, "--tasks", config.task)
+
+    # Collect the success rate and the time of the training.
+    summary = json.loads((out / "eval" / "summary.json").read_text())
+    last_row = json.loads((out / "curve.jsonl").read_text().splitlines()[-1])
+    minutes = last_row["seconds"] / 60 if way != "before" else 0.0
+    return {"trained": title, **summary["tasks"][config.task], "minutes": minutes}
+
+
+def _train(config: FifthConfig, out: Path, options: tuple[str, ...]) -> None:
+    """Fine-tune the embedded policy into the folder `out`."""
+    wam(
+        out / "log",
+        "train",
+        # Data.
+        f"--dataset={config.out / 'data'}",
+        f"--codec={codec()}",
+        f"--cache={config.out / 'latents'}",
+        "--window-stride=1",
+        # Initial weights.
+        f"--pretrained-path={embedded('metaworld-fast-wam')}",
+        "--keep-normalization",
+        "--replan=4",
+        "--num-threads=1",
+        # Recipe.
+        f"--output-dir={out}",
+        "--optimizer.ema-decay=0.98",
+        f"--steps={config.steps}",
+        *options,
+    )
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
+    """Return the rows as a table in Markdown."""
     lines = ["| trained | success | 95 % | minutes of training |", "|---|---|---|---|"]
     for row in rows:
         low, high = row["interval"]
         lines.append(
-            f"| {row['trained']} | **{row['success']:.0%}** | {low:.0%} … {high:.0%} | {row['minutes']:.0f} |"
+            f"| {row['trained']} | **{row['success']:.0%}** | {low:.0%} … {high:.0%} "
+            f"| {row['minutes']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -101,27 +126,27 @@ def main(config: FifthConfig) -> None:
     """Run what is missing, then write the table."""
     data = config.out / "data"
     if not (data / "meta" / "info.json").is_file():
-        wanted = ("--tasks", config.task, str(config.demonstrations))
         wam(
             config.out / "record.log",
             "record",
             f"--output-dir={data}",
             "--seed=4000000",
             "--perturbation-rate=0.03",
-            *wanted,
+            "--tasks",
+            config.task,
+            str(config.demonstrations),
         )
+
     rows = {way: learn(config, way) for way in WAYS}
-    facts = {
+    content = {
+        "rows": rows,
         "commit": commit(),
         "versions": versions(),
         "cores": os.cpu_count(),
         "config": asdict(config),
     }
     config.docs.mkdir(exist_ok=True)
-    write_text(
-        config.docs / "fifth_task.json",
-        json.dumps({"rows": rows, **facts}, indent=2, default=str) + "\n",
-    )
+    write_text(config.docs / "fifth_task.json", json.dumps(content, indent=2, default=str) + "\n")
     print(table(rows.values()))
 
 

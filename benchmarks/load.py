@@ -1,12 +1,13 @@
-"""Measures how lean a full-size policy loads: peak memory, and time against reading the same files.
+"""Peak memory and time of loading a full-size policy, against reading the same files.
 
     python benchmarks/load.py [--family fast_wam|light_wam] [--folder runs/full-size] [--repeats 3]
 
-Writes a LIBERO checkpoint of random bfloat16 weights once: a Fast-WAM (13.5 GB with its codec), or the lean form of a Light-WAM
-(3.1 GB). Then each measurement is a process of its own: *read* reads the weight files through the page cache; *load* is
-`from_pretrained` and a read of every weight's every page, as loading alone only maps them; *predict* answers one observation.
-The files are dropped from the page cache before each (cold), then both are done again with the files in it (warm). The last
-line is of the cold medians.
+The benchmark writes a LIBERO checkpoint of random bfloat16 weights once: a Fast-WAM (13.5 GB with
+its codec), or the lean form of a Light-WAM (3.1 GB). Each measurement is a process of its own:
+*read* reads the weight files through the page cache; *load* calls `from_pretrained` and reads every
+page of every weight, since loading alone only maps them; *predict* predicts for one observation.
+The files are dropped from the page cache before each measurement (cold), then both are repeated
+with the files in it (warm). The last line reports the cold medians.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from wam_policy.profiling.observations import random_observation
 from wam_policy.utils.environment import peak_memory
 
 GIB = 2**30
+READ_BYTES = 2**24
+PAGE_BYTES = 4096
 Stage = Literal["read", "load", "predict"]
 
 
@@ -42,50 +45,53 @@ class LoadConfig:
     """The benchmark."""
 
     family: Family = "fast_wam"
+    """Family of the policy."""
     folder: Path | None = None
-    """Where the random checkpoint is, or will be; the default is runs/full-size-FAMILY."""
+    """Folder of the random checkpoint, written if missing; default: runs/full-size-FAMILY."""
     repeats: int = 3
+    """Measurements of each kind."""
     stage: Stage | None = None
-    """Used by the benchmark itself: one measurement, in this process."""
+    """Internal: run one measurement in this process."""
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The shards of the model, without its codec and prompts."""
+    """Return the shards of the model, without its codec and prompts."""
     return sorted(folder.glob("model*.safetensors"))
 
 
 def read(folder: Path) -> dict[str, Any]:
     """Read the weight files, 16 MiB at a time."""
-    buffer = bytearray(2**24)
-    began = time.perf_counter()
+    buffer = bytearray(READ_BYTES)
+    start = time.perf_counter()
     for path in weight_files(folder):
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    return {"seconds": time.perf_counter() - began}
+    return {"seconds": time.perf_counter() - start}
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Load the policy and touch every page of its weights."""
-    began = time.perf_counter()
+    """Load the policy and read every page of its weights."""
+    start = time.perf_counter()
     policy = WAMPolicy.from_pretrained(folder)
-    mapped = time.perf_counter() - began
+    mapped = time.perf_counter() - start
     for parameter in policy.model.parameters():
-        parameter.detach().view(torch.uint8).flatten()[::4096].sum()
+        # One byte per page is enough to bring the page into memory.
+        parameter.detach().view(torch.uint8).flatten()[::PAGE_BYTES].sum()
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start,
         "mapped": mapped,
         "peak": peak_memory(torch.device("cpu")),
     }
 
 
 def predict(folder: Path) -> dict[str, Any]:
-    """Load the policy and answer one LIBERO observation."""
+    """Load the policy and predict for one LIBERO observation."""
     policy = WAMPolicy.from_pretrained(folder)
-    seen = random_observation(policy, 1, 0)
-    began = time.perf_counter()
-    chunk = policy.predict_chunk(seen)
-    seconds = time.perf_counter() - began
+    observation = random_observation(policy, 1, 0)
+    start = time.perf_counter()
+    chunk = policy.predict_chunk(observation)
+    seconds = time.perf_counter() - start
     assert chunk.shape == (32, 7) and np.isfinite(chunk).all()
     return {"seconds": seconds, "peak": peak_memory(torch.device("cpu"))}
 
@@ -98,13 +104,50 @@ STAGES: dict[Stage, Callable[[Path], dict[str, Any]]] = {
 
 
 def run(stage: Stage, folder: Path, *, cold: bool) -> dict[str, Any]:
-    """One measurement in a fresh process."""
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            if cold:
+    """Run one measurement in a fresh process.
+
+    Args:
+        stage: What to measure.
+        folder: Folder of the checkpoint.
+        cold: Whether to drop the weight files from the page cache before.
+    """
+    if cold:
+        for path in weight_files(folder):
+            with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     command = [sys.executable, __file__, "--folder", str(folder), "--stage", stage]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout)
+
+
+def compare(folder: Path, repeats: int, *, cold: bool) -> tuple[float, int]:
+    """Measure reading and loading in turns, and print the medians.
+
+    Args:
+        folder: Folder of the checkpoint.
+        repeats: Measurements of each.
+        cold: Whether to drop the weight files from the page cache before each.
+
+    Returns:
+        The time of loading over that of reading, and the peak memory of loading in bytes.
+    """
+    # In turns, so that a slow phase of the machine affects both.
+    reads = []
+    loads = []
+    for _ in range(repeats):
+        reads.append(run("read", folder, cold=cold))
+        loads.append(run("load", folder, cold=cold))
+
+    read_seconds = statistics.median(result["seconds"] for result in reads)
+    load_seconds = statistics.median(result["seconds"] for result in loads)
+    mapped_seconds = statistics.median(result["mapped"] for result in loads)
+    ratio = load_seconds / read_seconds
+    print(
+        f"{'cold' if cold else 'warm'}: load {load_seconds:.1f} s "
+        f"({mapped_seconds:.1f} s until mapped), read {read_seconds:.1f} s, ratio {ratio:.2f}",
+        flush=True,
+    )
+    return ratio, max(result["peak"] for result in loads)
 
 
 def main(config: LoadConfig) -> None:
@@ -113,37 +156,30 @@ def main(config: LoadConfig) -> None:
     if config.stage is not None:
         print(json.dumps(STAGES[config.stage](folder)))
         return
+
+    # Write the checkpoint if it is missing.
     if not (folder / checkpoint.CONFIG).is_file():
         print(f"writing {folder} …", flush=True)
         write(folder, full(config.family), "fat" if config.family == "fast_wam" else "lean")
         os.sync()
-    size = sum(path.stat().st_size for path in weight_files(folder))
-    whole = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    print(f"weight files {size / GIB:.2f} GiB, {whole / GIB:.2f} GiB with codec and prompts")
-    ratios, peaks = {}, []
-    for cold in (True, False):
-        seconds: dict[Stage, list[float]] = {"read": [], "load": []}
-        mapped = []
-        for _ in range(config.repeats):
-            for stage in ("read", "load"):
-                found = run(stage, folder, cold=cold)
-                seconds[stage].append(found["seconds"])
-                if stage == "load":
-                    peaks.append(found["peak"])
-                    mapped.append(found["mapped"])
-        middle = {stage: statistics.median(values) for stage, values in seconds.items()}
-        ratios[cold] = middle["load"] / middle["read"]
-        print(
-            f"{'cold' if cold else 'warm'}: load {middle['load']:.1f} s ({statistics.median(mapped):.1f} s until mapped), "
-            f"read {middle['read']:.1f} s, ratio {ratios[cold]:.2f}",
-            flush=True,
-        )
-    print(f"peak RSS of load, every page touched: {max(peaks) / GIB:.2f} GiB")
-    answered = run("predict", folder, cold=False)
+    weight_bytes = sum(path.stat().st_size for path in weight_files(folder))
+    all_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     print(
-        f"predict_chunk, bfloat16, CPU: {answered['seconds']:.0f} s, peak RSS {answered['peak'] / GIB:.2f} GiB"
+        f"weight files {weight_bytes / GIB:.2f} GiB, "
+        f"{all_bytes / GIB:.2f} GiB with codec and prompts"
     )
-    print(f"peak_minus_file_gib={(max(peaks) - size) / GIB:.3f} load_over_read={ratios[True]:.3f}")
+
+    # Measure.
+    cold_ratio, cold_peak = compare(folder, config.repeats, cold=True)
+    _, warm_peak = compare(folder, config.repeats, cold=False)
+    peak = max(cold_peak, warm_peak)
+    print(f"peak RSS of load, every page touched: {peak / GIB:.2f} GiB")
+    prediction = run("predict", folder, cold=False)
+    print(
+        f"predict_chunk, bfloat16, CPU: {prediction['seconds']:.0f} s, "
+        f"peak RSS {prediction['peak'] / GIB:.2f} GiB"
+    )
+    print(f"peak_minus_file_gib={(peak - weight_bytes) / GIB:.3f} load_over_read={cold_ratio:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""What a training step of a released size needs on each of 1, 8 and 64 devices: counted, by arithmetic and by running it.
+"""Memory of a training step of a released size on each of 1, 8 and 64 devices.
 
     python benchmarks/memory_plan.py
 
-The real step (bfloat16 passes, float32 weights, gradients and AdamW's two moments, everything cut over the processes) runs on
-tensors that hold no numbers, in one process of a group that is only pretended; PyTorch's own tracker counts what is alive at
-the worst moment. They are CUDA tensors, whether there is such a device or not (`fake_cuda.py`).
+Some of it is computed from the number of weights, the rest is measured. The real step (bfloat16
+passes; float32 weights, gradients and the two moments of AdamW; everything sharded over the
+processes) runs on tensors without data, in one process of a process group that is simulated.
+PyTorch's own tracker counts the memory that is alive at the peak. The tensors are CUDA tensors,
+whether the machine has such a device or not (`fake_cuda.py`).
 """
+
+# B batch, T actions in a chunk, L prompt tokens, A numbers per action
 
 from __future__ import annotations
 
@@ -23,6 +27,9 @@ from fake_cuda import environment, pretend
 from random_policy import full
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.device_mesh import DeviceMesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from wam_policy.config import Family
 from wam_policy.models.fast_wam.loss import Batch, TrainingNoise
@@ -47,92 +54,137 @@ class PlanConfig:
     """The plan."""
 
     family: Family = "fast_wam"
+    """Family of the policy."""
     processes: tuple[int, ...] = (1, 8, 64)
+    """Numbers of devices, one process each."""
     batch: int = 16
-    """Samples per device and pass; the papers' is 16."""
+    """Samples per device and pass; the papers use 16."""
     row: tuple[int, bool] | None = None
-    """Used by the plan itself: one row, in this process."""
+    """Internal: compute one row in this process."""
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A tensor without numbers."""
+    """Return a tensor without data."""
     return torch.empty(shape, dtype=dtype, device=CUDA)
 
 
 def inputs(model: Any, b: int) -> tuple[Batch, Any]:
-    """LIBERO's shapes."""
-    config, fast = model.config, isinstance(model, FastWAM)
-    side, rows = (14 if fast else 28), slots_for(TOKENS, 128, proprio=True) - 1
-    latents, action = (
-        empty(b, config.latent_channels, 3, side, 2 * side),
-        empty(b, 32, config.action_dim),
-    )
-    flags, u = empty(b, 32, dtype=torch.bool), empty(b, dtype=torch.float32)
-    context = empty(b, rows, config.text_dim)
+    """Return a batch and noise of LIBERO's shapes.
+
+    Args:
+        model: Model to train.
+        b: Samples.
+    """
+    config = model.config
+    is_fast = isinstance(model, FastWAM)
+    side = 14 if is_fast else 28
+    rows = slots_for(TOKENS, 128, proprio=True) - 1
+
+    # Two cameras beside each other, three latent frames, a prompt without its padding.
+    latents = empty(b, config.latent_channels, 3, side, 2 * side)
+    action = empty(b, 32, config.action_dim)
+    action_is_pad = empty(b, 32, dtype=torch.bool)
     batch = Batch(
-        latents, context, action, empty(b, config.proprio_dim), flags, flags[:, :2], empty(b, rows)
+        latents=latents,
+        context=empty(b, rows, config.text_dim),
+        action=action,
+        proprio=empty(b, config.proprio_dim),
+        action_is_pad=action_is_pad,
+        latent_is_pad=action_is_pad[:, :2],
+        text_bias=empty(b, rows),
     )
-    if fast:
-        return batch, TrainingNoise(torch.empty_like(latents), u, torch.empty_like(action), u)
+
+    # The noise of each family.
+    u = empty(b, dtype=torch.float32)
+    if is_fast:
+        noise = TrainingNoise(torch.empty_like(latents), u, torch.empty_like(action), u)
+        return batch, noise
     factor = config.video_pool
-    return batch, LightTrainingNoise(
-        u, empty(b, config.latent_channels, 3, side // factor, 2 * side // factor)
-    )
+    noise_video = empty(b, config.latent_channels, 3, side // factor, 2 * side // factor)
+    return batch, LightTrainingNoise(u, noise_video)
 
 
 def row(config: PlanConfig, processes: int, checkpointing: bool) -> str:
-    """One line of the plan."""
-    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+    """Return one row of the plan.
 
+    Args:
+        config: Options of the plan.
+        processes: Number of devices.
+        checkpointing: Whether the backward pass recomputes the activations inside of blocks.
+    """
+    # A group of which this process is the only real one.
     pretend()
     dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
     mesh = dist.device_mesh.init_device_mesh("cuda", (processes,))
-    paths: dict[str, Any] = {
+    with torch.device("meta"):
+        model = build_model(full(config.family).model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(isinstance(model, FastWAM) or is_trainable(name))
+    num_trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    num_weights = sum(x.numel() for x in model.parameters())
+    peak = _track_step(config, model, mesh, processes, checkpointing)
+
+    # The optimizer's state, 8 bytes per trained weight, comes on top of what the pass uses.
+    moments = 8 * num_trained / processes / GIB
+    plan = (4 * num_weights + 4 * num_trained) / processes / GIB
+    # A single process casts all weights at once for a pass (`train_step.py`).
+    copies = 2 * num_weights / GIB if processes == 1 else 0.0
+
+    total = peak["Total"] + moments + copies
+    passes = peak["Total"] - peak["Sharded Param"] - peak["Sharded Grad"] + copies
+    activations = "anew" if checkpointing else "kept"
+    return (
+        f"| {processes} | {config.batch * processes} | {activations} | {plan + moments:.1f} | "
+        f"{passes:.1f} | **{total:.1f}** |"
+    )
+
+
+def _run_config(family: Family) -> Any:
+    """Return the options of a training in bfloat16; its paths are never read."""
+    options: dict[str, Any] = {
         "dataset": ("",),
         "codec": Path(),
         "output_dir": Path(),
         "compute_dtype": "bfloat16",
     }
-    run: Any = (
-        TrainConfig(**paths)
-        if config.family == "fast_wam"
-        else LightTrainConfig(**paths, pretrained_path=Path())
-    )
-    with torch.device("meta"):
-        model = build_model(full(config.family).model)
-    sizes = {name: x.shape for name, x in model.state_dict().items()}
+    if family == "fast_wam":
+        return TrainConfig(**options)
+    return LightTrainConfig(**options, pretrained_path=Path())
+
+
+def _track_step(
+    config: PlanConfig, model: Any, mesh: DeviceMesh, processes: int, checkpointing: bool
+) -> dict[str, float]:
+    """Run the forward and backward pass on tensors without data.
+
+    Args:
+        config: Options of the plan.
+        model: Model on the device "meta"; it gets float32 weights without data.
+        mesh: Mesh of all processes.
+        processes: Number of devices.
+        checkpointing: Whether the backward pass recomputes the activations inside of blocks.
+
+    Returns:
+        GiB on one device at the peak, by the tracker's name of what they hold.
+    """
+    shapes = {name: x.shape for name, x in model.state_dict().items()}
     with FakeTensorMode(allow_non_fake_inputs=True), cuda_attention():
-        model.load_state_dict(
-            {name: empty(*size, dtype=torch.float32) for name, size in sizes.items()}, assign=True
-        )
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(isinstance(model, FastWAM) or is_trainable(name))
+        # Weights without data, in float32.
+        weights = {name: empty(*shape, dtype=torch.float32) for name, shape in shapes.items()}
+        # `assign` keeps which weights are trained.
+        model.load_state_dict(weights, assign=True)
         compile_training(model, backend=None, checkpointing=checkpointing)
-        learned = sum(x.numel() for x in model.parameters() if x.requires_grad)
-        every = sum(x.numel() for x in model.parameters())
-        module = ProcessGroup(CUDA, 0, processes, None, mesh).wrap_fsdp(
-            LossModule(run, model), compute=torch.bfloat16
-        )
+
+        # The sharded step.
+        group = ProcessGroup(CUDA, 0, processes, None, mesh)
+        loss_module = LossModule(_run_config(config.family), model)
+        module = group.wrap_fsdp(loss_module, compute=torch.bfloat16)
         tracker = FSDPMemTracker(module)
         with tracker:
-            module(*inputs(model, config.batch)).total.backward()
+            batch, noise = inputs(model, config.batch)
+            module(batch, noise).total.backward()
         peak = tracker.get_tracker_snapshot("peak")[CUDA]
-    found = {
-        kind.value if hasattr(kind, "value") else str(kind): size / GIB
-        for kind, size in peak.items()
-    }
-    moments = 8 * learned / processes / GIB
-    plan = (4 * every + 4 * learned) / processes / GIB
-    copies = (
-        2 * every / GIB if processes == 1 else 0.0
-    )  # alone, all weights are cast for a pass at once (`step.Narrowed`)
-    total = found["Total"] + moments + copies
-    passes = found["Total"] - found["Sharded Param"] - found["Sharded Grad"] + copies
-    return (
-        f"| {processes} | {config.batch * processes} | {'anew' if checkpointing else 'kept'} | {plan + moments:.1f} | "
-        f"{passes:.1f} | **{total:.1f}** |"
-    )
+    return {getattr(kind, "value", str(kind)): size / GIB for kind, size in peak.items()}
 
 
 def main(config: PlanConfig) -> None:
@@ -140,10 +192,14 @@ def main(config: PlanConfig) -> None:
     if config.row is not None:
         print(row(config, *config.row))
         return
+
     print(
-        "| devices | samples a step | inside of blocks | weights, gradients, moments | a pass beside them | GiB a device |"
+        "| devices | samples a step | inside of blocks | weights, gradients, moments "
+        "| a pass beside them | GiB a device |"
     )
     print("|---|---|---|---|---|---|", flush=True)
+
+    # Each row is a process of its own: a process group is initialised once per process.
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder))
         for processes in config.processes:

@@ -1,11 +1,13 @@
-"""Does learning to predict the video help the policy, and does it need the video at run time? The papers' question, small.
+"""The papers' question at a small scale: does learning to predict the video help the policy?
 
     make question
 
-Every run begins from the same video expert, which was trained on videos of six other Meta-World tasks and never on an action
-(what Wan is to the papers), and then learns the four tasks from the same demonstrations, windows and updates. Runs and
-evaluations have one thread each, `workers` go at a time; the speeds in the table are measured after all of them, one by one, on
-a machine with nothing else to do. Started again, it goes on where it was; the results are in `docs/`.
+It also asks whether the policy needs the video at run time. Every run starts from the same video
+expert, which was trained on videos of six other Meta-World tasks and never on an action (as Wan is
+in the papers), and then learns the four tasks from the same demonstrations, windows and number of
+updates. Runs and evaluations use one thread each, `workers` of them at a time; the speeds in the
+table are measured after all of them, one by one, on an otherwise idle machine. A benchmark that is
+started again resumes; the results are written to `docs/`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from wam_policy.observation import IMAGE, INSTRUCTION, STATE
 from wam_policy.utils.environment import commit, versions
 from wam_policy.utils.io import write_text
 
+# Tasks whose videos train the video expert.
 OTHERS = (
     "door-open-v3",
     "plate-slide-v3",
@@ -50,16 +53,18 @@ RECIPE = (
     "--replan=4",
     "--num-threads=1",
 )
+RATE_STEPS = 10  # updates between two rows of the curve that measures the training speed
+WARMUP_CALLS = 5  # predictions that are not timed
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of training, and how many seeds it gets."""
+    """One way of training."""
 
     title: str
-    command: str
+    command: str  # subcommand of `wam`
     options: tuple[str, ...]
-    seeds: int
+    seeds: int  # number of runs
 
 
 FAST = ("--pretrained-part=video",)
@@ -83,35 +88,44 @@ class QuestionConfig:
     """The experiment."""
 
     dataset: Path = Path("runs/checkpoint/shoved")
-    """Demonstrations of the four tasks: `make question` records them."""
+    """Demonstrations of the four tasks; `make question` records them."""
     output_dir: Path = Path("runs/question")
+    """Folder for the runs."""
     docs: Path = Path("docs")
+    """Folder for the results."""
     demonstrations: int = 30
-    """Of each of the six other tasks."""
+    """Demonstrations of each of the six other tasks."""
     steps: int = 1000
-    """Updates of every run, and of the video expert before them; 32 windows each."""
+    """Updates of every run, and of the video expert before them, with 32 windows each."""
     episodes: int = 25
-    """Per task and run, on seeds never trained on."""
+    """Episodes per task and run, on seeds never trained on."""
     workers: int = 2
     """Runs at a time."""
 
 
 def wam(log: Path, command: str, *options: str) -> None:
-    """Run a subcommand with one thread; what it prints goes to a file."""
+    """Run a subcommand with one thread and append its output to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "wam_policy.cli", command, *options]
     with log.open("a") as file:
-        full = [sys.executable, "-m", "wam_policy.cli", command, *options]
-        subprocess.run(full, check=True, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        subprocess.run(
+            arguments, check=True, stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
 
 
 def prepare(config: QuestionConfig) -> None:
-    """Record the other tasks, encode both datasets, train the video expert."""
-    other, log = config.output_dir / "other", config.output_dir / "prepare.log"
+    """Record the other tasks, encode both datasets, and train the video expert."""
+    other = config.output_dir / "other"
+    log = config.output_dir / "prepare.log"
     if (config.output_dir / "video" / "checkpoint" / "config.json").is_file():
         return
+
+    # Record the other tasks.
     if not (other / "meta" / "info.json").is_file():
-        wanted = [word for task in OTHERS for word in (task, str(config.demonstrations))]
+        tasks = []
+        for task in OTHERS:
+            tasks += [task, str(config.demonstrations)]
         wam(
             log,
             "record",
@@ -119,8 +133,10 @@ def prepare(config: QuestionConfig) -> None:
             "--seed=3000000",
             "--perturbation-rate=0.03",
             "--tasks",
-            *wanted,
+            *tasks,
         )
+
+    # Encode both datasets.
     for dataset, cache in ((other, "latents-other"), (config.dataset, "latents")):
         wam(
             log,
@@ -130,33 +146,45 @@ def prepare(config: QuestionConfig) -> None:
             f"--cache={config.output_dir / cache}",
             "--num-threads=1",
         )
-    options = (
+
+    # Train the video expert.
+    wam(
+        log,
+        "train",
         *data(other, config.output_dir / "latents-other"),
         f"--steps={config.steps}",
         f"--output-dir={config.output_dir / 'video'}",
+        *RECIPE,
+        "--trainable=video",
+        "--loss.lambda-action=0",
     )
-    wam(log, "train", *options, *RECIPE, "--trainable=video", "--loss.lambda-action=0")
 
 
 def codec() -> Path:
-    """The embedded policy's video codec."""
+    """Return the folder of the embedded policy's video codec."""
     return embedded("metaworld-fast-wam") / "vae"
 
 
 def data(dataset: Path, cache: Path) -> list[str]:
-    """Options that say what a run reads."""
+    """Return the options that name the data of a run."""
     return [f"--dataset={dataset}", f"--codec={codec()}", f"--cache={cache}", "--window-stride=2"]
 
 
 def training(config: QuestionConfig, name: str, out: Path, *more: str) -> tuple[str, ...]:
-    """The command that trains one condition."""
+    """Return the command that trains one condition.
+
+    Args:
+        config: Options of the experiment.
+        name: Name of the condition.
+        out: Folder for the run.
+        *more: Further options.
+    """
     condition = CONDITIONS[name]
-    begin = f"--pretrained-path={config.output_dir / 'video' / 'checkpoint'}"
-    reads = data(config.dataset, config.output_dir / "latents")
+    video_expert = config.output_dir / "video" / "checkpoint"
     return (
         condition.command,
-        *reads,
-        begin,
+        *data(config.dataset, config.output_dir / "latents"),
+        f"--pretrained-path={video_expert}",
         *condition.options,
         *RECIPE,
         f"--output-dir={out}",
@@ -165,121 +193,148 @@ def training(config: QuestionConfig, name: str, out: Path, *more: str) -> tuple[
 
 
 def run(config: QuestionConfig, name: str, seed: int) -> None:
-    """Train one condition with one seed, and play what came of it."""
+    """Train one condition with one seed, and evaluate the result."""
     out = config.output_dir / f"{name}-{seed}"
-    began = time.monotonic()
+    start = time.monotonic()
     if not (out / "checkpoint" / "config.json").is_file():
         wam(out / "log", *training(config, name, out, f"--steps={config.steps}", f"--seed={seed}"))
-    options = (
+
+    wam(
+        out / "log",
+        "eval",
         f"--checkpoint={out / 'checkpoint'}",
         f"--output-dir={out / 'eval'}",
         f"--episodes={config.episodes}",
         "--num-envs=1",
+        "--no-video",
+        "--tasks",
+        *METAWORLD_TASKS,
     )
-    wam(out / "log", "eval", *options, "--no-video", "--tasks", *METAWORLD_TASKS)
-    print(f"{name}, seed {seed}: {json.loads((out / 'eval' / 'summary.json').read_text())['mean_success']:.0%} "
-          f"({(time.monotonic() - began) / 60:.0f} minutes)", flush=True)  # fmt: skip
+    summary = json.loads((out / "eval" / "summary.json").read_text())
+    minutes = (time.monotonic() - start) / 60
+    print(f"{name}, seed {seed}: {summary['mean_success']:.0%} ({minutes:.0f} minutes)", flush=True)
 
 
 def rate(config: QuestionConfig, name: str) -> float:
-    """Samples per second of training, compiling left out."""
+    """Return the samples per second of training, without the time of compiling."""
     out = config.output_dir / "rate" / name
     if not (out / "checkpoint" / "config.json").is_file():
-        wam(
-            out / "log",
-            *training(config, name, out, "--steps=60", "--logging-steps=10", "--seed=0"),
-        )
+        options = ("--steps=60", f"--logging-steps={RATE_STEPS}", "--seed=0")
+        wam(out / "log", *training(config, name, out, *options))
+
+    # The first row contains the compilation.
     rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
     times = [row["seconds"] for row in rows]
-    return 10 * BATCH / statistics.median(np.diff(times[1:]).tolist())
+    intervals = np.diff(times[1:]).tolist()
+    return RATE_STEPS * BATCH / statistics.median(intervals)
 
 
 def latency(checkpoint: Path, calls: int = 40) -> float:
-    """Milliseconds of a chunk for one observation, median; uncompiled, with the threads PyTorch takes."""
+    """Return the median latency of a chunk in milliseconds.
+
+    The policy is not compiled, predicts for one observation, and uses PyTorch's default number of
+    threads.
+
+    Args:
+        checkpoint: Folder of the policy.
+        calls: Number of predictions; the first ones are not timed.
+    """
     policy = WAMPolicy.from_pretrained(checkpoint)
-    rng, cameras = np.random.default_rng(0), policy.config.cameras
+    cameras = policy.config.cameras
     assert policy.config.state is not None
-    seen: dict[str, Any] = {
-        IMAGE + name: rng.integers(0, 256, (cameras.height, cameras.width, 3), np.uint8)
-        for name in cameras.names
+
+    # A random observation.
+    rng = np.random.default_rng(0)
+    shape = (cameras.height, cameras.width, 3)
+    observation: dict[str, Any] = {
+        IMAGE + name: rng.integers(0, 256, shape, np.uint8) for name in cameras.names
     }
-    seen |= {
-        STATE: rng.standard_normal(len(policy.config.state.names)).astype(np.float32),
-        INSTRUCTION: next(iter(policy.prompts.table)),
-    }
+    state = rng.standard_normal(len(policy.config.state.names))
+    observation[STATE] = state.astype(np.float32)
+    observation[INSTRUCTION] = next(iter(policy.prompts.table))
+
     times = []
     for _ in range(calls):
-        began = time.perf_counter()
-        policy.predict_chunk(seen)
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[5:])
+        start = time.perf_counter()
+        policy.predict_chunk(observation)
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[WARMUP_CALLS:])
 
 
 def row(config: QuestionConfig, name: str) -> dict[str, Any]:
-    """What came of one condition: its seeds together and apart, and its speeds."""
-    seeds = range(CONDITIONS[name].seeds)
-    found = [
-        json.loads((config.output_dir / f"{name}-{seed}" / "eval" / "summary.json").read_text())
-        for seed in seeds
-    ]
-    rates = {task: [one["tasks"][task]["success"] for one in found] for task in METAWORLD_TASKS}
-    wins = round(config.episodes * sum(map(sum, rates.values())))
-    episodes = config.episodes * len(METAWORLD_TASKS) * len(seeds)
-    samples = rate(config, name)
+    """Return the results of one condition: success over all seeds and of each, and its speeds."""
+    summaries = []
+    for seed in range(CONDITIONS[name].seeds):
+        path = config.output_dir / f"{name}-{seed}" / "eval" / "summary.json"
+        summaries.append(json.loads(path.read_text()))
+
+    # Success rates of each task, one per seed.
+    rates: dict[str, list[float]] = {}
+    for task in METAWORLD_TASKS:
+        rates[task] = [summary["tasks"][task]["success"] for summary in summaries]
+    successes = round(config.episodes * sum(map(sum, rates.values())))
+    episodes = config.episodes * len(METAWORLD_TASKS) * len(summaries)
+
+    samples_per_s = rate(config, name)
     return {
         "title": CONDITIONS[name].title,
-        "success": wins / episodes,
-        "interval": wilson_interval(wins, episodes),
+        "success": successes / episodes,
+        "interval": wilson_interval(successes, episodes),
         "episodes": episodes,
-        "seeds": [one["mean_success"] for one in found],
-        "tasks": {task: statistics.mean(rate) for task, rate in rates.items()},
-        "samples_per_s": samples,
-        "training_minutes": config.steps * BATCH / samples / 60,
+        "seeds": [summary["mean_success"] for summary in summaries],
+        "tasks": {task: statistics.mean(task_rates) for task, task_rates in rates.items()},
+        "samples_per_s": samples_per_s,
+        "training_minutes": config.steps * BATCH / samples_per_s / 60,
         "latency_ms": latency(config.output_dir / f"{name}-0" / "checkpoint"),
     }
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
-    short = [task.removesuffix("-v3") for task in METAWORLD_TASKS]
-    head = ["trained as", *short, "mean", "95 %", "each seed", "a chunk", "training", "a run"]
+    """Return the rows as a table in Markdown."""
+    tasks = [task.removesuffix("-v3") for task in METAWORLD_TASKS]
+    head = ["trained as", *tasks, "mean", "95 %", "each seed", "a chunk", "training", "a run"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for one in rows:
-        low, high = one["interval"]
+
+    for row in rows:
+        low, high = row["interval"]
+        task_cells = [f"{row['tasks'][task]:.0%}" for task in METAWORLD_TASKS]
+        seed_cell = ", ".join(f"{success:.0%}" for success in row["seeds"])
         cells = [
-            one["title"],
-            *(f"{one['tasks'][task]:.0%}" for task in METAWORLD_TASKS),
-            f"**{one['success']:.1%}**",
-        ]
-        cells += [
+            row["title"],
+            *task_cells,
+            f"**{row['success']:.1%}**",
             f"{low:.0%} … {high:.0%}",
-            ", ".join(f"{seed:.0%}" for seed in one["seeds"]),
-            f"{one['latency_ms']:.0f} ms",
+            seed_cell,
+            f"{row['latency_ms']:.0f} ms",
+            f"{row['samples_per_s']:.0f} samples/s",
+            f"{row['training_minutes']:.0f} min",
         ]
-        cells += [f"{one['samples_per_s']:.0f} samples/s", f"{one['training_minutes']:.0f} min"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Success with its interval and every seed, beside what a chunk costs."""
+    """Write a chart: success with its interval and every seed, beside the latency of a chunk."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    success, cost = figure.subplots(1, 2, sharey=True)
-    for y, one in enumerate(rows):
-        low, high = one["interval"]
-        error = [[100 * (one["success"] - low)], [100 * (high - one["success"])]]
-        success.errorbar(100 * one["success"], y, xerr=error, fmt="o", color="C0", capsize=4)
-        success.plot(
-            [100 * seed for seed in one["seeds"]], [y + 0.22] * len(one["seeds"]), "|", color="C1"
-        )
-        cost.barh(y, one["latency_ms"], color="C0", height=0.5)
-    success.set(xlabel="success, % (point: 95 % interval; strokes: seeds)", xlim=(0, 100))
-    success.set_yticks(range(len(rows)), [one["title"].split(":")[0] for one in rows])
-    success.invert_yaxis()
-    cost.set(xlabel="a chunk, ms")
-    for axis in (success, cost):
+    success_axis, latency_axis = figure.subplots(1, 2, sharey=True)
+    for y, row in enumerate(rows):
+        low, high = row["interval"]
+        success = row["success"]
+        error = [[100 * (success - low)], [100 * (high - success)]]
+        success_axis.errorbar(100 * success, y, xerr=error, fmt="o", color="C0", capsize=4)
+        seeds = [100 * seed for seed in row["seeds"]]
+        success_axis.plot(seeds, [y + 0.22] * len(seeds), "|", color="C1")
+        latency_axis.barh(y, row["latency_ms"], color="C0", height=0.5)
+
+    # Label the axes.
+    success_axis.set(xlabel="success, % (point: 95 % interval; strokes: seeds)", xlim=(0, 100))
+    titles = [row["title"].split(":")[0] for row in rows]
+    success_axis.set_yticks(range(len(rows)), titles)
+    success_axis.invert_yaxis()
+    latency_axis.set(xlabel="a chunk, ms")
+    for axis in (success_axis, latency_axis):
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
 
@@ -287,15 +342,21 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main(config: QuestionConfig) -> None:
     """Run what is missing, then write the table and its plot."""
     prepare(config)
-    order = sorted(
-        ((name, seed) for name, one in CONDITIONS.items() for seed in range(one.seeds)),
-        key=lambda pair: pair[1],
-    )
+
+    # Run the first seed of every condition before the second of any.
+    runs = []
+    for name, condition in CONDITIONS.items():
+        runs += [(name, seed) for seed in range(condition.seeds)]
+    runs.sort(key=lambda name_and_seed: name_and_seed[1])
     with ThreadPoolExecutor(config.workers) as pool:
-        for done in [pool.submit(run, config, name, seed) for name, seed in order]:
-            done.result()
+        futures = [pool.submit(run, config, name, seed) for name, seed in runs]
+        for future in futures:
+            future.result()
+
+    # Write the results.
     rows = {name: row(config, name) for name in CONDITIONS}
-    facts = {
+    content = {
+        "rows": rows,
         "commit": commit(),
         "versions": versions(),
         "cores": os.cpu_count(),
@@ -303,8 +364,7 @@ def main(config: QuestionConfig) -> None:
     }
     config.docs.mkdir(exist_ok=True)
     write_text(
-        config.docs / "papers_question.json",
-        json.dumps({"rows": rows, **facts}, indent=2, default=str) + "\n",
+        config.docs / "papers_question.json", json.dumps(content, indent=2, default=str) + "\n"
     )
     write_text(config.docs / "papers_question_table.md", table(rows.values()) + "\n")
     plot(list(rows.values()), config.docs / "papers_question.png")

@@ -1,10 +1,12 @@
-"""The losses as the references compute them: one sequence, a dense mask, complex rotations, a time embedding for every token.
+"""The losses computed as the reference implementations compute them.
 
-What the compiled training step is measured against, and equal to. Source: spec/fastwam.md sections 2 and 3, spec/lightwam.md
-section 3.3.
+That is: one sequence, a dense attention mask, complex rotary embeddings, and a time embedding for
+every token. The compiled training step is measured against these losses, and equal to them. See
+docs/method.md, "Variants and attention masks", "Training losses" and "Light-WAM".
 """
 
 # B batch, S tokens, V tokens of the video, N of the observed frame, T actions in a chunk, D width
+# d width of a head, L rows of the prompt
 
 from __future__ import annotations
 
@@ -44,148 +46,228 @@ class Tokens(NamedTuple):
     text_mask: Tensor  # bool [B, 1, S, L]
 
 
-def _turned(x: Tensor, table: Tensor) -> Tensor:
-    turned = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous()) * table
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+def _complex_table(cos: Tensor, sin: Tensor) -> Tensor:
+    """Return a table of rotations as complex numbers of double precision."""
+    return torch.complex(cos.double(), sin.double())
+
+
+def _rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Return queries or keys rotated by a complex table [S, d / 2]."""
+    pairs = x.double().unflatten(-1, (-1, 2)).contiguous()
+    rotated = torch.view_as_complex(pairs) * table
+    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
 def _mask(video: int, first: int, actions: int) -> Tensor:
-    """Who sees whom: the observed frame itself, later frames the whole video, actions the observed frame and each other."""
+    """Return which token attends to which, bool [S, S].
+
+    The observed frame attends to itself, later frames to the whole video, actions to the observed
+    frame and to each other.
+
+    Args:
+        video: Number of tokens of the video.
+        first: Number of tokens of the observed frame.
+        actions: Number of tokens of the actions.
+    """
     mask = torch.zeros(video + actions, video + actions, dtype=torch.bool)
-    mask[:first, :first] = mask[first:video, :video] = True
-    mask[video:, :first] = mask[video:, video:] = True
+    mask[:first, :first] = True
+    mask[first:video, :video] = True
+    mask[video:, :first] = True
+    mask[video:, video:] = True
     return mask
 
 
 def _inputs(block: Block, tokens: Tokens) -> tuple[Tensor, KeyValue, Tensor]:
+    """Return the queries, the keys and values, and the modulation of a block's self-attention."""
     modulation = block.modulation + tokens.time
     shift, scale = modulation.unbind(2)[:2]
     normed = F.layer_norm(tokens.x, tokens.x.shape[-1:], eps=block.eps)
     query, (key, value) = block.self_attn.query_key_value(modulate(normed, shift, scale))
-    return _turned(query, tokens.rope), KeyValue(_turned(key, tokens.rope), value), modulation
+    rotated_key = _rotate(key, tokens.rope)
+    return _rotate(query, tokens.rope), KeyValue(rotated_key, value), modulation
 
 
 def _layer(streams: Sequence[Tokens], i: int, mask: Tensor) -> list[Tokens]:
-    """All experts' i-th blocks, whose tokens attend to each other as the mask [S, S] says."""
+    """Return the tokens of all experts after their i-th blocks.
+
+    Args:
+        streams: Tokens of each expert.
+        i: Number of the block.
+        mask: Which token attends to which, bool [S, S].
+    """
     inputs = [_inputs(tokens.expert.blocks[i], tokens) for tokens in streams]
+
+    # All tokens attend in one sequence.
     query = torch.cat([query for query, _, _ in inputs], dim=2)
-    key, value = (
-        torch.cat(parts, dim=2) for parts in zip(*(own for _, own, _ in inputs), strict=True)
-    )
+    key = torch.cat([key_value[0] for _, key_value, _ in inputs], dim=2)
+    value = torch.cat([key_value[1] for _, key_value, _ in inputs], dim=2)
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     parts = attended.split([tokens.x.shape[1] for tokens in streams], dim=2)
-    return [
-        tokens._replace(
-            x=tokens.expert.blocks[i].finish_block(
-                tokens.x, part, modulation, tokens.text[i], tokens.text_mask
-            )
+
+    # Each expert finishes its own block.
+    outputs = []
+    for tokens, part, (_, _, modulation) in zip(streams, parts, inputs, strict=True):
+        x = tokens.expert.blocks[i].finish_block(
+            tokens.x, part, modulation, tokens.text[i], tokens.text_mask
         )
-        for tokens, part, (_, _, modulation) in zip(streams, parts, inputs, strict=True)
-    ]
+        outputs.append(tokens._replace(x=x))
+    return outputs
 
 
 def _video(
     model: FastWAM | LightWAM, latents: Tensor, t: Tensor, context: Tensor
 ) -> tuple[Tokens, Tensor]:
-    """Tokens of a clip and the embedding of each one's timestep."""
+    """Return the tokens of a clip and the embedding of each token's timestep.
+
+    Args:
+        model: Model with the video expert.
+        latents: Latents of the clip.
+        t: Timesteps of the frames after the observed one [B]; the observed frame has timestep 0.
+        context: Embedded prompt.
+    """
     video = model.video
     assert isinstance(video, VideoDiT)
+
+    # The timestep of every token.
     frames, rows, columns = video.grid(latents)
-    times = torch.cat(
-        (
-            t.new_zeros(len(t), rows * columns),
-            t.unsqueeze(1).expand(-1, (frames - 1) * rows * columns),
-        ),
-        dim=1,
-    )
-    time, rope, x = (
-        video.embed_time(times),
-        video.rope(latents),
-        embed_patches(video.patch_embedding, latents),
-    )
-    mask = torch.ones(len(x), 1, x.shape[1], context.shape[1], dtype=torch.bool)
-    table = torch.complex(rope.cos.double(), rope.sin.double())
+    observed_times = t.new_zeros(len(t), rows * columns)
+    future_times = t.unsqueeze(1).expand(-1, (frames - 1) * rows * columns)
+    times = torch.cat((observed_times, future_times), dim=1)
+
+    time = video.embed_time(times)
+    rope = video.rope(latents)
+    x = embed_patches(video.patch_embedding, latents)
+    text_mask = torch.ones(len(x), 1, x.shape[1], context.shape[1], dtype=torch.bool)
+    table = _complex_table(rope.cos, rope.sin)
+    text = video.embed_text(context).layers
+    return Tokens(video, x, time.modulation, table, text, text_mask), time.embedding
+
+
+def _actions(model: FastWAM, noisy_action: Tensor, t: Tensor, context: Tensor) -> Tokens:
+    """Return the tokens of the actions.
+
+    Args:
+        model: Model with the action expert.
+        noisy_action: Noisy actions [B, T, A].
+        t: Timesteps [B].
+        context: Embedded prompt.
+    """
+    expert = model.action
+    x = expert.action_encoder(noisy_action)
+    rope = action_rope(x.shape[1], model.config.head_dim, x.device, model.precision.rope)
+    times = t.unsqueeze(1).expand(-1, x.shape[1])
     return Tokens(
-        video, x, time.modulation, table, video.embed_text(context).layers, mask
-    ), time.embedding
+        expert,
+        x,
+        expert.embed_time(times).modulation,
+        _complex_table(rope.cos, rope.sin),
+        expert.embed_text(context).layers,
+        torch.ones(len(x), 1, x.shape[1], context.shape[1], dtype=torch.bool),
+    )
 
 
 def plain_fast(model: FastWAM, batch: Batch, draws: TrainingNoise, config: LossConfig) -> Tensor:
-    """The loss of the variant "fast"."""
+    """Return the loss of the variant "fast".
+
+    Args:
+        model: Model to train.
+        batch: Training samples.
+        draws: Random numbers of the step.
+        config: Weights and schedules of the loss.
+    """
+    # Noisy video and actions.
     shift = config.action_shift or 5.0
     t_video = flow_matching.timesteps(draws.u_video, config.video_shift, batch.latents.dtype)
     t_action = flow_matching.timesteps(draws.u_action, shift, batch.action.dtype)
     context = model.context(batch.context, batch.proprio)
     clip = noise_clip(batch.latents, draws.noise_video, t_video)
+    noisy_action = flow_matching.add_noise(batch.action, draws.noise_action, t_action)
+
+    # One sequence through all blocks.
     video, time = _video(model, clip, t_video, context)
-    action = model.action.action_encoder(
-        flow_matching.add_noise(batch.action, draws.noise_action, t_action)
-    )
-    rope = action_rope(action.shape[1], model.config.head_dim, action.device, model.precision.rope)
-    actions = Tokens(
-        model.action,
-        action,
-        model.action.embed_time(t_action.unsqueeze(1).expand(-1, action.shape[1])).modulation,
-        torch.complex(rope.cos.double(), rope.sin.double()),
-        model.action.embed_text(context).layers,
-        torch.ones(len(action), 1, action.shape[1], context.shape[1], dtype=torch.bool),
-    )
+    actions = _actions(model, noisy_action, t_action, context)
     grid = model.video.grid(clip)
-    streams, mask = [video, actions], _mask(video.x.shape[1], grid[1] * grid[2], action.shape[1])
+    mask = _mask(video.x.shape[1], grid[1] * grid[2], actions.x.shape[1])
+    streams = [video, actions]
     for i in range(model.config.layers):
         streams = _layer(streams, i, mask)
+
+    # Loss of the video, without the observed frame.
     velocity = model.video.decode(streams[0].x, time, grid)
     target = flow_matching.velocity(batch.latents, draws.noise_video)
     error = squared_error(velocity[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))
-    loss_video = weighted_mean(
-        error, ~batch.latent_is_pad, flow_matching.loss_weight(t_video, config.video_shift)
-    )
-    error = squared_error(
-        model.action.head(streams[1].x), flow_matching.velocity(batch.action, draws.noise_action)
-    ).mean(2)
-    loss_action = weighted_mean(
-        error, ~batch.action_is_pad, flow_matching.loss_weight(t_action, shift)
-    )
+    weight = flow_matching.loss_weight(t_video, config.video_shift)
+    loss_video = weighted_mean(error, ~batch.latent_is_pad, weight)
+
+    # Loss of the actions.
+    velocity = model.action.head(streams[1].x)
+    target = flow_matching.velocity(batch.action, draws.noise_action)
+    error = squared_error(velocity, target).mean(2)
+    weight = flow_matching.loss_weight(t_action, shift)
+    loss_action = weighted_mean(error, ~batch.action_is_pad, weight)
     return config.lambda_video * loss_video + config.lambda_action * loss_action
+
+
+def _run_video_blocks(
+    model: LightWAM,
+    batch: Batch,
+    latents: Tensor,
+    t: Tensor,
+    after_block: Callable[[int, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Run a clip through all blocks of a Light-WAM.
+
+    Args:
+        model: Model to train.
+        batch: Training samples, whose prompts and states the blocks attend to.
+        latents: Latents of the clip.
+        t: Timesteps of the frames after the observed one [B].
+        after_block: Function of a block's number and output that returns the next block's input.
+
+    Returns:
+        The tokens after the last block, and the embedding of each token's timestep.
+    """
+    context = model.context(batch.context, batch.proprio)
+    tokens, time = _video(model, latents, t, context)
+    _, rows, columns = token_grid(latents, model.config.patch_size)
+    mask = _mask(tokens.x.shape[1], rows * columns, 0)
+    for i in range(model.config.layers):
+        (tokens,) = _layer([tokens], i, mask)
+        tokens = tokens._replace(x=after_block(i, tokens.x))
+    return tokens.x, time
 
 
 def plain_light(
     model: LightWAM, batch: Batch, draws: LightTrainingNoise, config: LightLossConfig
 ) -> Tensor:
-    """A Light-WAM's loss: two passes through all blocks, each with a text of its own."""
+    """Return the loss of a Light-WAM: two passes through all blocks, each embedding the text.
 
-    def through(
-        latents: Tensor, t: Tensor, after: Callable[[int, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        tokens, time = _video(model, latents, t, model.context(batch.context, batch.proprio))
-        _, rows, columns = token_grid(latents, model.config.patch_size)
-        mask = _mask(tokens.x.shape[1], rows * columns, 0)
-        for i in range(model.config.layers):
-            (tokens,) = _layer([tokens], i, mask)
-            tokens = tokens._replace(x=after(i, tokens.x))
-        return tokens.x, time
-
+    Args:
+        model: Model to train.
+        batch: Training samples.
+        draws: Random numbers of the step.
+        config: Weights and schedules of the loss.
+    """
+    # Loss of the actions, from the observed frame.
     first = batch.latents[:, :, :1]
     taps, record = model.make_tap_recorder()
-    through(first, draws.u_video.new_zeros(len(first)), record)
+    _run_video_blocks(model, batch, first, draws.u_video.new_zeros(len(first)), record)
     horizon = batch.action.shape[1]
     actions = model.expert(taps, horizon)
-    counts = ~batch.action_is_pad * config.step_weights(horizon, actions)
-    action = (
-        (squared_error(actions, batch.action).mean(2) * counts).sum(1)
-        / counts.sum(1).clamp(min=1e-6)
-    ).mean()
+    weights = ~batch.action_is_pad * config.step_weights(horizon, actions)
+    errors = (squared_error(actions, batch.action).mean(2) * weights).sum(1)
+    loss_action = (errors / weights.sum(1).clamp(min=1e-6)).mean()
+
+    # Loss of the video, on pooled latents.
     clean = pool_latents(batch.latents, model.config.video_pool)
     t = flow_matching.timesteps(draws.u_video, config.video_shift, clean.dtype)
     clip = noise_clip(clean, draws.noise_video, t)
     assert isinstance(model.video, VideoDiT)
-    velocity = model.video.decode(
-        *through(clip, t, model.make_tap_recorder()[1]), model.video.grid(clip)
-    )
-    error = squared_error(
-        velocity[:, :, 1:], flow_matching.velocity(clean, draws.noise_video)[:, :, 1:]
-    ).mean((1, 3, 4))
-    video = weighted_mean(
-        error, ~batch.latent_is_pad, flow_matching.loss_weight(t, config.video_shift)
-    )
-    return config.lambda_video * video + config.lambda_action * action
+    _, record = model.make_tap_recorder()
+    x, time = _run_video_blocks(model, batch, clip, t, record)
+    velocity = model.video.decode(x, time, model.video.grid(clip))
+    target = flow_matching.velocity(clean, draws.noise_video)
+    error = squared_error(velocity[:, :, 1:], target[:, :, 1:]).mean((1, 3, 4))
+    weight = flow_matching.loss_weight(t, config.video_shift)
+    loss_video = weighted_mean(error, ~batch.latent_is_pad, weight)
+    return config.lambda_video * loss_video + config.lambda_action * loss_action

@@ -1,10 +1,11 @@
-"""Success and smoothness under latency: a robot that waits for each chunk, one that doesn't, one whose chunks continue.
+"""Success and smoothness under latency, for three ways to execute chunks.
 
     python benchmarks/realtime.py --delay 4
 
-The latency is a number of control steps, the same in every run. "wait" holds still while a chunk is computed; "naive" plays the
-old chunk meanwhile and then jumps to the new one; "continue" lets the new chunk continue the old one
-(`wam_policy.realtime`). Meta-World, the embedded policies, seeds they weren't trained on.
+The latency is a number of control steps, the same in every run. With "wait" the robot holds still
+while a chunk is computed; with "naive" it executes the old chunk meanwhile and then jumps to the
+new one; with "continue" the new chunk continues the old one (`wam_policy.realtime`). The benchmark
+runs the embedded policies in Meta-World, on seeds they were not trained on.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from delayed_executor import DelayedExecutor
 
 import wam_policy.wrappers  # noqa: F401  # registers the env ids
 from wam_policy import WAMPolicy
 from wam_policy.checkpoints import embedded
 from wam_policy.evaluation.evaluate import METAWORLD_TASKS
 from wam_policy.evaluation.results import wilson_interval
-from wam_policy.realtime import DelayedExecutor, RealtimeRunner
+from wam_policy.realtime import RealtimeRunner
 
 Method = Literal["wait", "naive", "continue"]
 METHODS: tuple[Method, ...] = ("wait", "naive", "continue")
@@ -38,54 +40,78 @@ class RealtimeConfig:
     """The benchmark."""
 
     policies: tuple[str, ...] = ("metaworld-fast-wam", "metaworld-light-wam")
+    """Names of embedded checkpoints."""
     tasks: tuple[str, ...] = METAWORLD_TASKS
+    """Meta-World tasks."""
     episodes: int = 10
+    """Episodes per task, policy and method."""
     seed: int = 0
+    """Seed of the first episode."""
     delay: int = 4
-    """Control steps that a chunk takes."""
+    """Control steps that the computation of a chunk takes."""
     every: int = 4
-    """Actions played of a chunk before the next one is asked for."""
+    """Actions of a chunk that are executed before the next one is requested."""
     task: str | None = None
-    """Used by the benchmark itself: one policy and task, in this process."""
+    """Internal: run one policy and task in this process."""
 
 
 def play(
     env: Any, policy: WAMPolicy, config: RealtimeConfig, method: Method, seed: int
 ) -> dict[str, Any]:
-    """One episode: whether it succeeded, after how many steps, and its actions."""
-    observation, _ = env.reset(seed=seed)
+    """Play one episode.
+
+    Args:
+        env: Wrapped env.
+        policy: Policy that acts.
+        config: Options of the benchmark.
+        method: How chunks are executed.
+        seed: Seed of the episode.
+
+    Returns:
+        Whether it succeeded ("success"), its number of steps, and its actions [steps, A].
+    """
     executor = DelayedExecutor(config.delay)
-    act = waiting(policy, config) if method == "wait" else None
-    runner = RealtimeRunner(
-        policy,
-        execution_horizon=config.every,
-        delay=config.delay,
-        method="continue",
-        executor=executor,
-    )
-    if method == "naive":
-        runner.method = "naive"
+    act: Callable[[Any], np.ndarray]
+    if method == "wait":
+        act = waiting(policy, config)
+    else:
+        runner = RealtimeRunner(
+            policy,
+            execution_horizon=config.every,
+            delay=config.delay,
+            method=method,
+            executor=executor,
+        )
+        act = runner.act
+
+    # Play the episode; every action is one tick of the executor.
+    observation, _ = env.reset(seed=seed)
     actions = []
-    while True:
-        action = act(observation) if act is not None else runner.act(observation)
+    ended = False
+    while not ended:
+        action = act(observation)
         executor.tick()
         actions.append(action)
         observation, _, terminated, truncated, info = env.step(action)
-        if terminated or truncated:
-            return {
-                "success": bool(info["is_success"]),
-                "steps": len(actions),
-                "actions": np.stack(actions),
-            }
+        ended = terminated or truncated
+    return {
+        "success": bool(info["is_success"]),
+        "steps": len(actions),
+        "actions": np.stack(actions),
+    }
 
 
 def waiting(policy: WAMPolicy, config: RealtimeConfig) -> Callable[[Any], np.ndarray]:
-    """Acts like a robot that stands still while a chunk is computed: the fingers as they are, no movement."""
+    """Return a function that acts like a robot that stands still while a chunk is computed.
+
+    Standing still means no movement and the last command of the gripper.
+    """
     queue: list[np.ndarray] = []
     still = np.zeros(policy.config.action.layout.dim, np.float32)
     gripper = policy.config.action.layout.gripper
 
     def act(observation: Any) -> np.ndarray:
+        # First stand still for as long as the computation takes, then execute the chunk.
         if not queue:
             queue.extend([still.copy() for _ in range(config.delay)])
             queue.extend(policy.predict_chunk(observation)[: config.every])
@@ -98,43 +124,42 @@ def waiting(policy: WAMPolicy, config: RealtimeConfig) -> Callable[[Any], np.nda
 
 
 def jerk(actions: np.ndarray) -> float:
-    """Mean square of how much the commanded movement changes from step to step, the gripper left out."""
+    """Return the mean squared change of the commanded movement per step, without the gripper."""
     moves = actions[:, :3]
-    return float(np.square(np.diff(moves, axis=0)).sum(1).mean())
+    changes = np.diff(moves, axis=0)
+    return float(np.square(changes).sum(1).mean())
 
 
 def measure(config: RealtimeConfig) -> dict[str, Any]:
-    """One policy in one task, every method, the same episodes."""
+    """Measure one policy in one task with every method, on the same episodes."""
     assert config.task is not None
-    torch.set_num_threads(
-        1
-    )  # two of these run side by side, and threads that wait for each other would stop both
+    # Two of these processes run at the same time: with more threads they would block each other.
+    torch.set_num_threads(1)
     policy = WAMPolicy.from_pretrained(embedded(config.policies[0]))
     env = policy.wrap(gym.make("wam_policy/MetaWorld-v0", task=config.task))
-    found: dict[str, Any] = {}
+
+    result: dict[str, Any] = {}
     for method in METHODS:
-        episodes = [
-            play(env, policy, config, method, config.seed + i) for i in range(config.episodes)
-        ]
-        found[method] = {
-            "successes": sum(e["success"] for e in episodes),
-            "steps": [e["steps"] for e in episodes if e["success"]],
-            "jerk": float(np.mean([jerk(e["actions"]) for e in episodes])),
+        seeds = range(config.seed, config.seed + config.episodes)
+        episodes = [play(env, policy, config, method, seed) for seed in seeds]
+        jerks = [jerk(episode["actions"]) for episode in episodes]
+        result[method] = {
+            "successes": sum(episode["success"] for episode in episodes),
+            "steps": [episode["steps"] for episode in episodes if episode["success"]],
+            "jerk": float(np.mean(jerks)),
         }
-    return found
+    return result
 
 
 def run(config: RealtimeConfig, policy: str, task: str) -> dict[str, Any]:
-    """One policy and task in a process of its own: a process draws with one GL context."""
+    """Measure one policy and task in a process of its own, as one process has one GL context."""
+    # The child process measures the first of its `policies` in its `task`.
     options = [
         f"--{name}={getattr(config, name)}" for name in ("episodes", "seed", "delay", "every")
     ]
     command = [sys.executable, __file__, *options, "--policies", policy, "--task", task]
-    return json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[
-            -1
-        ]
-    )
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def main(config: RealtimeConfig) -> None:
@@ -142,26 +167,41 @@ def main(config: RealtimeConfig) -> None:
     if config.task is not None:
         print(json.dumps(measure(config)))
         return
+
     print(
-        f"chunks take {config.delay} control steps, asked for after {config.every}; {config.episodes} episodes per task"
+        f"chunks take {config.delay} control steps, asked for after {config.every}; "
+        f"{config.episodes} episodes per task"
     )
     for policy in config.policies:
         with ThreadPoolExecutor(2) as pool:
-            found = list(
-                pool.map(lambda task, policy=policy: run(config, policy, task), config.tasks)
-            )
+            futures = [pool.submit(run, config, policy, task) for task in config.tasks]
+            results = [future.result() for future in futures]
         for method in METHODS:
-            summary(policy, method, [task[method] for task in found], config.episodes)
+            summary(policy, method, [result[method] for result in results], config.episodes)
 
 
 def summary(policy: str, method: Method, tasks: Sequence[dict[str, Any]], episodes: int) -> None:
-    """Print one policy's way."""
-    wins, count = sum(task["successes"] for task in tasks), episodes * len(tasks)
-    low, high = wilson_interval(wins, count)
-    steps = [step for task in tasks for step in task["steps"]]
+    """Print the result of one policy and method.
+
+    Args:
+        policy: Name of the policy.
+        method: How chunks were executed.
+        tasks: Results of the tasks.
+        episodes: Episodes per task.
+    """
+    successes = sum(task["successes"] for task in tasks)
+    total = episodes * len(tasks)
+    low, high = wilson_interval(successes, total)
+
+    # Mean number of steps of the episodes that succeeded.
+    steps = []
+    for task in tasks:
+        steps.extend(task["steps"])
+    jerks = [task["jerk"] for task in tasks]
     print(
-        f"{policy:20} {method:9} success {wins / count:.1%} ({low:.0%} … {high:.0%}), {np.mean(steps):.0f} steps to it, "
-        f"change of movement {np.mean([task['jerk'] for task in tasks]):.4f}",
+        f"{policy:20} {method:9} success {successes / total:.1%} ({low:.0%} … {high:.0%}), "
+        f"{np.mean(steps):.0f} steps to it, "
+        f"change of movement {np.mean(jerks):.4f}",
         flush=True,
     )
 

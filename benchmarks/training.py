@@ -1,12 +1,14 @@
-"""One training step, compiled, against the plain one that computes as the references do.
+"""One compiled training step against a plain one that computes as the reference implementations do.
 
     python benchmarks/training.py --family fast_wam
 
-Random weights of a middling size (width 768, twelve layers), LIBERO's pictures and chunks, float32; forward, backward, clipping
-and AdamW. "plain" begins at the pictures, as the references' training does unless it is told otherwise: each sample is encoded
-in the step. "latents" is the same from cached latents, where all our ways begin. Each way is a process of its own, on the same
-weights and batches; times are medians, the first steps aren't counted, memory is the largest of a step. The last line: how many
-times faster than "plain", and what part of its memory.
+The weights are random, of a medium size (width 768, twelve layers); pictures and chunks have
+LIBERO's shapes, in float32. A step is the forward and backward pass, clipping and AdamW. "plain"
+starts from pictures, as the training of the references does by default: each step encodes its
+samples. "latents" is the same from cached latents, from which all ways of this package start. Each
+way runs in a process of its own, on the same weights and batches. Times are medians without the
+first steps; memory is the peak of a step. The last line says how many times faster than "plain" the
+compiled step is, and which part of its memory it needs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +45,7 @@ from wam_policy.utils.environment import forget_peak_memory, peak_memory
 
 Way = Literal["plain", "latents", "eager", "compiled", "checkpointing"]
 WAYS: tuple[Way, ...] = ("plain", "latents", "eager", "compiled", "checkpointing")
-REFERENCE = ("plain", "latents")  # computed as the references do
+REFERENCE = ("plain", "latents")  # ways that compute as the reference implementations do
 WARMUPS = 2
 
 
@@ -52,92 +54,138 @@ class TrainingConfig:
     """The benchmark."""
 
     family: Family = "fast_wam"
+    """Family of the policy."""
     size: Size = "mid"
+    """Size of the policy."""
     batch: int = 2
+    """Samples per step."""
     repeats: int = 5
     """Timed steps of each way."""
     ways: tuple[Way, ...] = WAYS
+    """Ways to measure."""
     way: Way | None = None
-    """Used by the benchmark itself: one way, in this process."""
+    """Internal: measure one way in this process."""
 
 
 def random_pictures(size: int, seed: int) -> Tensor:
-    """Clips of nine frames of 224×448 pixels."""
-    return torch.rand(size, 3, 9, 224, 448, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    """Return random clips in [-1, 1], float32 [size, 3, 9 frames, 224, 448 pixels]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(size, 3, 9, 224, 448, generator=generator) * 2 - 1
 
 
 @torch.no_grad()
 def encoded(vae: VAE, pictures: Tensor) -> Tensor:
-    """Clips as latents, one sample after the other, as the references encode them."""
+    """Return the latents of clips, encoded one sample at a time as the references do."""
     return torch.cat([vae.encode(sample) for sample in pictures.split(1)])
 
 
 def random_batch(model: Any, latents: Tensor, seed: int) -> Batch:
-    """LIBERO's shapes beside latents: 32 actions, a prompt padded to 128 tokens."""
-    generator, config, size = torch.Generator().manual_seed(seed), model.config, len(latents)
+    """Return a batch of LIBERO's shapes: 32 actions and a prompt padded to 128 tokens.
+
+    Args:
+        model: Model to train.
+        latents: Latents of the clips.
+        seed: Seed of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    size = len(latents)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(size, *shape, generator=generator)
 
+    # The order of the draws is part of the benchmark: every way sees the same batches.
+    prompt = normal(TOKENS, config.text_dim)
+    action = normal(32, config.action_dim)
+    proprio = normal(config.proprio_dim)
     return Batch(
-        latents,
-        F.pad(normal(TOKENS, config.text_dim), (0, 0, 0, 128 - TOKENS)),
-        normal(32, config.action_dim),
-        normal(config.proprio_dim),
-        torch.zeros(size, 32, dtype=torch.bool),
-        torch.zeros(size, 2, dtype=torch.bool),
+        latents=latents,
+        context=F.pad(prompt, (0, 0, 0, 128 - TOKENS)),
+        action=action,
+        proprio=proprio,
+        action_is_pad=torch.zeros(size, 32, dtype=torch.bool),
+        latent_is_pad=torch.zeros(size, 2, dtype=torch.bool),
     )
 
 
 def loss_of(model: Any, way: Way) -> Callable[[Batch, torch.Generator], Tensor]:
-    """A batch and a source of random numbers -> the loss, one way of computing it."""
-    config: Any = LossConfig(action_shift=5.0) if isinstance(model, FastWAM) else LightLossConfig()
-    if way in REFERENCE:
-        plain: Any = plain_fast if isinstance(model, FastWAM) else plain_light
-        return lambda batch, generator: plain(
-            model, batch, sample_noise(model, batch, generator, None), config
-        )
-    return lambda batch, generator: (
-        compute_losses(
-            model, batch, sample_noise(model, batch, generator, None), config, None
-        ).total
-    )
+    """Return the function that computes the loss in one way from a batch and a random generator."""
+    config: Any
+    plain: Any
+    if isinstance(model, FastWAM):
+        config = LossConfig(action_shift=5.0)
+        plain = plain_fast
+    else:
+        config = LightLossConfig()
+        plain = plain_light
+
+    def loss(batch: Batch, generator: torch.Generator) -> Tensor:
+        noise = sample_noise(model, batch, generator, None)
+        if way in REFERENCE:
+            return plain(model, batch, noise, config)
+        return compute_losses(model, batch, noise, config, None).total
+
+    return loss
+
+
+def _build(config: TrainingConfig) -> tuple[Any, VAE]:
+    """Return the model, ready to train in the configured way, and the codec."""
+    parts = random_parts(smaller(config.family, config.size), config.size, torch.float32)
+    model = parts.model
+    vae = parts.vae()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(isinstance(model, FastWAM) or is_trainable(name))
+
+    # Open the gates as far as trained ones: otherwise the loss hardly depends on the blocks.
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".modulation"):
+            parameter.data.normal_(generator=generator)
+
+    if config.way in ("compiled", "checkpointing"):
+        compile_training(model, checkpointing=config.way == "checkpointing")
+    return model, vae
 
 
 def measure(config: TrainingConfig) -> dict[str, Any]:
-    """One way: its times, its memory and the norms of its gradients."""
+    """Measure one way.
+
+    Returns:
+        Seconds of the timed steps and of the first one, the norms of the gradients of all steps,
+        and the peak memory in bytes.
+    """
     assert config.way is not None
-    parts = random_parts(smaller(config.family, config.size), config.size, torch.float32)
-    model, vae = parts.model, parts.vae()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(isinstance(model, FastWAM) or is_trainable(name))
-    generator = torch.Generator().manual_seed(0)
-    for (
-        name,
-        parameter,
-    ) in (
-        model.named_parameters()
-    ):  # gates as open as trained ones: else the loss hardly knows of the blocks
-        if name.endswith(".modulation"):
-            parameter.data.normal_(generator=generator)
-    if config.way in ("compiled", "checkpointing"):
-        compile_training(model, checkpointing=config.way == "checkpointing")
-    options, loss = OptimizerConfig(), loss_of(model, config.way)
-    optimizer, seconds, norms = adamw(model, options), [], list[Tensor]()
+    model, vae = _build(config)
+    options = OptimizerConfig()
+    optimizer = adamw(model, options)
+    loss = loss_of(model, config.way)
+
+    # Every way but "plain" starts from latents that are encoded before.
     pictures = [random_pictures(config.batch, step) for step in range(WARMUPS + config.repeats)]
-    cached = None if config.way == "plain" else [encoded(vae, clips) for clips in pictures]
+    cached = None
+    if config.way != "plain":
+        cached = [encoded(vae, clips) for clips in pictures]
+
+    seconds = []
+    norms: list[Tensor] = []
     for step, clips in enumerate(pictures):
         if step == WARMUPS:
             forget_peak_memory(torch.device("cpu"))
-        began = time.perf_counter()
+        start = time.perf_counter()
+
+        # The batch, condensed unless the way computes as the references do.
         latents = encoded(vae, clips) if cached is None else cached[step]
-        batch, generator = random_batch(model, latents, step), torch.Generator().manual_seed(step)
+        batch = random_batch(model, latents, step)
+        generator = torch.Generator().manual_seed(step)
         if config.way not in REFERENCE:
             context, bias = condense_padding(batch.context, proprio=True, dtype=torch.float32)
             batch = batch._replace(context=context, text_bias=bias)
+
+        # The update.
         loss(batch, generator).backward()
         norms.append(optimizer_step(optimizer, options, step, 1000))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
+
     peak = peak_memory(torch.device("cpu"))
     return {
         "seconds": seconds[WARMUPS:],
@@ -147,42 +195,59 @@ def measure(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
+def run(config: TrainingConfig, way: Way) -> dict[str, Any]:
+    """Measure one way in a process of its own."""
+    options = [
+        f"--{name}={getattr(config, name)}" for name in ("family", "size", "batch", "repeats")
+    ]
+    command = [sys.executable, __file__, *options, f"--way={way}"]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def relative_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the largest relative difference of two sequences of numbers."""
+    return max(abs(x / y - 1) for x, y in zip(a, b, strict=True))
+
+
 def main(config: TrainingConfig) -> None:
     """Run the benchmark, or one way of it."""
     if config.way is not None:
         print(json.dumps(measure(config)))
         return
+
+    # Measure each way.
     print(f"{config.family}, {config.size}, float32, batch {config.batch}, {os.cpu_count()} cores")
-    found: dict[Way, dict[str, Any]] = {}
+    results: dict[Way, dict[str, Any]] = {}
+    medians: dict[Way, float] = {}
     for way in config.ways:
-        options = [
-            f"--{name}={getattr(config, name)}" for name in ("family", "size", "batch", "repeats")
-        ]
-        command = [sys.executable, __file__, *options, f"--way={way}"]
-        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[way] = one = json.loads(result.stdout.splitlines()[-1])
-        median = statistics.median(one["seconds"])
-        spread = f"{min(one['seconds']):.2f} … {max(one['seconds']):.2f}"
-        rate, peak = config.batch / median, one["peak"] / 2**30
-        first = f"first step {one['first']:.0f} s"
+        result = run(config, way)
+        results[way] = result
+        medians[way] = statistics.median(result["seconds"])
+        spread = f"{min(result['seconds']):.2f} … {max(result['seconds']):.2f}"
         print(
-            f"{way:14} {median:6.2f} s ({spread}), {rate:.2f} samples/s, peak {peak:.2f} GiB, {first}",
+            f"{way:14} {medians[way]:6.2f} s ({spread}), "
+            f"{config.batch / medians[way]:.2f} samples/s, "
+            f"peak {result['peak'] / 2**30:.2f} GiB, first step {result['first']:.0f} s",
             flush=True,
         )
-    if "compiled" not in found:
+
+    # Compare the compiled step with the reference.
+    if "compiled" not in results:
         return
-    compiled = found["compiled"]
-    for way in ("latents", "plain"):
-        if way in found:
-            plain = found[way]
-            worst = max(
-                abs(a / b - 1) for a, b in zip(compiled["norms"], plain["norms"], strict=True)
-            )
-            speedup = statistics.median(plain["seconds"]) / statistics.median(compiled["seconds"])
-            print(
-                f"compiled against {way}, over {len(plain['norms'])} steps the norm of all gradients differs by {worst:.0e}"
-            )
-            print(f"speedup={speedup:.2f} memory_ratio={compiled['peak'] / plain['peak']:.2f}")
+    compiled = results["compiled"]
+    references: tuple[Way, ...] = ("latents", "plain")
+    for way in references:
+        if way not in results:
+            continue
+        reference = results[way]
+        difference = relative_difference(compiled["norms"], reference["norms"])
+        speedup = medians[way] / medians["compiled"]
+        print(
+            f"compiled against {way}, over {len(reference['norms'])} steps "
+            f"the norm of all gradients differs by {difference:.0e}"
+        )
+        print(f"speedup={speedup:.2f} memory_ratio={compiled['peak'] / reference['peak']:.2f}")
 
 
 if __name__ == "__main__":

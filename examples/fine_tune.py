@@ -1,4 +1,4 @@
-"""Fine-tune the embedded policy inside a plain PyTorch loop, on demonstrations that `wam record` wrote."""
+"""Fine-tune the embedded policy in a plain PyTorch loop, on demonstrations from `wam record`."""
 
 import sys
 
@@ -10,16 +10,18 @@ from wam_policy.checkpoints import embedded
 from wam_policy.data.lerobot_reader import LeRobotDataset
 from wam_policy.data.window_dataset import WindowDataset
 
-folder, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-policy = WAMPolicy.from_pretrained(
-    embedded("metaworld-fast-wam"), dtype=torch.float32
-)  # or "organisation/name" on the Hub
-windows = WindowDataset(LeRobotDataset(folder), policy.config)
+dataset_folder = sys.argv[1]
+output_folder = sys.argv[2]
+num_steps = int(sys.argv[3])
+
+# `from_pretrained` also takes "organisation/name" on the Hub.
+policy = WAMPolicy.from_pretrained(embedded("metaworld-fast-wam"), dtype=torch.float32)
+windows = WindowDataset(LeRobotDataset(dataset_folder), policy.config)
 loader = DataLoader(windows, batch_size=16, shuffle=True, drop_last=True)
 optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=1e-4, betas=(0.9, 0.95))
 
 step = 0
-while step < steps:
+while step < num_steps:
     for batch in loader:
         loss, metrics = policy.training_step(batch)
         loss.backward()
@@ -28,6 +30,6 @@ while step < steps:
         optimizer.zero_grad()
         step += 1
         print(f"step {step}: video {metrics['video']:.3f}, action {metrics['action']:.3f}")
-        if step == steps:
+        if step == num_steps:
             break
-policy.save_pretrained(out)
+policy.save_pretrained(output_folder)

@@ -1,4 +1,4 @@
-"""Describe your own simulator to a policy: where its cameras and state are, and what its actions mean."""
+"""Describe your own simulator to a policy: its cameras, its state and the meaning of actions."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,12 +10,11 @@ from wam_policy.contract import ActionLayout, Gripper
 
 
 class MyRobot(gym.Env):
-    """Stands for your simulator: a nested observation, another order of actions, another gripper convention."""
+    """Stand-in for your simulator, with names, an order and a gripper convention of its own."""
 
     picture = spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    observation_space = spaces.Dict(
-        {"top": picture, "hand": picture, "arm": spaces.Box(-np.inf, np.inf, (4,), np.float32)}
-    )
+    arm = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+    observation_space = spaces.Dict({"top": picture, "hand": picture, "arm": arm})
     action_space = spaces.Box(np.array([0, -1, -1, -1], np.float32), np.ones(4, np.float32))
 
     def reset(self, *, seed=None, options=None):
@@ -31,12 +30,8 @@ env = policy.wrap(
     MyRobot(),
     cameras={"front": "top", "wrist": "hand"},
     state="arm",
-    state_names=(
-        "gripper_opening",
-        "hand_x",
-        "hand_y",
-        "hand_z",
-    ),  # picked by name, whatever their order
+    # The policy picks the numbers of the state by name, in any order.
+    state_names=("gripper_opening", "hand_x", "hand_y", "hand_z"),
     instruction="open the drawer",
     action=ActionLayout(
         names=("claw", "delta_x", "delta_y", "delta_z"),
@@ -44,5 +39,7 @@ env = policy.wrap(
         gripper=Gripper(index=0, open=1.0, closed=0.0),
     ),
 )
+
 observation, _ = env.reset(seed=0)
-print("action in the policy's order:", policy.predict(observation)[0])
+action, _ = policy.predict(observation)
+print("action in the policy's order:", action)

@@ -1,4 +1,4 @@
-"""Drive several simulators with one batched forward; every simulator has its own process."""
+"""Control several simulators, one process each, with one batched forward pass."""
 
 from functools import partial
 
@@ -16,11 +16,14 @@ if __name__ == "__main__":
     envs = policy.wrap(gym.vector.AsyncVectorEnv(make, context="spawn"))
 
     observations, _ = envs.reset(seed=0)
-    done, success = np.zeros(2, bool), np.zeros(2, bool)
+    done = np.zeros(2, bool)
+    success = np.zeros(2, bool)
     while not done.all():
-        actions, _ = policy.predict(observations)  # a new episode's chunk is asked for by itself
+        # `predict` returns the next action of each chunk, and predicts a new chunk when needed.
+        actions, _ = policy.predict(observations)
         observations, _, terminated, truncated, infos = envs.step(actions)
         success |= ~done & infos["is_success"]
         done |= terminated | truncated
+
     print(dict(zip(tasks, success.tolist(), strict=True)))
     envs.close()

@@ -1,10 +1,10 @@
-"""Measures how densely the library's code is written.
+"""Measure how densely the library's code is written.
 
     python scripts/density.py [--files] [PATH ...]
 
-A mirror, not a fence: the numbers say where a reader has to unpack a line, not what is good code.
-The default paths are the library (`wam_policy/`, `hub/`, `wrappers/`). `--files` also prints one
-row per file.
+The numbers show where a reader has to unpack a line; they do not say what good code is. The default
+paths are those of the library (`wam_policy/`, `hub/`, `wrappers/`). `--files` also prints one row
+per file.
 """
 
 from __future__ import annotations
@@ -25,95 +25,113 @@ DOCUMENTED = (ast.Module, ast.ClassDef, *FUNCTIONS)
 
 @dataclass
 class Counts:
-    """Sums over one file or over many."""
+    """Sums over one file or several."""
 
     files: int = 0
-    lines: int = 0  # neither blank nor only white space
-    code_lines: int = 0  # neither blank, comment nor docstring
+    lines: int = 0  # that are not blank
+    code_lines: int = 0  # neither blank nor comment nor docstring
     nodes: int = 0  # of the syntax tree
     tuple_assignments: int = 0  # `a, b = c, d`
     conditional_expressions: int = 0  # `a if b else c`
-    comment_lines: int = 0  # nothing but a comment
+    comment_lines: int = 0  # that contain only a comment
     wide_lines: int = 0  # over MAX_COLUMNS
     functions: int = 0
     long_functions: int = 0  # over MAX_FUNCTION_LINES
-    typed_functions: int = 0  # every argument and the result annotated
+    typed_functions: int = 0  # with annotations of all arguments and of the result
     public: int = 0  # modules, classes and functions whose name has no leading underscore
-    documented: int = 0  # of those, the ones with a docstring
+    documented: int = 0  # public ones with a docstring
     longest_function: int = 0
     longest_file: int = 0
 
     def add(self, other: Counts) -> None:
-        """Add the counts of another file; the longest stay the longest."""
+        """Add the counts of another file; the "longest" ones become the maximum of both."""
         for field in fields(self):
-            mine = getattr(self, field.name)
-            theirs = getattr(other, field.name)
+            a = getattr(self, field.name)
+            b = getattr(other, field.name)
             combine = max if field.name.startswith("longest") else int.__add__
-            setattr(self, field.name, combine(mine, theirs))
+            setattr(self, field.name, combine(a, b))
 
     def rows(self) -> dict[str, str]:
-        """The measures by name, formatted."""
-        code = max(1, self.code_lines)
+        """Return the measures by name, formatted."""
+        code_lines = max(1, self.code_lines)
+
+        def per_line(count: int) -> str:
+            return f"{count / code_lines:.2f}"
+
+        def per_1000_lines(count: int) -> str:
+            return f"{1000 * count / code_lines:.1f}"
+
+        def share(count: int, total: int) -> str:
+            return f"{count / max(1, total):.1%}"
+
         return {
             "files": f"{self.files}",
             "code lines": f"{self.code_lines}",
-            "nodes per code line": f"{self.nodes / code:.2f}",
-            "tuple assignments per 1,000 code lines": f"{1000 * self.tuple_assignments / code:.1f}",
-            "conditional expressions per 1,000 code lines": (
-                f"{1000 * self.conditional_expressions / code:.1f}"
+            "nodes per code line": per_line(self.nodes),
+            "tuple assignments per 1,000 code lines": per_1000_lines(self.tuple_assignments),
+            "conditional expressions per 1,000 code lines": per_1000_lines(
+                self.conditional_expressions
             ),
-            "full-line comments per 1,000 code lines": f"{1000 * self.comment_lines / code:.1f}",
-            f"lines over {MAX_COLUMNS} columns": f"{self.wide_lines / max(1, self.lines):.1%}",
+            "full-line comments per 1,000 code lines": per_1000_lines(self.comment_lines),
+            f"lines over {MAX_COLUMNS} columns": share(self.wide_lines, self.lines),
             f"functions over {MAX_FUNCTION_LINES} lines": f"{self.long_functions}",
             "longest function": f"{self.longest_function} lines",
             "longest file": f"{self.longest_file} lines",
-            "functions typed": f"{self.typed_functions / max(1, self.functions):.1%}",
-            "public names documented": f"{self.documented / max(1, self.public):.1%}",
+            "functions typed": share(self.typed_functions, self.functions),
+            "public names documented": share(self.documented, self.public),
         }
 
 
 def docstring_lines(node: ast.AST) -> range:
-    """The lines of a node's docstring; empty where it has none."""
+    """Return the line numbers of a node's docstring; empty if it has none."""
     body = getattr(node, "body", None)
     if not isinstance(node, DOCUMENTED) or not body or not isinstance(body[0], ast.Expr):
         return range(0)
-    value = body[0].value
+    statement = body[0]
+    value = statement.value
     if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
         return range(0)
-    return range(body[0].lineno, (body[0].end_lineno or body[0].lineno) + 1)
+    last = statement.end_lineno or statement.lineno
+    return range(statement.lineno, last + 1)
 
 
 def is_tuple_assignment(node: ast.AST) -> bool:
-    """Whether a statement assigns several values to several names at once."""
+    """Return whether a statement assigns several values to several names at once."""
     if not isinstance(node, ast.Assign):
         return False
     return isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
 
 
 def is_typed(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether every argument but `self` and `cls`, and the result, has an annotation."""
+    """Return whether the result and all arguments except `self` and `cls` have annotations."""
     arguments = function.args
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    every += [extra for extra in (arguments.vararg, arguments.kwarg) if extra is not None]
-    annotated = all(argument.annotation or argument.arg in ("self", "cls") for argument in every)
+    parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    for extra in (arguments.vararg, arguments.kwarg):
+        if extra is not None:
+            parameters.append(extra)
+    annotated = all(
+        parameter.annotation or parameter.arg in ("self", "cls") for parameter in parameters
+    )
     return annotated and function.returns is not None
 
 
 def count_file(path: Path) -> Counts:
-    """Count one file."""
+    """Return the counts of one file."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     counts = Counts(files=1, longest_file=len(lines))
 
+    # Count the nodes of the syntax tree.
     in_docstring: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         counts.nodes += not isinstance(node, CONTEXTS)
         counts.tuple_assignments += is_tuple_assignment(node)
         counts.conditional_expressions += isinstance(node, ast.IfExp)
-        in_docstring.update(docstring_lines(node))
+        docstring = docstring_lines(node)
+        in_docstring.update(docstring)
         if isinstance(node, DOCUMENTED) and not getattr(node, "name", "").startswith("_"):
             counts.public += 1
-            counts.documented += len(docstring_lines(node)) > 0
+            counts.documented += len(docstring) > 0
         if isinstance(node, FUNCTIONS):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             counts.functions += 1
@@ -121,6 +139,7 @@ def count_file(path: Path) -> Counts:
             counts.longest_function = max(counts.longest_function, length)
             counts.typed_functions += is_typed(node)
 
+    # Count the lines.
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -133,10 +152,25 @@ def count_file(path: Path) -> Counts:
 
 
 def python_files(paths: list[str]) -> Iterator[Path]:
-    """The Python files under some paths, each once, links not followed."""
+    """Yield the Python files under some paths without following links."""
     for path in map(Path, paths):
-        found = [path] if path.is_file() else sorted(path.rglob("*.py"))
-        yield from (file for file in found if not any(part.is_symlink() for part in file.parents))
+        files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        for file in files:
+            if not any(folder.is_symlink() for folder in file.parents):
+                yield file
+
+
+def print_row(path: Path, counts: Counts) -> None:
+    """Print the measures of one file in one line."""
+    code_lines = max(1, counts.code_lines)
+    print(
+        f"{path}: {counts.longest_file} lines, "
+        f"{counts.nodes / code_lines:.2f} nodes per line, "
+        f"{counts.tuple_assignments} tuple assignments, "
+        f"{counts.conditional_expressions} conditional expressions, "
+        f"{counts.comment_lines} comments, "
+        f"longest function {counts.longest_function}"
+    )
 
 
 def main() -> None:
@@ -153,15 +187,7 @@ def main() -> None:
         counts = count_file(path)
         total.add(counts)
         if options.files:
-            code = max(1, counts.code_lines)
-            print(
-                f"{path}: {len(path.read_text().splitlines())} lines, "
-                f"{counts.nodes / code:.2f} nodes per line, "
-                f"{counts.tuple_assignments} tuple assignments, "
-                f"{counts.conditional_expressions} conditional expressions, "
-                f"{counts.comment_lines} comments, "
-                f"longest function {counts.longest_function}"
-            )
+            print_row(path, counts)
     for name, value in total.rows().items():
         print(f"{name:46} {value}")
 

@@ -1,9 +1,10 @@
-"""What asynchronous execution promises."""
+"""Tests of asynchronous execution."""
 
 import threading
 
 import numpy as np
 import pytest
+from delayed_executor import DelayedExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_light_policy, make_observation, make_policy
@@ -11,7 +12,7 @@ from tiny import make_light_policy, make_observation, make_policy
 from wam_policy.config import VideoConfig
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.inference import compile_inference
-from wam_policy.realtime import DelayedExecutor, RealtimeRunner, continuation_weights
+from wam_policy.realtime import RealtimeRunner, continuation_weights
 from wam_policy.sampling import ActionTarget
 
 KINDS = pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)])
@@ -39,38 +40,35 @@ def test_fixed_actions_are_kept_and_free_ones_are_free(make, side):
     policy = long(make)
     observation = make_observation(2, side=side)
     free = policy.predict_chunk(observation)
-    wanted = np.clip(free[:, ::-1] * 0.5, -1, 1)
-    fixed = policy.predict_chunk(observation, action_target=ActionTarget(wanted, np.ones(12)))
-    assert np.allclose(fixed, wanted, atol=1e-5)
+    target = np.clip(free[:, ::-1] * 0.5, -1, 1)
+    fixed = policy.predict_chunk(observation, action_target=ActionTarget(target, np.ones(12)))
+    assert np.allclose(fixed, target, atol=1e-5)
     assert np.array_equal(
-        policy.predict_chunk(observation, action_target=ActionTarget(wanted, np.zeros(12))), free
+        policy.predict_chunk(observation, action_target=ActionTarget(target, np.zeros(12))), free
     )
     weights = continuation_weights(12, 8, 3)
-    partly = policy.predict_chunk(observation, action_target=ActionTarget(wanted, weights))
-    assert np.allclose(partly[:, :3], wanted[:, :3], atol=1e-5) and not np.allclose(
-        partly[:, 6:], wanted[:, 6:], atol=1e-2
+    partly = policy.predict_chunk(observation, action_target=ActionTarget(target, weights))
+    assert np.allclose(partly[:, :3], target[:, :3], atol=1e-5) and not np.allclose(
+        partly[:, 6:], target[:, 6:], atol=1e-2
     )
     compiled = compile_inference(policy, batch_sizes=(2, 4), backend=None)
     assert np.allclose(
-        compiled.predict_chunk(observation, action_target=ActionTarget(wanted, weights)),
+        compiled.predict_chunk(observation, action_target=ActionTarget(target, weights)),
         partly,
         atol=1e-5,
     )
-    assert np.allclose(
-        compiled.predict_chunk(observation), free, atol=1e-5
-    )  # nothing of it is left for the next call
+    # The next call starts without a target.
+    assert np.allclose(compiled.predict_chunk(observation), free, atol=1e-5)
 
 
 def test_a_flow_head_fits_the_free_actions_to_the_fixed_ones():
     policy = long(make_policy)
     observation = make_observation()
-    free, wanted = policy.predict_chunk(observation), np.full((12, 3), 0.9, np.float32)
+    free = policy.predict_chunk(observation)
+    target = np.full((12, 3), 0.9, np.float32)
     weights = (np.arange(12) < 4).astype(np.float32)
-    assert not np.allclose(
-        policy.predict_chunk(observation, action_target=ActionTarget(wanted, weights))[4:],
-        free[4:],
-        atol=1e-4,
-    )
+    fixed = policy.predict_chunk(observation, action_target=ActionTarget(target, weights))
+    assert not np.allclose(fixed[4:], free[4:], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -90,18 +88,19 @@ def test_known_actions_that_can_t_be_are_refused(actions, weights):
 
 
 class Scripted:
-    """A policy whose n-th chunk counts n, n + 0.01, n + 0.02, …; it remembers what it was asked."""
+    """A policy whose n-th chunk is n, n + 0.01, n + 0.02, …; it records its calls."""
 
     def __init__(self, horizon: int = 12):
-        self.horizon, self.asked = horizon, []
+        self.horizon = horizon
+        self.calls = []
         self.config = long(make_policy).config
 
     def chunk_length(self, horizon=None):
         return self.horizon
 
     def predict_chunk(self, observation, action_target=None):
-        self.asked.append((observation, action_target))
-        return (len(self.asked) + 0.01 * np.arange(self.horizon)[:, None]).astype(np.float32)
+        self.calls.append((observation, action_target))
+        return (len(self.calls) + 0.01 * np.arange(self.horizon)[:, None]).astype(np.float32)
 
 
 def play(runner, executor, steps):
@@ -116,22 +115,14 @@ def test_the_next_chunk_is_asked_for_while_one_plays_and_skips_what_lies_in_the_
     policy, executor = Scripted(), DelayedExecutor(2)
     runner = RealtimeRunner(policy, execution_horizon=4, delay=2, executor=executor)
     actions = play(runner, executor, 12)
-    first = [
-        1.0,
-        1.01,
-        1.02,
-        1.03,
-        1.04,
-        1.05,
-    ]  # asked for the second one before 1.04, two more are played
+    # The second chunk is requested before 1.04; two more actions are executed meanwhile.
+    first = [1.0, 1.01, 1.02, 1.03, 1.04, 1.05]
     second = [2.02, 2.03, 2.04, 2.05, 3.02, 3.03]
     assert np.allclose(actions, first + second)
-    assert [observation for observation, _ in policy.asked] == [0, 4, 8]
-    _, known = policy.asked[1]
-    assert (
-        np.allclose(known.actions[:8, 0], 1.04 + 0.01 * np.arange(8))
-        and (known.weights[:2] == 1).all()
-    )
+    assert [observation for observation, _ in policy.calls] == [0, 4, 8]
+    _, known = policy.calls[1]
+    assert np.allclose(known.actions[:8, 0], 1.04 + 0.01 * np.arange(8))
+    assert (known.weights[:2] == 1).all()
     assert known.weights[2] < 1 and (known.weights[8:] == 0).all()
     assert runner.waits == 0 and runner.delay == 2
 
@@ -148,12 +139,9 @@ def test_the_delay_is_forecast_from_what_was_measured_and_a_late_chunk_is_waited
 
 def test_naive_chunks_know_nothing_of_each_other():
     policy, executor = Scripted(), DelayedExecutor(2)
-    play(
-        RealtimeRunner(policy, execution_horizon=4, delay=2, method="naive", executor=executor),
-        executor,
-        12,
-    )
-    assert all(known is None for _, known in policy.asked)
+    runner = RealtimeRunner(policy, execution_horizon=4, delay=2, method="naive", executor=executor)
+    play(runner, executor, 12)
+    assert all(known is None for _, known in policy.calls)
 
 
 def test_a_reset_begins_with_a_chunk_of_the_new_episode():
@@ -161,7 +149,7 @@ def test_a_reset_begins_with_a_chunk_of_the_new_episode():
     runner = RealtimeRunner(policy, execution_horizon=4, delay=3, executor=executor)
     play(runner, executor, 5)
     runner.reset()
-    assert float(runner.act("new")[0]) == 3.0 and policy.asked[-1] == ("new", None)
+    assert float(runner.act("new")[0]) == 3.0 and policy.calls[-1] == ("new", None)
 
 
 def test_an_episode_s_first_observation_begins_anew():
@@ -177,7 +165,7 @@ def test_chunks_are_computed_in_another_thread_and_their_errors_arrive():
     class Failing(Scripted):
         def predict_chunk(self, observation, action_target=None):
             assert threading.current_thread() is not threading.main_thread()
-            if self.asked:
+            if self.calls:
                 raise ObservationError("the camera is gone")
             return super().predict_chunk(observation, action_target)
 
@@ -198,8 +186,21 @@ def test_a_real_policy_plays_on(make, side):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"every": 0}, {"every": 11, "delay": 2}, {"every": 4, "delay": -1}]
+    "arguments",
+    [
+        {"execution_horizon": 0},
+        {"execution_horizon": 11, "delay": 2},
+        {"execution_horizon": 4, "delay": -1},
+    ],
 )
-def test_chunks_that_don_t_last_are_refused(arguments):
-    with pytest.raises(ConfigError, match="don't last"):
+def test_chunks_that_do_not_last_are_refused(arguments):
+    with pytest.raises(ConfigError, match="does not last"):
         RealtimeRunner(Scripted(), **arguments)
+
+
+def test_every_is_the_deprecated_name_of_execution_horizon():
+    with pytest.warns(DeprecationWarning, match="`every` is now called `execution_horizon`"):
+        runner = RealtimeRunner(Scripted(), every=5)
+    assert runner.execution_horizon == 5
+    with pytest.raises(TypeError, match="pass only `execution_horizon`"):
+        RealtimeRunner(Scripted(), execution_horizon=5, every=5)

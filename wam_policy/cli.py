@@ -1,72 +1,86 @@
-"""`wam`: a table of subcommands, each a dataclass of options and the function that takes it."""
+"""`wam`: the command line, a table of subcommands."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
+from wam_policy.cli_renames import translate
 from wam_policy.errors import WAMPolicyError
 
-COMMANDS = {  # name -> (options, function, what it does)
-    "demo": (
+
+class Command(NamedTuple):
+    """One subcommand; its modules are imported only when it runs."""
+
+    config: str  # "module:name" of the dataclass of its options
+    function: str  # "module:name" of the function that takes them
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command(
         "wam_policy.evaluation.demo:DemoConfig",
         "wam_policy.evaluation.demo:demo",
-        "watch the embedded policy solve its tasks",
+        "watch an embedded policy solve its tasks",
     ),
-    "eval": (
+    "eval": Command(
         "wam_policy.evaluation.evaluate:EvalConfig",
         "wam_policy.evaluation.evaluate:evaluate",
-        "measure a checkpoint in a simulator",
+        "evaluate a checkpoint in a simulator",
     ),
-    "compare": (
+    "compare": Command(
         "wam_policy.evaluation.compare:CompareConfig",
         "wam_policy.evaluation.compare:compare",
-        "measure several checkpoints beside each other",
+        "evaluate several checkpoints and print one table",
     ),
-    "infer": ("wam_policy.infer:InferConfig", "wam_policy.infer:infer", "ask a checkpoint once"),
-    "bench": (
+    "infer": Command(
+        "wam_policy.infer:InferConfig",
+        "wam_policy.infer:infer",
+        "predict one chunk of actions",
+    ),
+    "bench": Command(
         "wam_policy.profiling.benchmark:BenchConfig",
         "wam_policy.profiling.benchmark:bench",
-        "measure a control step",
+        "measure the time and memory of a control step",
     ),
-    "convert": (
+    "convert": Command(
         "wam_policy.hub.convert:ConvertConfig",
         "wam_policy.hub.convert:convert",
-        "convert a foreign checkpoint",
+        "convert a checkpoint of another project",
     ),
-    "info": (
+    "info": Command(
         "wam_policy.hub.info:InfoConfig",
         "wam_policy.hub.info:info",
-        "tell what a checkpoint is and needs",
+        "describe a checkpoint and what it needs",
     ),
-    "record": (
+    "record": Command(
         "wam_policy.data.record:RecordConfig",
         "wam_policy.data.record:record",
         "record demonstrations",
     ),
-    "import-minari": (
+    "import-minari": Command(
         "wam_policy.data.minari:MinariConfig",
         "wam_policy.data.minari:import_minari",
-        "make a LeRobot dataset of a Minari one",
+        "convert a Minari dataset to a LeRobot dataset",
     ),
-    "train-codec": (
+    "train-codec": Command(
         "wam_policy.training.train_codec:CodecConfig",
         "wam_policy.training.train_codec:train_codec",
         "train a video codec",
     ),
-    "cache": (
+    "cache": Command(
         "wam_policy.data.config:CacheConfig",
         "wam_policy.training.cache:cache",
-        "encode a dataset before a training",
+        "encode a dataset before training",
     ),
-    "train": (
+    "train": Command(
         "wam_policy.training.config:TrainConfig",
         "wam_policy.training.trainer:train",
         "train a Fast-WAM",
     ),
-    "train-light": (
+    "train-light": Command(
         "wam_policy.training.config:LightTrainConfig",
         "wam_policy.training.trainer:train",
         "train a Light-WAM",
@@ -74,38 +88,60 @@ COMMANDS = {  # name -> (options, function, what it does)
 }
 
 
-def _load(place: str) -> Any:
-    module, name = place.split(":")
-    return getattr(import_module(module), name)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; errors of this package are printed without a traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in COMMANDS:
-        wanted_help = not arguments or arguments[0] in ("-h", "--help")
-        if not wanted_help:
-            print(f"wam: no command {arguments[0]!r}", file=sys.stderr)
-        lines = [f"  {name:14} {text}" for name, (_, _, text) in COMMANDS.items()]
-        print(
-            "usage: wam COMMAND [OPTIONS]   (wam COMMAND --help lists the options)\n",
-            *lines,
-            sep="\n",
-        )
-        return 0 if wanted_help else 2
+    """Run one subcommand.
+
+    Args:
+        arguments: Name of the subcommand and its options; the default is those of the process.
+
+    Returns:
+        Exit status: 0 for success, 1 for an error of this package, which is printed without a
+        traceback, and 2 for an unknown subcommand.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+
+    # Without a known subcommand, print the list.
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_usage()
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"wam: no command {name!r}", file=sys.stderr)
+        _print_usage()
+        return 2
+
+    # tyro takes long to import, so the list above does without it.
     import tyro
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options, function, text = COMMANDS[arguments[0]]
+    command = COMMANDS[name]
     try:
         config = tyro.cli(
-            _load(options), args=arguments[1:], prog=f"wam {arguments[0]}", description=text
+            _import(command.config),
+            args=translate(name, arguments[1:]),
+            prog=f"wam {name}",
+            description=command.summary,
         )
-        _load(function)(config)
+        run_command = _import(command.function)
+        run_command(config)
     except WAMPolicyError as error:
         print(f"wam: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_usage() -> None:
+    """Print the list of subcommands."""
+    print("usage: wam COMMAND [OPTIONS]   (wam COMMAND --help lists the options)\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:14} {command.summary}")
+
+
+def _import(location: str) -> Any:
+    """Return the object at "module:name"."""
+    module, name = location.split(":")
+    return getattr(import_module(module), name)
 
 
 if __name__ == "__main__":

@@ -17,38 +17,58 @@ from wam_policy.policy import WAMPolicy
 
 @dataclass(frozen=True, kw_only=True)
 class InferConfig:
-    """One question to a checkpoint."""
+    """Prediction of one chunk by a checkpoint."""
 
     instruction: str
+    """Instruction in words, such as "open the drawer"."""
     images: dict[str, Path]
-    """Camera and picture file, for each camera of the policy."""
+    """Name of the camera and image file, for each camera of the policy."""
     state: tuple[float, ...] = ()
-    """The numbers of the state, in the policy's order."""
+    """Values of the robot's state, in the policy's order."""
     checkpoint: str = "embedded:metaworld-fast-wam"
     """Folder, file of a known release, Hub id, or "embedded:<name>"."""
     compile: bool = False
-    """Compile the policy first; worth it for more than one question only."""
+    """Compile the policy first; compiling takes longer than a single prediction."""
     device: str = "cpu"
+    """PyTorch device that the policy runs on."""
 
 
 def infer(config: InferConfig) -> dict[str, Any]:
-    """Ask, print the answer, and return it."""
-    policy = WAMPolicy.from_pretrained(resolve_checkpoint(config.checkpoint), device=config.device)
+    """Predict one chunk and print it as JSON.
+
+    Returns:
+        The names of the numbers of an action ("names") and the actions [T, A] ("actions").
+
+    Raises:
+        ObservationError: A picture cannot be read, or the observation does not fit the policy.
+    """
+    checkpoint = resolve_checkpoint(config.checkpoint)
+    policy = WAMPolicy.from_pretrained(checkpoint, device=config.device)
     if config.compile:
         policy = policy.compile(batch_sizes=(1,))
+
+    # One observation, as `predict_chunk` takes it.
     observation: dict[str, Any] = {
-        f"images.{name}": _picture(path) for name, path in config.images.items()
+        "state": np.array(config.state, np.float32),
+        "instruction": config.instruction,
     }
-    observation |= {"state": np.array(config.state, np.float32), "instruction": config.instruction}
-    layout = policy.config.action.layout
-    answer = {"names": list(layout.names), "actions": policy.predict_chunk(observation).tolist()}
+    for name, path in config.images.items():
+        observation[f"images.{name}"] = _read_picture(path)
+
+    # The prediction, in the units of the training data.
+    names = list(policy.config.action.layout.names)
+    actions = policy.predict_chunk(observation).tolist()
+    answer = {"names": names, "actions": actions}
     print(json.dumps(answer))
     return answer
 
 
-def _picture(path: Path) -> np.ndarray:
+def _read_picture(path: Path) -> np.ndarray:
+    """Return an image file as uint8 [H, W, 3]."""
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
     except OSError as error:
-        raise ObservationError(f"{path} isn't a picture that can be read: {error}") from error
+        raise ObservationError(
+            f"{path} is not a picture that Pillow can read ({error}); pass a PNG or JPEG file"
+        ) from error

@@ -1,4 +1,4 @@
-"""Evaluation on the toy env: what is counted, what is written, and that a killed run goes on where it was."""
+"""Tests of the evaluation on the toy env: results, videos, comparisons, and resuming."""
 
 import json
 import os
@@ -37,16 +37,22 @@ def config(tmp_path):
 
 
 def rows(config):
-    return [
-        json.loads(line) for line in (config.output_dir / "episodes.jsonl").read_text().splitlines()
-    ]
+    text = (config.output_dir / "episodes.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def read_frames(path):
+    """Return the frames of an mp4, uint8 [H, W, 3] each."""
+    import av
+
+    with av.open(str(path)) as video:
+        return [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
 
 
 def test_every_episode_is_counted_once_with_its_seed(config):
     summary = evaluate(config)
-    assert {(row["task"], row["seed"]) for row in rows(config)} == {
-        (t, s) for t in config.tasks for s in range(5)
-    }
+    expected = {(task, seed) for task in config.tasks for seed in range(5)}
+    assert {(row["task"], row["seed"]) for row in rows(config)} == expected
     assert len(rows(config)) == 10
     assert all(row["success"] == (row["seed"] != 3) for row in rows(config))
     assert {row["steps"] for row in rows(config) if row["task"] == "touch"} == {6}
@@ -67,22 +73,12 @@ def test_a_finished_evaluation_grows_by_more_episodes_and_repeats_none(config):
 def test_a_killed_evaluation_goes_on_and_loses_nothing(config):
     config = replace(config, tasks=("touch",), episodes=40)
     command = [
-        sys.executable,
-        "-m",
-        "wam_policy.cli",
-        "eval",
-        "--checkpoint",
-        config.checkpoint,
-        "--env",
-        config.env,
-    ]
-    command += [
-        "--tasks",
-        "touch",
-        "--episodes",
-        "40",
-        "--output-dir",
-        str(config.output_dir),
+        *(sys.executable, "-m", "wam_policy.cli", "eval"),
+        *("--checkpoint", config.checkpoint),
+        *("--env", config.env),
+        *("--tasks", "touch"),
+        *("--episodes", "40"),
+        *("--output-dir", str(config.output_dir)),
         "--no-video",
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -90,14 +86,18 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(config):
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     path = config.output_dir / "episodes.jsonl"
+
+    # Kill the evaluation once it has written three episodes.
     while running.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 3):
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
     before = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     assert 3 <= len(before) < 40
+
+    # The last line may be incomplete.
     with path.open("a") as file:
-        file.write('{"task": "touch", "se')  # a line that was being written
+        file.write('{"task": "touch", "se')
     evaluate(config)
     assert path.read_text().splitlines(keepends=True)[: len(before)] == before
     assert sorted(row["seed"] for row in rows(config)) == list(range(40))
@@ -111,36 +111,25 @@ def test_results_of_another_checkpoint_are_not_mixed_in(config, tmp_path):
 
 
 def test_a_video_shows_the_cameras_of_a_whole_episode(config):
-    import av
-
     evaluate(replace(config, tasks=("touch",), episodes=1, video=True))
-    with av.open(str(config.output_dir / "touch.mp4")) as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 7 and frames[0].shape == (
-        256,
-        512,
-        3,
-    )  # the last is what the last action led to
+    frames = read_frames(config.output_dir / "touch.mp4")
+    # Six steps, and the observation after the last one.
+    assert len(frames) == 7
+    assert frames[0].shape == (256, 512, 3)
 
 
 def test_imagined_futures_are_compared_with_what_happened_and_filmed(config):
-    import av
-
     summary = evaluate(replace(config, episodes=1, imagine=True))
     scores = json.loads((config.output_dir / "summary.json").read_text())["imagination"]
     assert scores == summary["imagination"] and set(scores) == {"touch", "leave"}
-    frames_ahead = 4  # frames 5 of stride 1
-    assert all(
-        len(score["psnr_db"]) == len(score["still_psnr_db"]) == frames_ahead
-        for score in scores.values()
-    )
-    with av.open(str(config.output_dir / "touch_imagined.mp4")) as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 5 and frames[0].shape == (
-        256,
-        256,
-        3,
-    )  # the next would begin where the episode ends
+    for score in scores.values():
+        # A clip has 5 frames of stride 1; the first one is observed.
+        assert len(score["psnr_db"]) == len(score["still_psnr_db"]) == 4
+
+    # The next clip would begin where the episode ends.
+    frames = read_frames(config.output_dir / "touch_imagined.mp4")
+    assert len(frames) == 5
+    assert frames[0].shape == (256, 256, 3)
 
 
 @pytest.fixture
@@ -158,16 +147,11 @@ def light(tmp_path):
 
 
 def test_what_the_action_head_looks_at_is_filmed(light):
-    import av
-
     evaluate(replace(light, explain=True))
-    with av.open(str(light.output_dir / "touch_explained.mp4")) as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 2 and frames[0].shape == (
-        192,
-        128,
-        3,
-    )  # 6 steps, 3 a chunk; the canvas and 2 taps, twice as large
+    frames = read_frames(light.output_dir / "touch_explained.mp4")
+    # 6 steps in chunks of 3; the canvas above the maps of 2 taps, enlarged by 2.
+    assert len(frames) == 2
+    assert frames[0].shape == (192, 128, 3)
 
 
 def test_a_light_wam_s_pooled_futures_are_compared_with_pooled_pictures(light):
@@ -183,7 +167,7 @@ def test_chunks_are_played_as_the_caller_says_and_results_are_not_mixed(config, 
         evaluate(replace(light, replan=2))
 
 
-def test_what_the_policy_can_t_do_is_refused_before_anything_is_played(config, light, tmp_path):
+def test_what_the_policy_does_not_support_is_refused_before_any_episode(config, light, tmp_path):
     lean = WAMPolicy.from_pretrained(light.checkpoint).save_pretrained(
         tmp_path / "lean", form="lean"
     )
@@ -199,11 +183,9 @@ def test_what_the_policy_can_t_do_is_refused_before_anything_is_played(config, l
 
 
 def test_films_show_what_was_measured(light):
-    import av
-
     evaluate(replace(light, replan=1, explain=True))
-    with av.open(str(light.output_dir / "touch_explained.mp4")) as video:
-        assert sum(1 for _ in video.decode(video=0)) == 6  # a chunk for every step
+    # One chunk, and so one frame, per step.
+    assert len(read_frames(light.output_dir / "touch_explained.mp4")) == 6
 
 
 def test_the_peak_memory_of_an_evaluation_that_goes_on_is_kept(config):
@@ -211,9 +193,9 @@ def test_the_peak_memory_of_an_evaluation_that_goes_on_is_kept(config):
     path = config.output_dir / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_memory_bytes": 2**40}))
     assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] == 2**40
-    path.write_text(
-        json.dumps({"device": "cuda", "peak_memory_bytes": 2**40})
-    )  # another device's says nothing
+
+    # The peak of another device does not count.
+    path.write_text(json.dumps({"device": "cuda", "peak_memory_bytes": 2**40}))
     assert evaluate(replace(config, tasks=("touch",), episodes=1))["peak_memory_bytes"] < 2**40
 
 
@@ -229,17 +211,13 @@ def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatc
         output_dir=tmp_path / "both",
     )
     summaries = compare(compared)
-    assert (
-        list(summaries) == ["checkpoint", "other"]
-        and json.loads((tmp_path / "both/summary.json").read_text()) == summaries
-    )
+    assert list(summaries) == ["checkpoint", "other"]
+    assert json.loads((tmp_path / "both/summary.json").read_text()) == summaries
     for summary in summaries.values():
-        assert (
-            summary["parameters"] > 0
-            and summary["peak_memory_bytes"] > 2**27
-            and summary["tasks"]["leave"]["episodes"] == 2
-        )
-    with pytest.raises(ConfigError, match="names of their own"):
+        assert summary["parameters"] > 0
+        assert summary["peak_memory_bytes"] > 2**27
+        assert summary["tasks"]["leave"]["episodes"] == 2
+    with pytest.raises(ConfigError, match="each with a different last part of its path"):
         replace(compared, checkpoints=("a/x", "b/x"))
     with pytest.raises(ResultsError, match="ended with code 1"):
         compare(replace(compared, checkpoints=("./nowhere",)))

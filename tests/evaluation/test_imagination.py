@@ -1,3 +1,5 @@
+"""Tests of the comparison of imagined with real futures."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,14 +8,14 @@ from hypothesis import strategies as st
 from wam_policy.evaluation.imagination import Future, psnr_by_frame, side_by_side
 from wam_policy.evaluation.metrics import psnr
 
-BLACK, GREY = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
+BLACK = np.zeros((2, 4, 4, 3), np.uint8)
+GREY = np.full((2, 4, 4, 3), 51, np.uint8)
 
 
 @given(st.integers(1, 255))
 def test_psnr_is_that_of_the_mean_squared_error(difference):
-    assert psnr(BLACK, np.full_like(BLACK, difference)) == pytest.approx(
-        20 * np.log10(255 / difference)
-    )
+    other = np.full_like(BLACK, difference)
+    assert psnr(BLACK, other) == pytest.approx(20 * np.log10(255 / difference))
 
 
 def test_equal_pictures_have_no_error():
@@ -24,7 +26,8 @@ def test_futures_are_scored_frame_by_frame_as_far_as_the_episode_went():
     whole = Future(np.stack([GREY[0]] * 3), np.stack([GREY[0], GREY[0], BLACK[0]]))
     cut_short = Future(np.stack([GREY[0]] * 2), np.stack([GREY[0], BLACK[0]]))
     scores = psnr_by_frame([whole, cut_short])
-    half_wrong, wrong = 10 * np.log10(255**2 / (51**2 / 2)), 20 * np.log10(5)
+    half_wrong = 10 * np.log10(255**2 / (51**2 / 2))
+    wrong = 20 * np.log10(5)
     assert scores["psnr_db"] == pytest.approx([half_wrong, wrong])
     assert scores["still_psnr_db"] == pytest.approx([half_wrong, wrong])
 

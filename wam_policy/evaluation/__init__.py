@@ -1,1 +1,1 @@
-"""Playing policies in simulators, and what comes of it: results, comparisons, videos."""
+"""Evaluation of policies in simulators: rollouts, results, comparisons and videos."""

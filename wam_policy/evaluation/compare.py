@@ -1,4 +1,4 @@
-"""`wam compare`: several checkpoints measured by the same evaluation, one after the other, a row each."""
+"""`wam compare`: the same evaluation of several checkpoints, one after the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wam_policy.utils.io import write_text
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """One evaluation of several checkpoints."""
+    """The same evaluation of several checkpoints."""
 
     checkpoints: tuple[str, ...] = ("embedded:metaworld-fast-wam", "embedded:metaworld-light-wam")
     """Folders, Hub ids, or "embedded:<name>"."""
@@ -28,90 +28,112 @@ class CompareConfig:
     tasks: tuple[str, ...] = METAWORLD_TASKS
     """Values of the env's `task` argument."""
     episodes: int = 50
-    """Episodes per task and checkpoint; episode i starts from seed + i."""
+    """Episodes per task and checkpoint; episode i uses the seed `seed + i`."""
     num_envs: int = 2
-    """Sub-envs, one process each, driven by one batched forward."""
+    """Number of sub-envs, one process each; one batched forward pass drives all of them."""
     seed: int = 0
-    """First seed."""
+    """Seed of the first episode."""
     output_dir: Path = Path("runs/compare")
-    """Folder of the results, a folder for each checkpoint; started again, it goes on where it was."""
+    """Folder for the results, one subfolder per checkpoint; a restart resumes from it."""
     device: str = "cpu"
+    """PyTorch device that the policies run on."""
 
     def __post_init__(self) -> None:
         names = [name_of(checkpoint) for checkpoint in self.checkpoints]
         if not names or len(set(names)) != len(names):
-            raise ConfigError(f"the checkpoints to compare need names of their own, got {names}")
+            raise ConfigError(
+                f"`checkpoints` must be at least one, each with a different last part of its path, "
+                f"got {names}; rename or copy the folders"
+            )
 
 
 def name_of(checkpoint: str) -> str:
-    """What a checkpoint is called in the table."""
+    """Return the name of a checkpoint in the table."""
     return checkpoint.removeprefix("embedded:").rstrip("/").split("/")[-1]
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> dict[str, Any]:
-    """Evaluate each checkpoint in a process of its own, so that its peak memory is its own; print and return the rows.
+    """Evaluate each checkpoint, and print a table with one row per checkpoint.
+
+    Each evaluation is a process of its own, so that the peak memory is that of one policy.
+
+    Args:
+        config: Options of the comparison.
+        console: Where the table is printed; the default is the terminal.
+
+    Returns:
+        The content of each checkpoint's `summary.json`, by the checkpoint's name.
 
     Raises:
-        ResultsError: an evaluation failed.
+        ResultsError: An evaluation failed.
     """
     summaries = {}
     for checkpoint in config.checkpoints:
         name = name_of(checkpoint)
-        out = config.output_dir / name
-        command = [
-            sys.executable,
-            "-m",
-            "wam_policy.cli",
-            "eval",
-            "--checkpoint",
-            checkpoint,
-            "--env",
-            config.env,
-        ]
-        command += [
-            "--tasks",
-            *config.tasks,
-            "--episodes",
-            str(config.episodes),
-            "--num-envs",
-            str(config.num_envs),
-        ]
-        command += [
-            "--seed",
-            str(config.seed),
-            "--output-dir",
-            str(out),
-            "--device",
-            config.device,
-            "--no-video",
-        ]
-        if (code := subprocess.run(command, check=False).returncode) != 0:
+        output_dir = config.output_dir / name
+
+        command = _eval_command(config, checkpoint, output_dir)
+        code = subprocess.run(command, check=False).returncode
+        if code != 0:
             raise ResultsError(
-                f"the evaluation of {checkpoint!r} ended with code {code}; its results so far are in {out}"
+                f"the evaluation of {checkpoint!r} ended with code {code}; "
+                f"its results so far are in {output_dir}, and the comparison resumes from them"
             )
-        summaries[name] = json.loads((out / "summary.json").read_text())
+        summaries[name] = json.loads((output_dir / "summary.json").read_text())
+
     write_text(config.output_dir / "summary.json", json.dumps(summaries, indent=2) + "\n")
-    (console or Console()).print(comparison_table(summaries, config.tasks))
+    console = console or Console()
+    console.print(comparison_table(summaries, config.tasks))
     return summaries
 
 
+def _eval_command(config: CompareConfig, checkpoint: str, output_dir: Path) -> list[str]:
+    """Return the command line that evaluates one checkpoint."""
+    # `--no-video`: the comparison shows numbers only.
+    options = {
+        "--checkpoint": [checkpoint],
+        "--env": [config.env],
+        "--tasks": [*config.tasks],
+        "--episodes": [str(config.episodes)],
+        "--num-envs": [str(config.num_envs)],
+        "--seed": [str(config.seed)],
+        "--output-dir": [str(output_dir)],
+        "--device": [config.device],
+        "--no-video": [],
+    }
+    command = [sys.executable, "-m", "wam_policy.cli", "eval"]
+    for option, values in options.items():
+        command += [option, *values]
+    return command
+
+
 def comparison_table(summaries: dict[str, Any], tasks: tuple[str, ...]) -> Table:
-    """The rows, for the terminal."""
-    rows = Table(
-        caption="latency: one chunk of all sub-envs; memory: the policy's process, simulators apart"
+    """Return the comparison as a table for the terminal.
+
+    Args:
+        summaries: Content of each checkpoint's `summary.json`, by name.
+        tasks: Tasks to show, one column each.
+    """
+    table = Table(
+        caption=(
+            "latency: one chunk for all sub-envs; memory: the policy's process without simulators"
+        )
     )
-    columns = ("checkpoint", "parameters", *tasks, "mean", "median ms", "p95 ms", "peak MiB")
-    for column in columns:
-        rows.add_column(column, justify="left" if column == "checkpoint" else "right")
+    table.add_column("checkpoint", justify="left")
+    for column in ("parameters", *tasks, "mean", "median ms", "p95 ms", "peak MiB"):
+        table.add_column(column, justify="right")
+
+    # One row per checkpoint.
     for name, summary in summaries.items():
+        success_rates = [f"{summary['tasks'][task]['success']:.0%}" for task in tasks]
         peak = summary["peak_memory_bytes"]
-        rows.add_row(
+        table.add_row(
             name,
             f"{summary['parameters'] / 1e6:.2f} M",
-            *(f"{summary['tasks'][task]['success']:.0%}" for task in tasks),
+            *success_rates,
             f"{summary['mean_success']:.1%}",
             f"{summary['latency_ms']['median']:.0f}",
             f"{summary['latency_ms']['p95']:.0f}",
             "-" if peak is None else f"{peak / 2**20:.0f}",
         )
-    return rows
+    return table

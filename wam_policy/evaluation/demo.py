@@ -1,4 +1,4 @@
-"""The demo: the embedded policy solves its tasks in a real simulator, a few episodes each, with videos."""
+"""`wam demo`: a short evaluation of an embedded policy in a real simulator, with videos."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ class DemoConfig:
     """A short evaluation of an embedded checkpoint."""
 
     model: Literal["fast", "light"] = "fast"
-    """Which embedded checkpoint."""
+    """Family of the embedded checkpoint: Fast-WAM or Light-WAM."""
     episodes: int = 5
     """Episodes per task."""
     output_dir: Path = Path("runs/demo")
-    """Folder of the results; what an earlier demo left there is replaced."""
+    """Folder for the results; the results of an earlier demo are replaced."""
 
 
 def demo(config: DemoConfig) -> None:
-    """Run the demo."""
+    """Run the demo.
+
+    Raises:
+        ResultsError: The folder exists and was not written by a demo or an evaluation.
+    """
+    # Only a folder of results may be removed.
     if config.output_dir.exists() and not (config.output_dir / "run.json").is_file():
         raise ResultsError(
-            f"{config.output_dir} exists and holds no demo; choose another --output-dir"
+            f"{config.output_dir} exists but holds no demo (it has no run.json); "
+            f"choose another --output-dir"
         )
     shutil.rmtree(config.output_dir, ignore_errors=True)
+
     evaluate(
         EvalConfig(
             checkpoint=f"embedded:metaworld-{config.model}-wam",

@@ -1,4 +1,4 @@
-"""Shows what a Light-WAM's action head looks at: attention of its learned queries, as heat maps over the camera pictures."""
+"""Heat maps of the attention of a Light-WAM's action head over the camera pictures."""
 
 # B batch, K taps, Q queries, T actions in a chunk, A numbers per action, H W pixels of the canvas
 
@@ -6,17 +6,42 @@ from __future__ import annotations
 
 import numpy as np
 
+HEAT_COLOUR = (255.0, 40.0, 0.0)
+MAX_OPACITY = 0.7
+
 
 def heat(picture: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """A picture, uint8 [H, W, 3], under a map [H, W] of any scale: grey where nothing is looked at, red where most is."""
-    level = (attention - attention.min()) / max(float(np.ptp(attention)), 1e-12)
+    """Draw an attention map over a picture, grey for the least attention and red for the most.
+
+    Args:
+        picture: Picture, uint8 [H, W, 3].
+        attention: Attention per pixel [H, W], at any scale.
+
+    Returns:
+        The picture under the map, uint8 [H, W, 3].
+    """
+    # Scale the attention to [0, 1].
+    spread = max(float(np.ptp(attention)), 1e-12)
+    level = (attention - attention.min()) / spread
+
+    # Blend the grey picture with red.
     grey = picture.mean(-1, keepdims=True).repeat(3, -1)
-    red = np.array([255.0, 40.0, 0.0])
-    weight = 0.7 * level[..., None]
-    return ((1 - weight) * grey + weight * red).clip(0, 255).astype(np.uint8)
+    weight = MAX_OPACITY * level[..., None]
+    blended = (1 - weight) * grey + weight * np.array(HEAT_COLOUR)
+    return blended.clip(0, 255).astype(np.uint8)
 
 
 def overlay(picture: np.ndarray, maps: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """A canvas, uint8 [H, W, 3], above its maps [K, Q, H, W], each tap's queries weighted by [K, Q], as one picture."""
-    taps = np.einsum("kq,kqhw->khw", weights, maps)
-    return np.concatenate([picture, *(heat(picture, tap) for tap in taps)], axis=0)
+    """Stack a canvas above the attention map of each tap.
+
+    Args:
+        picture: Canvas, uint8 [H, W, 3].
+        maps: Attention maps [K, Q, H, W].
+        weights: Weights of the queries of each tap [K, Q].
+
+    Returns:
+        One picture, uint8 [(1 + K)·H, W, 3].
+    """
+    attention_per_tap = np.einsum("kq,kqhw->khw", weights, maps)
+    heat_maps = [heat(picture, attention) for attention in attention_per_tap]
+    return np.concatenate([picture, *heat_maps], axis=0)

@@ -1,4 +1,4 @@
-"""Compares the future a policy imagines with what then really happens."""
+"""Comparison of the future that a policy imagines with the future that follows."""
 
 # F frames of a clip, H W pixels of the canvas
 
@@ -17,7 +17,10 @@ from wam_policy.policy import WAMPolicy
 
 
 class Future(NamedTuple):
-    """What was imagined at one step, and what was seen at the same steps; F is smaller where the episode ended before."""
+    """Imagined frames and the real frames of the same steps.
+
+    F is smaller than the length of a clip if the episode ended before.
+    """
 
     imagined: np.ndarray  # uint8 [F, H, W, 3], the observed frame first
     real: np.ndarray  # uint8 [F, H, W, 3]
@@ -26,65 +29,89 @@ class Future(NamedTuple):
 def rollout_futures(
     policy: WAMPolicy, env: Any, seed: int, queue: ActionQueue, mode: ActionMode | None = None
 ) -> list[Future]:
-    """Play one episode in a wrapped vector env of one, imagining the future each time the last one has passed."""
-    seen: list[np.ndarray] = []
-    begun: list[
-        tuple[int, np.ndarray]
-    ] = []  # the step at which a future was imagined, and its frames
+    """Play one episode and imagine the future whenever the last imagined one has passed.
 
-    def ask(observation: Any) -> np.ndarray:
-        now = len(seen) - 1
-        if begun and now < begun[-1][0] + policy.config.action.horizon:
+    Args:
+        policy: Policy that acts and imagines.
+        env: Wrapped vector env of one sub-env.
+        seed: Seed of the episode.
+        queue: Queue that executes the chunks.
+        mode: What the action tokens attend to; the default is the policy's.
+
+    Returns:
+        The futures in the order of the episode.
+    """
+    canvases: list[np.ndarray] = []
+    # The step at which each future was imagined, and its frames.
+    starts: list[int] = []
+    clips: list[np.ndarray] = []
+
+    def predict(observation: Any) -> np.ndarray:
+        # The canvas of this observation is already the last one.
+        step = len(canvases) - 1
+        if starts and step < starts[-1] + policy.config.action.horizon:
             return policy.predict_chunk(observation, mode=mode, horizon=queue.horizon)
         chunk, frames = policy.imagine(observation, mode=mode, horizon=queue.horizon)
-        begun.append((now, frames[0]))
+        starts.append(step)
+        clips.append(frames[0])
         return chunk
 
-    for observation in rollout(env, seed, queue, ask):
-        seen.append(_canvas(policy, observation))
-    length, stride = policy.config.action.horizon, policy.config.video.stride
-    factor = len(seen[0]) // begun[0][1].shape[1]  # of a Light-WAM, which imagines on a pooled grid
-    real = [
-        shrink(np.stack(seen[start : start + length + 1 : stride]), factor) for start, _ in begun
-    ]
-    return [
-        Future(frames[: len(there)], there) for (_, frames), there in zip(begun, real, strict=True)
-    ]
+    for observation in rollout(env, seed, queue, predict):
+        canvases.append(_observed_canvas(policy, observation))
+
+    # Take the real frames of the imagined steps, at the imagined resolution: a Light-WAM imagines
+    # on a pooled grid.
+    length = policy.config.action.horizon
+    stride = policy.config.video.stride
+    factor = len(canvases[0]) // clips[0].shape[1]
+    futures = []
+    for start, imagined in zip(starts, clips, strict=True):
+        frames = np.stack(canvases[start : start + length + 1 : stride])
+        real = shrink(frames, factor)
+        futures.append(Future(imagined[: len(real)], real))
+    return futures
 
 
 def shrink(frames: np.ndarray, factor: int) -> np.ndarray:
-    """Pictures uint8 [F, H, W, 3] averaged over squares of `factor` pixels."""
-    f, height, width, colours = frames.shape
-    squares = frames.reshape(f, height // factor, factor, width // factor, factor, colours)
+    """Return pictures uint8 [F, H, W, 3] averaged over squares of `factor` × `factor` pixels."""
+    count, height, width, channels = frames.shape
+    squares = frames.reshape(count, height // factor, factor, width // factor, factor, channels)
     return squares.mean((2, 4)).round().astype(np.uint8)
 
 
-def _canvas(policy: WAMPolicy, observation: Any) -> np.ndarray:
-    """What the policy sees of a batch of one, uint8 [H, W, 3]."""
+def _observed_canvas(policy: WAMPolicy, observation: Any) -> np.ndarray:
+    """Return the canvas of a batch of one observation, uint8 [H, W, 3]."""
     canvas = policy.canvas(observation)
     return images.to_pixels(canvas[:, :, None])[0, 0]
 
 
 def psnr_by_frame(futures: list[Future]) -> dict[str, list[float]]:
-    """PSNR by frame, in dB, over all futures that reached it: imagined, and of the observed frame kept still."""
+    """Return the PSNR in dB of each frame after the observed one.
+
+    Args:
+        futures: Futures to score; each frame's score covers those that are long enough.
+
+    Returns:
+        "psnr_db" of the imagined frames, and "still_psnr_db" of the observed frame repeated.
+    """
+    imagined_scores = []
+    still_scores = []
     longest = max(len(future.real) for future in futures)
-    reached = [[future for future in futures if len(future.real) > k] for k in range(1, longest)]
-    return {
-        "psnr_db": [
-            psnr_over([(f.imagined[k], f.real[k]) for f in there])
-            for k, there in enumerate(reached, start=1)
-        ],
-        "still_psnr_db": [
-            psnr_over([(f.real[0], f.real[k]) for f in there])
-            for k, there in enumerate(reached, start=1)
-        ],
-    }
+
+    # Frame 0 is the observed one.
+    for k in range(1, longest):
+        reached = [future for future in futures if len(future.real) > k]
+        imagined_pairs = [(future.imagined[k], future.real[k]) for future in reached]
+        still_pairs = [(future.real[0], future.real[k]) for future in reached]
+        imagined_scores.append(psnr_over(imagined_pairs))
+        still_scores.append(psnr_over(still_pairs))
+    return {"psnr_db": imagined_scores, "still_psnr_db": still_scores}
 
 
 def side_by_side(futures: list[Future]) -> list[np.ndarray]:
-    """Frames for a film, uint8 [2·H, W, 3]: what happened above what was imagined."""
-    return [
-        np.concatenate(pair)
-        for future in futures
-        for pair in zip(future.real, future.imagined, strict=True)
-    ]
+    """Return the frames of a video, uint8 [2·H, W, 3]: real frames above imagined ones."""
+    frames = []
+    for future in futures:
+        for real, imagined in zip(future.real, future.imagined, strict=True):
+            frames.append(np.concatenate((real, imagined)))
+    return frames

@@ -1,4 +1,4 @@
-"""Results of an evaluation: episodes appended as they end, their summary, and what they were made with."""
+"""Files and tables of an evaluation: finished episodes, their summary, and their settings."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from wam_policy.errors import ResultsError
 from wam_policy.utils.io import write_text
 
 EPISODES = "episodes.jsonl"
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+HASH_BLOCK_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -29,87 +31,112 @@ class Episode:
     success: bool
     steps: int
     reward: float
-    latency_ms: list[float]  # of every chunk predicted in it (a batched call counts whole)
+    # Milliseconds of every chunk predicted in the episode; the time of a batched call counts in
+    # full for each of its sub-envs.
+    latency_ms: list[float]
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """95 % interval of a success rate (Wilson's score interval)."""
+    """Return the 95 % interval of a success rate (Wilson's score interval)."""
     if episodes == 0:
         return 0.0, 1.0
-    z, rate = 1.959963984540054, successes / episodes
+
+    z = Z_95
+    rate = successes / episodes
     centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
-    half = (
-        z
-        / (1 + z * z / episodes)
-        * np.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes**2))
-    )
-    return max(0.0, min(rate, float(centre - half))), min(1.0, max(rate, float(centre + half)))
+    spread = np.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes**2))
+    half_width = z / (1 + z * z / episodes) * spread
+
+    # Rounding must not push the rate itself out of the interval.
+    low = min(rate, float(centre - half_width))
+    high = max(rate, float(centre + half_width))
+    return max(0.0, low), min(1.0, high)
 
 
-def checkpoint_hash(place: Path, contract: str) -> str:
-    """SHA-256 over what makes a checkpoint act: configs and weights, by name; or one file and the `contract` read beside it."""
-    files = (
-        [place]
-        if place.is_file()
-        else sorted([*place.rglob("*.json"), *place.rglob("*.safetensors")])
-    )
-    digest = hashlib.sha256(contract.encode() if place.is_file() else b"")
+def checkpoint_hash(checkpoint: Path, contract: str) -> str:
+    """Return the SHA-256 of everything that determines how a checkpoint acts.
+
+    Args:
+        checkpoint: Folder, whose configs and weights are hashed with their names; or one file.
+        contract: Contract of the policy as JSON; hashed with a file, which does not contain it.
+
+    Returns:
+        The digest in hexadecimal.
+    """
+    if checkpoint.is_file():
+        files = [checkpoint]
+        root = checkpoint.parent
+        digest = hashlib.sha256(contract.encode())
+    else:
+        files = sorted([*checkpoint.rglob("*.json"), *checkpoint.rglob("*.safetensors")])
+        root = checkpoint
+        digest = hashlib.sha256(b"")
+
+    # Large files are read in blocks.
     for path in files:
-        digest.update(str(path.relative_to(place if place.is_dir() else place.parent)).encode())
-        with path.open("rb") as opened:
-            while block := opened.read(2**24):
+        digest.update(str(path.relative_to(root)).encode())
+        with path.open("rb") as file:
+            while block := file.read(HASH_BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
 
 
 def open_results(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
-    """Make the results folder, or take up an earlier evaluation of the same settings: its finished episodes.
+    """Create the results folder, or open the one of an earlier evaluation with the same settings.
+
+    Args:
+        folder: Folder for the results.
+        settings: Everything that results in one folder must have in common.
+
+    Returns:
+        The finished episodes of the earlier evaluation.
 
     Raises:
-        ResultsError: the folder holds results of other settings.
+        ResultsError: The folder holds results of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run, text = folder / "run.json", json.dumps(settings, indent=2)
-    if run.is_file() and run.read_text() != text:
+    run_path = folder / "run.json"
+    run_text = json.dumps(settings, indent=2)
+    if run_path.is_file() and run_path.read_text() != run_text:
+        names = ", ".join(settings).replace("checkpoint_sha256", "checkpoint")
         raise ResultsError(
-            f"{folder} holds results of another {', '.join(settings)}; choose another folder or remove it"
+            f"{folder} holds results of another {names}; choose another folder or remove it"
         )
-    write_text(run, text)
-    path = folder / EPISODES
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) != len(lines):  # killed while a line was written
-        write_text(path, "".join(whole))
-    return [Episode(**json.loads(line)) for line in whole]
+    write_text(run_path, run_text)
+
+    # An evaluation that was killed can leave an incomplete last line: remove it.
+    episodes_path = folder / EPISODES
+    lines = []
+    if episodes_path.is_file():
+        lines = episodes_path.read_text().splitlines(keepends=True)
+    complete = [line for line in lines if line.endswith("\n")]
+    if len(complete) != len(lines):
+        write_text(episodes_path, "".join(complete))
+    return [Episode(**json.loads(line)) for line in complete]
 
 
 def append_episode(folder: Path, episode: Episode) -> None:
-    """Add a finished episode to the file; on disk when this returns."""
+    """Append a finished episode to the results file and sync it to disk."""
+    line = json.dumps(dataclasses.asdict(episode)) + "\n"
     with (folder / EPISODES).open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(episode)) + "\n")
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
 
 def summarize(episodes: list[Episode], tasks: list[str]) -> dict[str, Any]:
-    """Success per task with its 95 % interval, its mean over tasks, and latency."""
-    rows = {}
-    for task in tasks:
-        mine = [e for e in episodes if e.task == task]
-        wins = sum(e.success for e in mine)
-        rows[task] = {
-            "success": wins / max(1, len(mine)),
-            "episodes": len(mine),
-            "interval": list(wilson_interval(wins, len(mine))),
-            "mean_steps": float(np.mean([e.steps for e in mine])) if mine else None,
-            "mean_steps_of_successes": float(np.mean([e.steps for e in mine if e.success]))
-            if wins
-            else None,
-        }
-    latency = [ms for e in episodes for ms in e.latency_ms]
+    """Return the success rate of each task with its interval, their mean, and the latency.
+
+    Args:
+        episodes: Finished episodes.
+        tasks: Names of the tasks.
+    """
+    summaries = {task: _summarize_task(episodes, task) for task in tasks}
+    rates = [summary["success"] for summary in summaries.values()]
+    latency = [ms for episode in episodes for ms in episode.latency_ms]
     return {
-        "mean_success": float(np.mean([row["success"] for row in rows.values()])),
-        "tasks": rows,
+        "mean_success": float(np.mean(rates)),
+        "tasks": summaries,
         "latency_ms": {
             "median": float(np.median(latency)),
             "p95": float(np.quantile(latency, 0.95)),
@@ -117,39 +144,73 @@ def summarize(episodes: list[Episode], tasks: list[str]) -> dict[str, Any]:
     }
 
 
+def _summarize_task(episodes: list[Episode], task: str) -> dict[str, Any]:
+    """Return the entry of one task in `summary.json`."""
+    steps = [episode.steps for episode in episodes if episode.task == task]
+    success_steps = [
+        episode.steps for episode in episodes if episode.task == task and episode.success
+    ]
+    return {
+        "success": len(success_steps) / max(1, len(steps)),
+        "episodes": len(steps),
+        "interval": list(wilson_interval(len(success_steps), len(steps))),
+        "mean_steps": _mean(steps),
+        "mean_steps_of_successes": _mean(success_steps),
+    }
+
+
+def _mean(values: list[int]) -> float | None:
+    """Return the mean; None if there are no values."""
+    if not values:
+        return None
+    return float(np.mean(values))
+
+
 def results_table(summary: dict[str, Any]) -> Table:
-    """A summary for the terminal."""
+    """Return the content of `summary.json` as a table for the terminal."""
     latency = summary["latency_ms"]
-    rows = Table(
-        caption=f"latency of a chunk: median {latency['median']:.0f} ms, p95 {latency['p95']:.0f} ms"
+    table = Table(
+        caption=(
+            f"latency of a chunk: median {latency['median']:.0f} ms, p95 {latency['p95']:.0f} ms"
+        )
     )
-    for column in ("task", "success", "95 % interval", "episodes", "steps to success"):
-        rows.add_column(column, justify="left" if column == "task" else "right")
+    table.add_column("task", justify="left")
+    for column in ("success", "95 % interval", "episodes", "steps to success"):
+        table.add_column(column, justify="right")
+
+    # One row per task.
     for task, row in summary["tasks"].items():
         low, high = row["interval"]
         steps = row["mean_steps_of_successes"]
-        rows.add_row(
+        table.add_row(
             task,
             f"{row['success']:.0%}",
             f"{low:.0%} … {high:.0%}",
             str(row["episodes"]),
             "-" if steps is None else f"{steps:.0f}",
         )
-    rows.add_row("mean", f"{summary['mean_success']:.1%}", "", "", "", style="bold")
-    return rows
+    table.add_row("mean", f"{summary['mean_success']:.1%}", "", "", "", style="bold")
+    return table
 
 
 def imagination_table(summary: dict[str, Any], stride: int) -> Table:
-    """How alike imagined and real futures are, for the terminal."""
+    """Return the PSNR of imagined futures as a table for the terminal.
+
+    Args:
+        summary: Content of `summary.json`, with "imagination".
+        stride: Control steps from one frame to the next.
+    """
     scores = summary["imagination"]
     frames = max(len(score["psnr_db"]) for score in scores.values())
-    rows = Table(
-        caption="PSNR of imagined frames, dB; in brackets: of the observed frame kept still"
-    )
-    rows.add_column("steps ahead")
+    table = Table(caption="PSNR of imagined frames in dB; in brackets: of the observed frame")
+
+    # One column per frame, one row per task.
+    table.add_column("steps ahead")
     for k in range(1, frames + 1):
-        rows.add_column(str(k * stride), justify="right")
+        table.add_column(str(k * stride), justify="right")
+
     for task, score in scores.items():
         pairs = zip(score["psnr_db"], score["still_psnr_db"], strict=True)
-        rows.add_row(task, *(f"{imagined:.1f} ({still:.1f})" for imagined, still in pairs))
-    return rows
+        cells = [f"{imagined:.1f} ({still:.1f})" for imagined, still in pairs]
+        table.add_row(task, *cells)
+    return table

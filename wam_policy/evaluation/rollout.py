@@ -1,4 +1,4 @@
-"""Plays one episode in a wrapped vector env of one, asking for a chunk whenever the last one is used up."""
+"""Rollout of one episode in a wrapped vector env of one sub-env."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ def rollout(
     """Play one episode.
 
     Args:
-        env: a wrapped vector env of one sub-env.
-        seed: of the episode.
-        queue: how chunks are played; emptied first.
-        predict_fn: gives a chunk [1, T, A] for an observation.
+        env: Wrapped vector env of one sub-env.
+        seed: Seed of the episode.
+        queue: Queue that executes the chunks; it is emptied first.
+        predict_fn: Returns a chunk [1, T, A] for an observation.
 
     Yields:
-        Every observation, the first and the last among them.
+        Every observation, the first and the last included.
     """
     queue.reset()
     observation, _ = env.reset(seed=[seed])
     ended = False
+
+    # The caller sees an observation before the policy does.
     while not ended:
         yield observation
         empty = queue.empty()
@@ -34,4 +36,5 @@ def rollout(
             queue.push(predict_fn(observation), empty)
         observation, _, terminated, truncated, _ = env.step(queue.pop())
         ended = bool(terminated[0] or truncated[0])
+
     yield observation

@@ -1,4 +1,4 @@
-"""Writes frames as an mp4 that every player shows."""
+"""Encoding of frames as an mp4 that every player can show."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ import numpy as np
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], *, fps: int, enlarge: int = 1) -> None:
-    """Write frames uint8 [H, W, 3]; the file appears when it is complete.
+    """Write frames as H.264; the file appears when it is complete.
 
     Args:
-        path: the file.
-        frames: pictures of one size.
-        fps: frames per second.
-        enlarge: how many times larger each pixel is drawn.
+        path: File to write.
+        frames: Pictures of one size, uint8 [H, W, 3].
+        fps: Frames per second.
+        enlarge: Factor by which each pixel is enlarged.
     """
+    height = frames[0].shape[0] * enlarge
+    width = frames[0].shape[1] * enlarge
+    # The pixel format needs even sides.
+    pad_bottom = height % 2
+    pad_right = width % 2
+
     temporary = path.with_suffix(".partial.mp4")
     with av.open(str(temporary), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
-        height, width = (side * enlarge for side in frames[0].shape[:2])
-        stream.width, stream.height, stream.pix_fmt = (
-            width + width % 2,
-            height + height % 2,
-            "yuv420p",
-        )
+        stream.width = width + pad_right
+        stream.height = height + pad_bottom
+        stream.pix_fmt = "yuv420p"
+
         for frame in frames:
-            large = np.repeat(np.repeat(frame, enlarge, axis=0), enlarge, axis=1)
-            padded = np.pad(large, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            container.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
-                )
-            )
+            tall = np.repeat(frame, enlarge, axis=0)
+            large = np.repeat(tall, enlarge, axis=1)
+            padding = ((0, pad_bottom), (0, pad_right), (0, 0))
+            padded = np.pad(large, padding, mode="edge")
+            contiguous = np.ascontiguousarray(padded)
+            video_frame = av.VideoFrame.from_ndarray(contiguous, format="rgb24")
+            container.mux(stream.encode(video_frame))
+
+        # Flush the frames that the encoder still holds.
         container.mux(stream.encode())
     temporary.replace(path)
