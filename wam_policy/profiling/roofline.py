@@ -1,4 +1,4 @@
-"""A roofline model of a machine: its measured rates of arithmetic and memory bound a step's time."""
+"""A roofline model of a machine: measured rates of arithmetic and memory bound a step's time."""
 
 from __future__ import annotations
 
