@@ -1,4 +1,4 @@
-"""Turns a loaded policy into its compiled form."""
+"""Compilation of a loaded policy for fast inference."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from wam_policy.config import PolicyConfig
 from wam_policy.errors import ConfigError
 from wam_policy.inference.bucket import EngineSpec, Options
 from wam_policy.inference.engine import Engine
+from wam_policy.inference.stages import ImageEncoder
 from wam_policy.inference.weight_transforms import Quantization, fuse_projections, quantize_linears
+from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.fast_wam.variants import ActionMode
 from wam_policy.models.light_wam.fold import fold_to_lean
 from wam_policy.models.light_wam.model import LightWAM
+from wam_policy.models.registry import Model
 from wam_policy.pipeline import PolicyLike
 from wam_policy.utils.compiler import Backend, Compiler
 
 
 class CompilablePolicy(PolicyLike, Protocol):
-    """A policy that can act by a compiled engine; `WAMPolicy` is one."""
+    """A policy that can run on a compiled engine; `WAMPolicy` is one."""
 
     def with_engine(self, config: PolicyConfig, engine: Engine) -> Self:
         """Return a policy with the same parts that acts by the engine."""
@@ -43,59 +46,94 @@ def compile_inference(
     quantize: Quantization | None = None,
     encode_every: int = 1,
 ) -> PolicyT:
-    """The same policy with a compiled forward pass: same observations in, same chunks out, up to rounding.
+    """Return the same policy with a compiled forward pass; its actions agree up to rounding.
 
-    It computes once what is constant (text, modulations, rotary tables, a Light-WAM's folded weights), in memory that is
-    allocated once, in two functions of fixed shape: encode the observation, act. On CUDA each is one CUDA graph. Imagining and
-    explaining are done by the plain forward pass.
+    Two functions of fixed shape, encode and act, run on static buffers; on CUDA each is one graph.
+    Text, modulations and rotary tables are computed once. `imagine` and `explain` stay uncompiled.
+    The last three arguments trade accuracy for speed; `wam bench` measures both.
 
     Args:
-        policy: the policy; it shares its weights with what is returned (but for what a Light-WAM folds).
-        mode: what the actions see while they are denoised; the default is the contract's.
-        batch_sizes: each is compiled for itself; a batch in between is filled up to the next one.
-        horizon: actions per chunk; the default is the contract's.
-        warmup: compile now, and prove on random inputs that the compiled functions give what they give uncompiled; else each
-            batch size is compiled when it is first asked for.
-        backend: of `torch.compile`; None: the same functions without compiling them.
-        on_failure: what happens where something can't be compiled: an error, or a warning and the functions uncompiled.
-        steps: denoising steps, if not the contract's. This and the following change the actions; `wam bench` tells by how much.
-        quantize: of linear layers, by torchao; the default is none.
-        encode_every: so many calls are served by one observation: the video expert's view of it, and of the state, is then old
-            in all but the first. A new episode or instruction is always encoded; the calls must be of the same envs.
+        policy: Policy to compile. The result shares its weights, except those a Light-WAM folds.
+        mode: What the actions attend to while they are denoised; None takes the config's mode.
+        batch_sizes: Each is compiled; a batch in between is padded to the next larger size.
+        horizon: Actions per chunk; None takes the config's.
+        warmup: Compile now, and verify on random inputs that the compiled functions agree with
+            the uncompiled ones; otherwise a batch size is compiled, unverified, on first use.
+        backend: Backend of `torch.compile`; None runs the same functions uncompiled.
+        on_failure: Where compilation fails, raise an error, or warn and run uncompiled.
+        steps: Denoising steps; None takes the config's.
+        quantize: Quantization of the linear layers, by torchao.
+        encode_every: Consecutive calls that share one encoded observation, so that all but the
+            first act on an old one. A new episode or instruction is always encoded. All calls
+            must come from the same envs.
 
     Raises:
-        ConfigError: no batch sizes, a mode that the variant wasn't trained for.
-        CompileError: it can't be compiled here.
+        ConfigError: An option is out of range, or the policy does not support it.
+        CompileError: Compilation fails, or changes the actions, and `on_failure` is "raise".
     """
-    spec, sizes = policy.config, tuple(sorted(set(batch_sizes)))
-    if not sizes or sizes[0] < 1:
-        raise ConfigError(f"`batch_sizes` must be positive, got {list(batch_sizes)}")
+    sorted_sizes = _check_batch_sizes(batch_sizes)
     if encode_every < 1:
         raise ConfigError(f"`encode_every` must be positive, got {encode_every}")
-    if steps is not None:
-        if spec.sampling.action_shift is None:
-            raise ConfigError("a Light-WAM reads its actions off in one pass: it has no `steps`")
-        spec = replace(spec, sampling=replace(spec.sampling, steps=steps))
-    length, model = pipeline.chunk_length(policy, horizon), policy.model
-    if isinstance(model, LightWAM) and model.config.lean_steps is None:
-        model = fold_to_lean(model, length)
-    if quantize is not None:
-        model = quantize_linears(model, quantize)
-    elif isinstance(model, FastWAM):
-        model = fuse_projections(model)
-    vae = policy.vae
-    _ = vae.first_frame_encoder  # made now, not while it is compiled
-    options = Options(spec.action_mode(mode), length, sizes, encode_every)
-    forward = EngineSpec(
-        spec,
-        model,
-        lambda image: vae.encode_first_frame(image),
-        pipeline.latent_frames(policy),
-        options,
-    )
-    engine = Engine(
-        forward, policy.prompts, Compiler(backend, on_failure, policy.device), policy.model
-    )
+
+    config = policy.config if steps is None else _with_steps(policy.config, steps)
+    length = pipeline.chunk_length(policy, horizon)
+    model = _transform_weights(policy.model, length, quantize)
+    image_encoder = _image_encoder(policy.vae)
+    options = Options(config.action_mode(mode), length, sorted_sizes, encode_every)
+    spec = EngineSpec(config, model, image_encoder, pipeline.latent_frames(policy), options)
+
+    compiler = Compiler(backend, on_failure, policy.device)
+    engine = Engine(spec, policy.prompts, compiler, source=policy.model)
     if warmup:
         engine.warmup()
-    return policy.with_engine(spec, engine)
+    return policy.with_engine(config, engine)
+
+
+def _check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the batch sizes in ascending order, each once.
+
+    Raises:
+        ConfigError: There are none, or one is not positive.
+    """
+    sorted_sizes = tuple(sorted(set(batch_sizes)))
+    if not sorted_sizes or sorted_sizes[0] < 1:
+        raise ConfigError(
+            f"`batch_sizes` must hold at least one size, all positive, got {list(batch_sizes)}"
+        )
+    return sorted_sizes
+
+
+def _with_steps(config: PolicyConfig, steps: int) -> PolicyConfig:
+    """Return a config with another number of denoising steps.
+
+    Raises:
+        ConfigError: The policy does not denoise its actions.
+    """
+    # Only the configs of policies that denoise actions have a schedule for them.
+    if config.sampling.action_shift is None:
+        raise ConfigError(
+            "a Light-WAM predicts its actions in one pass and has no `steps`; omit the argument"
+        )
+    return replace(config, sampling=replace(config.sampling, steps=steps))
+
+
+def _transform_weights(model: Model, horizon: int, quantize: Quantization | None) -> Model:
+    """Return the form of a model that infers fastest; the model itself stays as it is."""
+    if isinstance(model, LightWAM) and model.config.lean_steps is None:
+        model = fold_to_lean(model, horizon)
+
+    if quantize is not None:
+        return quantize_linears(model, quantize)
+    if isinstance(model, FastWAM):
+        return fuse_projections(model)
+    return model
+
+
+def _image_encoder(vae: VAE) -> ImageEncoder:
+    """Return the codec's encoder of single pictures as a function that can be compiled."""
+    # The property builds the encoder on first access. Tracing must find it ready: what is built
+    # while a graph is traced would become part of the graph.
+    _ = vae.first_frame_encoder
+    # A plain function, because `Compiler.compile` gives each plain function a code object of its
+    # own, which a bound method does not get.
+    return lambda image: vae.encode_first_frame(image)

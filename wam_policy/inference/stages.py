@@ -1,10 +1,11 @@
-"""The two hot functions of each family, encode an observation and act on it: fixed shapes, no branches on data.
+"""The two hot functions of each model family: encode an observation, and act on it.
 
-They are run as they are or compiled; everything constant comes in, everything that lasts is written into what comes in.
+They run uncompiled or compiled, so shapes are fixed and no branch depends on data. Constants come
+in as arguments. Results that outlive a call are written into buffers that come in as arguments.
 """
 
-# B batch, H W pixels, C latent channels, F latent frames, h w latent grid, P numbers of proprioception, T actions in a chunk,
-# A numbers per action
+# B batch, H W pixels, C latent channels, F latent frames, h w latent grid, P proprioception size,
+# T actions in a chunk, A numbers per action
 
 from __future__ import annotations
 
@@ -28,27 +29,32 @@ from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.models.registry import Model
 
 ImageEncoder = Callable[[Tensor], Tensor]
-"""Pictures [B, 3, H, W] -> latents [B, C, 1, h, w]."""
+"""Encodes pictures [B, 3, H, W] as latents [B, C, 1, h, w]."""
 
 
 class StaticBuffers(NamedTuple):
-    """What a call brings, on the device."""
+    """The inputs of a call, in device memory that is allocated once."""
 
     image: Tensor  # [B, 3, H, W] in [-1, 1]
-    proprio: Tensor | None  # [B, P]
-    noise: Tensor | None = None  # [B, T, A] of the actions; None: the model takes none
-    target: sampling.NormalizedTarget | None = (
-        None  # of the actions; None: the model takes no noise
-    )
-    noise_video: Tensor | None = (
-        None  # [B, C, F − 1, h, w] of the frames after the observed one; None: nobody needs them
-    )
+    proprio: Tensor | None  # [B, P]; None if the policy has no proprioception
+    # Initial noise [B, T, A] of the actions; None for a model that does not denoise.
+    noise: Tensor | None = None
+    # Actions to continue; None for a model that does not denoise.
+    target: sampling.NormalizedTarget | None = None
+    # Initial noise [B, C, F - 1, h, w] of the future frames; None if the actions do not need them.
+    noise_video: Tensor | None = None
 
 
 def add_proprio(model: Model, proprio: Tensor | None, texts: Sequence[Text]) -> None:
-    """Write the proprio token's keys and values into its slot, the first, of every expert's text.
+    """Write the keys and values of the proprio token into the text slots of every expert.
 
-    A function of its own, so that no compiled function reads what it writes.
+    The token has the first slot. It is compiled apart from the functions that read the slots,
+    so that no compiled function reads memory that it also writes.
+
+    Args:
+        model: Model whose experts attend to the text.
+        proprio: [B, P] normalised proprioception; None does nothing.
+        texts: Text slots of each expert, written in place.
     """
     if proprio is None:
         return
@@ -57,11 +63,12 @@ def add_proprio(model: Model, proprio: Tensor | None, texts: Sequence[Text]) -> 
     for expert, text in zip(text_experts(model), texts, strict=True):
         embedded = expert.text_embedding(token)
         for block, slots in zip(expert.blocks, text.layers, strict=True):
-            write_kv(_text(block, embedded), slots)
+            write_kv(_text_key_value(block, embedded), slots)
 
 
-@torch.compiler.nested_compile_region  # see `mot.run`
-def _text(block: Block | LeanBlock, embedded: Tensor) -> KeyValue:
+# The blocks share one compiled region; see `_block_region` in models/layers/mot.py for its limits.
+@torch.compiler.nested_compile_region
+def _text_key_value(block: Block | LeanBlock, embedded: Tensor) -> KeyValue:
     return block.text_key_value(embedded).returned()
 
 
@@ -72,10 +79,20 @@ def encode_fast(
     tables: sampling.SamplerConstants,
     observed: sampling.PrefillCache,
 ) -> None:
-    """Write an observation's keys and values into those of `observed`; the proprio token is in the text already."""
-    cache = sampling.prefill(model, codec(inputs.image), tables, observed.video_text)
-    for own, place in zip(cache, observed.video_kv, strict=True):
-        write_kv(own, place)
+    """Encode an observation with a Fast-WAM and write its keys and values into the prefill cache.
+
+    Args:
+        model: Model to encode with.
+        codec: Encoder of the picture.
+        inputs: Static inputs of the call.
+        tables: Constants of the sampler.
+        observed: Prefill cache. Its text holds the proprio token already; its keys and values of
+            the observed frame are written in place.
+    """
+    latents = codec(inputs.image)
+    video_kv = sampling.prefill(model, latents, tables, observed.video_text)
+    for block_kv, buffer in zip(video_kv, observed.video_kv, strict=True):
+        write_kv(block_kv, buffer)
 
 
 def act_fast(
@@ -86,28 +103,52 @@ def act_fast(
     mode: ActionMode,
     moves: sampling.SamplerSteps,
 ) -> Tensor:
-    """Normalised actions [B, T, A] for the observation in `observed`: all steps, each by the compiled `moves`."""
+    """Denoise a chunk with a Fast-WAM.
+
+    Args:
+        model: Model to sample from.
+        inputs: Static inputs of the call.
+        tables: Constants of the sampler.
+        observed: Prefill cache of the observation.
+        mode: What the actions attend to.
+        moves: Functions of one denoising step, compiled or not.
+
+    Returns:
+        [B, T, A] normalised actions.
+    """
     assert inputs.noise is not None
-    noises = (inputs.noise, inputs.noise_video)
-    return sampling.denoise(
+    actions, _ = sampling.denoise(
         model,
         tables,
         observed,
-        *noises,
+        inputs.noise,
+        inputs.noise_video,
         mode=mode,
         decode_video=False,
         target=inputs.target,
         steps=moves,
-    )[0]
+    )
+    return actions
 
 
 def encode_light(
     model: LightWAM, codec: ImageEncoder, inputs: StaticBuffers, rope: Rope, text: Text
 ) -> Taps:
-    """What the taps record of an observation; the proprio token is in the text already."""
+    """Encode an observation with a Light-WAM.
+
+    Args:
+        model: Model to encode with.
+        codec: Encoder of the picture.
+        inputs: Static inputs of the call.
+        rope: Rotary tables of the observed frame's tokens.
+        text: Text slots, which hold the proprio token already.
+
+    Returns:
+        Features of the tapped blocks.
+    """
     return model.tap_features(codec(inputs.image), text, rope)
 
 
 def act_light(model: LightWAM, taps: Taps, horizon: int) -> Tensor:
-    """Normalised actions [B, horizon, A]."""
+    """Predict normalised actions [B, horizon, A] with a Light-WAM from the tapped features."""
     return model.expert(taps, horizon)

@@ -1,9 +1,9 @@
-"""Quantized linear layers by torchao: smaller and, on hardware that multiplies them, faster; not the same function."""
+"""Transformed weights for inference: quantized linear layers and fused projections."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
@@ -13,21 +13,35 @@ from wam_policy.models.layers.linear import Linear
 from wam_policy.models.registry import Model
 
 Quantization = Literal["int8", "int8_dynamic", "float8", "float8_dynamic"]
-"""Weights only, or activations too, quantized anew at every call."""
-MIN_QUANTIZED_WIDTH = 512  # narrower layers stay as they are: little to save, and they carry times, states and actions
+"""Quantized weights or, in the dynamic forms, also activations, scaled anew in every call."""
+
+# Narrower layers are not quantized: they save little, and they carry timesteps, states and actions,
+# which are sensitive to rounding.
+MIN_QUANTIZED_WIDTH = 512
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def copy_sharing_parameters(model: ModuleT) -> ModuleT:
+    """Return a copy of a model whose modules are new and whose parameters are the model's own."""
+    # `deepcopy` returns what its memo holds for an object's id instead of copying the object.
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 def quantize_linears(model: Model, kind: Quantization) -> Model:
-    """A copy of a model whose wide linear layers are quantized; the others share their weights with it.
+    """Return a copy of a model whose wide linear layers are quantized by torchao.
+
+    Quantized layers are smaller and, on hardware that multiplies such numbers natively, faster, but
+    their outputs differ. All other layers share their weights with the model.
 
     Raises:
-        ConfigError: no such quantization, nothing to quantize.
-        MissingExtraError: torchao isn't installed.
+        ConfigError: The quantization is unknown, or no layer is wide enough.
+        MissingExtraError: torchao is not installed.
     """
     if kind not in get_args(Quantization):
-        raise ConfigError(
-            f"unknown quantization {kind!r}; there are {', '.join(get_args(Quantization))}"
-        )
+        supported = ", ".join(get_args(Quantization))
+        raise ConfigError(f"unknown quantization {kind!r}; choose one of {supported}")
     try:
         from torchao import quantization as torchao
     except ImportError as error:
@@ -38,29 +52,32 @@ def quantize_linears(model: Model, kind: Quantization) -> Model:
         "float8": torchao.Float8WeightOnlyConfig,
         "float8_dynamic": torchao.Float8DynamicActivationFloat8WeightConfig,
     }
-    if not any(map(_is_wide, model.modules())):
+
+    if not any(_is_wide_linear(module) for module in model.modules()):
         raise ConfigError(
-            f"no linear layer of this policy is {MIN_QUANTIZED_WIDTH} wide: there is nothing to quantize"
+            f"there is nothing to quantize: no linear layer of this policy is at least "
+            f"{MIN_QUANTIZED_WIDTH} wide; compile without `quantize`"
         )
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    small: Model = copy.deepcopy(model, shared)
-    torchao.quantize_(small, configs[kind](), filter_fn=lambda layer, _: _is_wide(layer))
-    return small.eval()
-
-
-def _is_wide(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, Linear)
-        and min(layer.in_features, layer.out_features) >= MIN_QUANTIZED_WIDTH
+    quantized = copy_sharing_parameters(model)
+    torchao.quantize_(
+        quantized, configs[kind](), filter_fn=lambda module, _: _is_wide_linear(module)
     )
+    return quantized.eval()
+
+
+def _is_wide_linear(module: nn.Module) -> bool:
+    if not isinstance(module, Linear):
+        return False
+    return min(module.in_features, module.out_features) >= MIN_QUANTIZED_WIDTH
 
 
 def fuse_projections(model: FastWAM) -> FastWAM:
-    """A twin that shares the model's memory: the parameters of both are parts of the twin's larger matrices.
+    """Return a copy of a model that computes projections of the same input as one product.
 
-    The model itself goes on as before: it can be trained, saved and moved.
+    The copy shares the model's memory: the parameters of both become slices of the larger
+    matrices of the copy. The model can still be trained, saved and moved.
     """
-    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    twin.video.fuse()
-    twin.action.fuse()
-    return twin.eval()
+    fused = copy_sharing_parameters(model)
+    fused.video.fuse()
+    fused.action.fuse()
+    return fused.eval()

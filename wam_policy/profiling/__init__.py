@@ -1,1 +1,1 @@
-"""What a control step costs: time, operations, memory."""
+"""Measurements of what a control step costs: time, operations and memory."""

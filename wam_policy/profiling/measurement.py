@@ -1,4 +1,4 @@
-"""The timings of one way of computing a control step."""
+"""Timings of a control step, stage by stage."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from wam_policy.profiling.roofline import Machine
 
 STAGES = ("preprocess", "vae", "prefill", "act", "postprocess")
 
+# Seconds below which a stage's median is not used as a divisor.
+MIN_SECONDS = 1e-12
+
 
 class Clock:
-    """Seconds of each stage, one number per run."""
+    """A stopwatch for the stages of a step; it holds one time per stage and run."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -26,53 +29,37 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Time what happens inside, the device's work included."""
-        began = time.perf_counter()
+        """Time the body of a `with` statement, including its work on the device."""
+        start = time.perf_counter()
         yield
+        # Kernels run asynchronously: without waiting, only their launches would be timed.
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[stage].append(time.perf_counter() - began)
+        self.seconds[stage].append(time.perf_counter() - start)
 
 
 @dataclass
 class Row:
-    """One way of computing, at one batch size."""
+    """The measurements of one form of the forward pass at one batch size."""
 
     name: str
     batch: int
-    seconds: dict[str, list[float]]  # stage -> of each run
-    counts: dict[str, Counts] = field(default_factory=dict)  # of stages
-    errors: Sequence[
-        float
-    ] = ()  # of each run: largest difference of a normalised action from the exact policy's
-    peak: int | None = None  # bytes
+    seconds: dict[str, list[float]]  # per stage, one time per run
+    counts: dict[str, Counts] = field(default_factory=dict)  # per counted stage
+    # Per run, the largest difference of a normalised action from the exact policy's.
+    errors: Sequence[float] = ()
+    peak: int | None = None  # bytes; None where the system does not report it
     note: str = ""
 
     def total(self, quantile: float = 0.5) -> float:
-        """Seconds of the whole step."""
-        return float(
-            np.quantile([sum(run) for run in zip(*self.seconds.values(), strict=True)], quantile)
-        )
+        """Return a quantile of the seconds of whole steps."""
+        stages_per_run = zip(*self.seconds.values(), strict=True)
+        steps = [sum(stages) for stages in stages_per_run]
+        return float(np.quantile(steps, quantile))
 
     def to_dict(self, machine: Machine) -> dict[str, Any]:
-        """As JSON holds it; a stage's part of the machine is the time its products need at the least, over its time."""
-        stages = {}
-        for stage, seconds in self.seconds.items():
-            stages[stage] = {
-                "median_s": float(np.median(seconds)),
-                "p95_s": float(np.quantile(seconds, 0.95)),
-            }
-            if stage in self.counts:
-                counts = self.counts[stage]
-                stages[stage] |= {
-                    "flops": counts.flops,
-                    "bytes": counts.bytes,
-                    "eager_kernels": counts.kernels,
-                }
-                stages[stage] |= {
-                    "of_machine": machine.minimum_seconds(counts)
-                    / max(stages[stage]["median_s"], 1e-12)
-                }
+        """Return the row as JSON values, compared with the rates of a machine."""
+        stages = {stage: self._stage_to_dict(stage, machine) for stage in self.seconds}
         total = {"median_s": self.total(), "p95_s": self.total(0.95)}
         return {
             "name": self.name,
@@ -83,3 +70,19 @@ class Row:
             "peak_memory_bytes": self.peak,
             "note": self.note,
         }
+
+    def _stage_to_dict(self, stage: str, machine: Machine) -> dict[str, float]:
+        """Return one stage as JSON values.
+
+        `of_machine` is the share of the machine's rates that the stage reaches: the lower bound
+        on the time of its products, divided by its median time.
+        """
+        median = float(np.median(self.seconds[stage]))
+        values = {"median_s": median, "p95_s": float(np.quantile(self.seconds[stage], 0.95))}
+        if stage in self.counts:
+            counts = self.counts[stage]
+            values["flops"] = counts.flops
+            values["bytes"] = counts.bytes
+            values["eager_kernels"] = counts.kernels
+            values["of_machine"] = machine.minimum_seconds(counts) / max(median, MIN_SECONDS)
+        return values

@@ -1,4 +1,4 @@
-"""Observations to measure a policy on: random ones, or those it meets in an env."""
+"""Observations to measure a policy on: random ones, or those of a rollout in an env."""
 
 # B batch
 
@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from wam_policy import images
+from wam_policy.config import PolicyConfig
 from wam_policy.errors import ConfigError
 from wam_policy.evaluation.rollout import rollout
 from wam_policy.observation import INSTRUCTION
@@ -20,77 +21,97 @@ from wam_policy.policy import WAMPolicy
 from wam_policy.wrappers.envs.make import make_env
 
 ObservationSource = Callable[[int, int], dict[str, Any]]
-"""(i, B) -> the i-th batch of B observations."""
+"""Returns the i-th batch of B observations for (i, B)."""
 
 
 def random_observation(policy: WAMPolicy, size: int, seed: int) -> dict[str, Any]:
-    """Random pictures and states of a batch, and an instruction that the policy knows.
+    """Return a batch of random pictures and states, with an instruction that the policy knows.
+
+    Args:
+        policy: Policy that the observation is for.
+        size: Observations in the batch.
+        seed: Seed of the random numbers.
 
     Raises:
-        ConfigError: the policy knows none.
+        ConfigError: The policy knows no instruction.
     """
-    rng, spec = np.random.default_rng(seed), policy.config
-    sizes = images.tiles(
-        len(spec.cameras.names), spec.cameras.height, spec.cameras.width, spec.cameras.layout
-    )
-    observation: dict[str, Any] = {
-        f"images.{name}": rng.integers(0, 256, (size, *(spec.cameras.before or tile), 3), np.uint8)
-        for name, tile in zip(spec.cameras.names, sizes, strict=True)
-    }
-    if spec.state is not None:
-        normalised = rng.uniform(-1, 1, (size, len(spec.state.names))).astype(np.float32)
-        observation["state"] = spec.state.normalization.denormalize(normalised)
+    config = policy.config
+    rng = np.random.default_rng(seed)
+    observation: dict[str, Any] = {}
+
+    cameras = config.cameras
+    tile_sizes = images.tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout)
+    for name, tile_size in zip(cameras.names, tile_sizes, strict=True):
+        picture_size = cameras.before or tile_size
+        picture = rng.integers(0, 256, (size, *picture_size, 3), np.uint8)
+        observation[f"images.{name}"] = picture
+
+    if config.state is not None:
+        normalized = rng.uniform(-1, 1, (size, len(config.state.names))).astype(np.float32)
+        observation["state"] = config.state.normalization.denormalize(normalized)
+
     if not policy.prompts.table:
         raise ConfigError(
-            "this policy knows no instruction yet: `policy.add_prompt(instruction)` first"
+            "this policy knows no instruction yet; call `policy.add_prompt(instruction)` first"
         )
-    before, _, after = spec.prompt.template.partition("{task}")
-    known = next(iter(policy.prompts.table))
-    return {**observation, "instruction": (known[len(before) : len(known) - len(after)],) * size}
+    first_prompt = next(iter(policy.prompts.table))
+    observation["instruction"] = (_instruction_of(config, first_prompt),) * size
+    return observation
+
+
+def _instruction_of(config: PolicyConfig, prompt: str) -> str:
+    """Return the instruction from which the config's template makes a prompt."""
+    before, _, after = config.prompt.template.partition("{task}")
+    return prompt[len(before) : len(prompt) - len(after)]
 
 
 def random_observations(policy: WAMPolicy) -> ObservationSource:
-    """Random observations, each by itself."""
+    """Return a source of independent random observations."""
     return lambda i, size: random_observation(policy, size, i)
 
 
 def rollout_observations(
     policy: WAMPolicy, env_id: str, task: str | None, count: int
 ) -> ObservationSource:
-    """What a policy meets in an env when it asks for a chunk, in order, episode after episode from seed 0.
+    """Return a source of the observations for which a policy predicts chunks in an env.
 
-    The samples of a batch follow each other, and so do the batches.
+    The policy plays episode after episode from seed 0. The samples of a batch are consecutive
+    observations, and batch i begins with observation i.
 
     Args:
-        policy: the policy that plays.
+        policy: Policy that plays.
         env_id: Gymnasium id.
-        task: value of the env's `task` argument; None: it is made without.
-        count: how many are needed, samples and batches together.
+        task: Value of the env's `task` argument; None creates the env without the argument.
+        count: Observations to record: the number of batches plus the batch size.
     """
-    seen: list[dict[str, Any]] = []
+    observations: list[dict[str, Any]] = []
 
-    def ask(observation: dict[str, Any]) -> np.ndarray:
-        seen.append(
-            {
-                name: value if name == INSTRUCTION else np.array(value)
-                for name, value in observation.items()
-            }
-        )
+    def predict_and_record(observation: dict[str, Any]) -> np.ndarray:
+        # Envs reuse their arrays, so they are copied.
+        recorded = {
+            name: value if name == INSTRUCTION else np.array(value)
+            for name, value in observation.items()
+        }
+        observations.append(recorded)
         return policy.predict_chunk(observation)
 
-    plain = SyncVectorEnv([lambda: make_env(env_id, task)], autoreset_mode=AutoresetMode.DISABLED)
-    with closing(plain):
-        env: Any = policy.wrap(plain)
+    vector_env = SyncVectorEnv(
+        [lambda: make_env(env_id, task)], autoreset_mode=AutoresetMode.DISABLED
+    )
+    with closing(vector_env):
+        env: Any = policy.wrap(vector_env)
         for seed in itertools.count():
-            for _ in rollout(env, seed, policy.queue(), ask):
-                if len(seen) >= count:
-                    return lambda i, size: _joined(seen[i : i + size])
-    raise AssertionError
+            for _ in rollout(env, seed, policy.queue(), predict_and_record):
+                if len(observations) >= count:
+                    return lambda i, size: _join_batches(observations[i : i + size])
+    raise AssertionError("unreachable: the loop over seeds has no end")
 
 
-def _joined(seen: list[dict[str, Any]]) -> dict[str, Any]:
-    """Batches of one as a batch."""
-    joined: dict[str, Any] = {
-        name: np.concatenate([one[name] for one in seen]) for name in seen[0] if name != INSTRUCTION
-    }
-    return joined | {INSTRUCTION: tuple(one[INSTRUCTION][0] for one in seen)}
+def _join_batches(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return batches of one observation each as a single batch."""
+    joined: dict[str, Any] = {}
+    for name in batches[0]:
+        if name != INSTRUCTION:
+            joined[name] = np.concatenate([batch[name] for batch in batches])
+    joined[INSTRUCTION] = tuple(batch[INSTRUCTION][0] for batch in batches)
+    return joined

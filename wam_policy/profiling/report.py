@@ -1,4 +1,4 @@
-"""Shows the rows of `wam bench`: a table, a section of a checkpoint's card, and a chart."""
+"""Presentation of benchmark rows: a table, a section of a checkpoint's card, and a chart."""
 
 from __future__ import annotations
 
@@ -25,94 +25,139 @@ COLOURS = {
     "act": "#f28e2b",
     "postprocess": "#76b7b2",
 }
-WIDTH, LEFT, BAR, GAP, TOP = 1100, 300, 22, 10, 60
+
+# Layout of the chart in pixels: bars grow to the right from LEFT, labels stand left of it.
+WIDTH = 1100
+LEFT = 300
+BAR = 22  # height of a bar
+GAP = 10  # between two bars
+TOP = 60  # height of the legend
+TOTAL_WIDTH = 110  # right of the longest bar, for its milliseconds
+SWATCH = 14  # side of a colour sample in the legend
+FONT_SIZE = 15
 
 
 def write_chart(path: Path, rows: Sequence[Row]) -> None:
-    """Write a PNG of milliseconds, one bar per row, cut into stages."""
+    """Write a bar chart of median milliseconds as PNG, one bar per row, divided into stages."""
     height = TOP + len(rows) * (BAR + GAP) + GAP
     picture = Image.new("RGB", (WIDTH, height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
-    x = float(LEFT)
-    for stage, colour in COLOURS.items():
-        draw.rectangle((x, 20, x + 14, 34), fill=colour)
-        draw.text((x + 20, 18), stage, "black", font)
-        x += 40 + draw.textlength(stage, font)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT_SIZE)
+
+    _draw_legend(draw, font)
     longest = max(row.total() for row in rows)
     for i, row in enumerate(rows):
-        top, x = TOP + i * (BAR + GAP), float(LEFT)
-        draw.text(
-            (LEFT - 10, top + 3), f"{row.name}, batch {row.batch}", "black", font, anchor="ra"
-        )
-        for stage, seconds in row.seconds.items():
-            length = float(np.median(seconds)) / longest * (WIDTH - LEFT - 110)
-            draw.rectangle((x, top, x + length, top + BAR), fill=COLOURS[stage])
-            x += length
-        draw.text((x + 8, top + 3), f"{1000 * row.total():.1f} ms", "black", font)
+        top = TOP + i * (BAR + GAP)
+        _draw_bar(draw, font, row, top, longest)
+
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
     write_bytes(path, encoded.getvalue())
 
 
+def _draw_legend(draw: ImageDraw.ImageDraw, font: Any) -> None:
+    """Draw the colour and name of each stage in one line."""
+    x = float(LEFT)
+    for stage, colour in COLOURS.items():
+        draw.rectangle((x, 20, x + SWATCH, 20 + SWATCH), fill=colour)
+        draw.text((x + 20, 18), stage, "black", font)
+        x += 40 + draw.textlength(stage, font)
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, font: Any, row: Row, top: int, longest: float) -> None:
+    """Draw the name, the stages and the total of a row; `longest` seconds span the chart."""
+    label = f"{row.name}, batch {row.batch}"
+    draw.text((LEFT - 10, top + 3), label, "black", font, anchor="ra")
+
+    x = float(LEFT)
+    for stage, seconds in row.seconds.items():
+        length = float(np.median(seconds)) / longest * (WIDTH - LEFT - TOTAL_WIDTH)
+        draw.rectangle((x, top, x + length, top + BAR), fill=COLOURS[stage])
+        x += length
+    draw.text((x + 8, top + 3), _milliseconds(row.total()), "black", font)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
+
+
 def benchmark_table(rows: Sequence[Row], machine: Machine) -> Table:
-    """The rows for the terminal."""
-    made = Table(
-        caption=f"{machine.describe()}; roof: how close the products come to that; MiB: of the process, earlier ways included",
+    """Return the rows as a table for the terminal."""
+    table = Table(
+        caption=(
+            f"{machine.describe()}; roof: share of these rates that the products reach; "
+            f"MiB: peak of the process, earlier rows included"
+        ),
         pad_edge=False,
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )
-    made.add_column("way, milliseconds", no_wrap=True)
+    table.add_column("forward pass, ms", no_wrap=True)
     for column in ("B", "vae", "prefill", "act", "rest", "step", "p95", "roof", "MiB", "error"):
-        made.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True)
+
     for row in rows:
-        stages = {stage: 1000 * float(np.median(row.seconds[stage])) for stage in COLOURS}
-        rest = stages["preprocess"] + stages["postprocess"]
-        times = (
-            stages["vae"],
-            stages["prefill"],
-            stages["act"],
-            rest,
-            1000 * row.total(),
-            1000 * row.total(0.95),
-        )
-        bound = sum(machine.minimum_seconds(counts) for counts in row.counts.values())
-        share = f"{bound / row.total():.0%}" if row.counts else ""
-        error = f"{max(row.errors):.2g}" if row.errors else ""
-        memory = "" if row.peak is None else f"{row.peak / 2**20:.0f}"
         style = "bold" if row.name == "compiled" else ""
-        made.add_row(
-            row.name,
-            str(row.batch),
-            *(f"{time:.1f}" for time in times),
-            share,
-            memory,
-            error,
-            style=style,
-        )
-    return made
+        table.add_row(*_table_cells(row, machine), style=style)
+    return table
+
+
+def _table_cells(row: Row, machine: Machine) -> list[str]:
+    """Return the cells of a row; those that were not measured are empty."""
+    milliseconds = {stage: 1000 * float(np.median(row.seconds[stage])) for stage in COLOURS}
+    times = [
+        milliseconds["vae"],
+        milliseconds["prefill"],
+        milliseconds["act"],
+        milliseconds["preprocess"] + milliseconds["postprocess"],
+        1000 * row.total(),
+        1000 * row.total(0.95),
+    ]
+    cells = [row.name, str(row.batch)]
+    cells += [f"{time:.1f}" for time in times]
+
+    roof = ""
+    if row.counts:
+        bound = sum(machine.minimum_seconds(counts) for counts in row.counts.values())
+        roof = f"{bound / row.total():.0%}"
+    memory = "" if row.peak is None else f"{row.peak / 2**20:.0f}"
+    error = f"{max(row.errors):.2g}" if row.errors else ""
+    return [*cells, roof, memory, error]
 
 
 def card_section(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
-    """What compiling and each knob give and cost, as a section of a checkpoint's card (`save_pretrained(notes=…)`)."""
+    """Return the section of a checkpoint's card on speed, for `save_pretrained(notes=…)`.
+
+    Args:
+        rows: Measurements; those of the compiled and uncompiled policy and of the inexact
+            settings are listed.
+        found: Contents of `bench.json`.
+    """
     lines = [
-        "| way | observations per call | a step: median, p95 | error of an action: median, largest |",
+        "## Speed",
+        "",
+        "| forward pass | observations per call | step time: median, p95 "
+        "| action error: median, largest |",
         "|---|---|---|---|",
     ]
     for row in rows:
-        if not (row.errors or row.name in ("eager", "compiled")):
+        if not row.errors and row.name not in ("eager", "compiled"):
             continue
-        error = f"{np.median(row.errors):.1e}, {max(row.errors):.1e}" if row.errors else ""
-        time = f"{1000 * row.total():.1f} ms, {1000 * row.total(0.95):.1f} ms"
+        time = f"{_milliseconds(row.total())}, {_milliseconds(row.total(0.95))}"
+        error = ""
+        if row.errors:
+            error = f"{np.median(row.errors):.1e}, {max(row.errors):.1e}"
         lines.append(f"| {row.name} | {row.batch} | {time} | {error} |")
-    made = f"commit `{found['commit'][:7]}`, " if found["commit"] else ""
-    return "\n".join(
-        (
-            "## Speed\n",
-            *lines,
-            "",
-            f"`wam bench` on {found['device']}, {found['dtype']}, {made}torch {found['versions']['torch']}; {found['repeats']} "
-            f"runs, inputs: {found['inputs']}. Errors are those of the knobs that trade exactness for speed: the largest "
-            "difference in a chunk of normalised actions, against the compiled policy on the same inputs.\n",
-        )
-    )
+
+    # A package that was installed, not checked out, has no commit.
+    commit = f"commit `{found['commit'][:7]}`, " if found["commit"] else ""
+    lines += [
+        "",
+        f"`wam bench` on {found['device']}, {found['dtype']}, {commit}"
+        f"torch {found['versions']['torch']}; {found['repeats']} runs, "
+        f"inputs: {found['inputs']}. Errors are given for settings that trade accuracy for speed: "
+        f"the largest difference in a chunk of normalised actions from the compiled policy "
+        f"on the same inputs.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a machine can do at best: how fast it multiplies matrices and reads memory; the roof that a step is held against."""
+"""A roofline model of a machine: measured rates of arithmetic and memory bound a step's time."""
 
 from __future__ import annotations
 
@@ -15,60 +15,80 @@ import torch
 from wam_policy.models.layers.linear import linear
 from wam_policy.profiling.op_counter import Counts
 
-ROWS, WIDTH = (
-    512,
-    3072,
-)  # of the product that is timed: a few hundred tokens, the released model's width
-READ = 2**28  # numbers of four bytes that are read
+# The timed product multiplies a few hundred tokens by a weight of the released models' width.
+ROWS = 512
+WIDTH = 3072
+
+# Float32 numbers in the timed read: 1 GiB, beyond every cache. A CPU reads a quarter of it.
+READ = 2**28
+BYTES_PER_NUMBER = 4
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured rates."""
+    """The measured rates of a device."""
 
     name: str
     flops: float  # per second, of matrix products in the policy's dtype
     bytes: float  # per second, read from memory
 
     def minimum_seconds(self, counts: Counts) -> float:
-        """The time that products need at least: they are bound by arithmetic or by memory."""
+        """Return a lower bound on the time of some products, limited by arithmetic or memory."""
         return max(counts.flops / self.flops, counts.bytes / self.bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     def describe(self) -> str:
-        """In words."""
-        return f"{self.name}: products {self.flops / 1e9:.0f} GFLOP/s, memory {self.bytes / 1e9:.1f} GB/s, both measured"
+        """Return a description for people."""
+        return (
+            f"{self.name}: measured {self.flops / 1e9:.0f} GFLOP/s of matrix products, "
+            f"{self.bytes / 1e9:.1f} GB/s of memory reads"
+        )
 
 
 @torch.no_grad()
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Time a matrix product and a sum over a large tensor."""
-    x, weight = (torch.randn(rows, WIDTH, device=device, dtype=dtype) for rows in (ROWS, WIDTH))
-    product = _seconds(lambda: linear(x, weight, None), device)
-    numbers = torch.ones(READ if device.type == "cuda" else READ // 4, device=device)
-    read = _seconds(numbers.sum, device)
-    return Machine(_name(device), 2 * ROWS * WIDTH**2 / product, numbers.numel() * 4 / read)
+    """Measure a device by timing a matrix product and a sum over a large tensor."""
+    x = torch.randn(ROWS, WIDTH, device=device, dtype=dtype)
+    weight = torch.randn(WIDTH, WIDTH, device=device, dtype=dtype)
+    product_seconds = _fastest_run(lambda: linear(x, weight, None), device)
+
+    count = READ if device.type == "cuda" else READ // 4
+    numbers = torch.ones(count, device=device)
+    read_seconds = _fastest_run(numbers.sum, device)
+
+    return Machine(
+        name=_device_name(device),
+        flops=2 * ROWS * WIDTH**2 / product_seconds,
+        bytes=count * BYTES_PER_NUMBER / read_seconds,
+    )
 
 
-def _seconds(function: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
-    """The fastest of a few runs."""
+def _fastest_run(function: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
+    """Return the seconds of the fastest of several runs."""
     times = []
     for _ in range(repeats + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
+    # The first run is a warm-up.
     return min(times[1:])
 
 
-def _name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
+
+    # Only Linux lists its processors in this file.
+    processor = platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return f"{processor}, {os.cpu_count()} cores"
