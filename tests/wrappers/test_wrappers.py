@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import LAYOUT, TASK, ToyEnv, make_policy
 
 from wam_policy.config import CameraConfig
-from wam_policy.contract import ActionLayout, Gripper
+from wam_policy.contract import ActionLayout, EnvContract, Gripper
 from wam_policy.errors import ActionError, EnvError
 from wam_policy.wrappers import (
     ExecuteChunk,
@@ -190,6 +190,55 @@ def test_an_env_without_an_instruction_needs_one_said(toy):
     with pytest.raises(EnvError, match="instruction="):
         WAMObservation(toy, **WHERE)
     assert WAMObservation(toy, **WHERE, instruction="go").reset()[0]["instruction"] == "go"
+
+
+def test_the_old_argument_names_of_the_observation_wrapper_warn_and_still_work(toy):
+    renamed = {"cameras": WHERE["cameras"], "state": WHERE["state"]}
+    new = WAMObservation(ToyEnv(), **renamed, rotated_cameras=("front",), state_indices=(2, 1))
+    with (
+        pytest.warns(DeprecationWarning, match="`turned` is now called `rotated_cameras`") as first,
+        pytest.warns(DeprecationWarning, match="`pick` is now called `state_indices`"),
+    ):
+        old = WAMObservation(toy, **renamed, turned=("front",), pick=(2, 1))
+    assert first[0].filename == __file__  # the warning blames the caller
+    expected, _ = new.reset(seed=0)
+    observation, _ = old.reset(seed=0)
+    for key in expected:
+        assert np.array_equal(observation[key], expected[key]), key
+    assert old._saved_kwargs == new._saved_kwargs  # only the new names are recorded
+
+
+def test_the_old_argument_names_of_the_vector_wrapper_warn_and_still_work():
+    renamed = {"cameras": WHERE["cameras"], "state": WHERE["state"]}
+    new = VectorWAMObservation(
+        vector(), **renamed, rotated_cameras=("front",), state_indices=(2, 1)
+    )
+    with (
+        pytest.warns(DeprecationWarning, match="`turned` is now called `rotated_cameras`") as first,
+        pytest.warns(DeprecationWarning, match="`pick` is now called `state_indices`"),
+    ):
+        old = VectorWAMObservation(vector(), **renamed, turned=("front",), pick=(2, 1))
+    assert first[0].filename == __file__
+    expected, _ = new.reset(seed=0)
+    observations, _ = old.reset(seed=0)
+    for key in expected:
+        assert np.array_equal(observations[key], expected[key]), key
+
+
+def test_the_old_argument_name_of_the_contract_warns_and_still_works(toy):
+    fields = {"cameras": toy.contract.cameras, "action": toy.contract.action}
+    with pytest.warns(DeprecationWarning, match="`turned` is now called `rotated_cameras`") as old:
+        contract = EnvContract(**fields, turned=("front",))
+    assert old[0].filename == __file__
+    assert contract == EnvContract(**fields, rotated_cameras=("front",))
+
+
+@pytest.mark.parametrize(
+    "names", [{"turned": ("front",), "rotated_cameras": ("front",)}, {"pick": (1,), **WHERE}]
+)
+def test_the_old_and_the_new_name_together_are_refused(toy, names):
+    with pytest.raises(TypeError, match="is the old name of"):
+        WAMObservation(toy, **{"cameras": WHERE["cameras"], **names})
 
 
 # -- actions ---------------------------------------------------------------------------------------------------------
@@ -383,7 +432,7 @@ def test_wrapped_envs_can_be_made_again_from_their_spec():
         )
         again = gym.make(env.spec)
         assert again.reset(seed=1)[0].keys() == env.reset(seed=1)[0].keys()
-        chunked = gym.make(ExecuteChunk(gym.make("test/Toy-v0"), length=3).config)
+        chunked = gym.make(ExecuteChunk(gym.make("test/Toy-v0"), length=3).spec)
         assert chunked.action_space.shape == (3, 3)
     finally:
         del gym.registry["test/Toy-v0"]

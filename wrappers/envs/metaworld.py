@@ -82,10 +82,9 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             MissingExtraError: Meta-World is not installed.
             EnvError: The task does not exist, or `max_steps` is out of range.
         """
-        self._env, self._expert = _make_task(task)
         if not 1 <= max_steps <= MAX_STEPS:
             raise EnvError(f"`max_steps` must lie between 1 and {MAX_STEPS}, got {max_steps}")
-
+        self._env, self._expert = _make_task(task)
         self.task = task
         self.size = size
         self.max_steps = max_steps
