@@ -87,5 +87,5 @@ def test_a_chunk_of_which_nothing_is_played_is_refused(replan):
 
 
 def test_nothing_to_play_is_an_error():
-    with pytest.raises(RuntimeError, match="no chunk to play"):
+    with pytest.raises(RuntimeError, match="no chunk to execute"):
         ActionQueue(2, 1).pop()

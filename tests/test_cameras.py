@@ -25,7 +25,7 @@ def test_simulators_names_are_found_for_the_presets_cameras(preset, env):
 
 def test_its_own_name_comes_before_an_alias_and_two_aliases_are_refused():
     assert cameras.find_camera("image", ["agentview", "image"]) == "image"
-    with pytest.raises(ConfigError, match="say which of them is 'image'"):
+    with pytest.raises(ConfigError, match="specify which of them is 'image'"):
         cameras.find_camera("image", ["agentview", "agentview_image"])
     assert cameras.find_camera("image", ["front"]) is None
 

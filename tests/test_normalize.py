@@ -50,7 +50,7 @@ def test_only_the_forward_direction_clamps():
         ({"mode": "best", "statistics": {}}, "unknown normalisation"),
         ({"mode": "z_score", "statistics": {"mean": (0.0,)}}, r"needs the statistics \['std'\]"),
         ({"mode": "min_max", "statistics": {"min": (0.0,), "max": (1.0, 2.0)}}, "have its length"),
-        ({"mode": "min_max", "statistics": {"min": (0.0,), "max": (np.nan,)}}, "isn't finite"),
+        ({"mode": "min_max", "statistics": {"min": (0.0,), "max": (np.nan,)}}, "is not finite"),
     ],
 )
 def test_statistics_that_can_t_be_are_refused(arguments, match):

@@ -48,7 +48,7 @@ def test_a_state_of_another_length_rank_or_type_is_refused(policy, state):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_state_that_is_not_finite_is_refused_by_name(policy, bad):
-    refuse(policy, r"isn't finite in \['y'\]", state=np.array([0, bad], np.float32))
+    refuse(policy, r"is not finite in \['y'\]", state=np.array([0, bad], np.float32))
 
 
 def test_missing_state_and_instruction_are_refused(policy):

@@ -1,6 +1,6 @@
-"""World Action Models as robot policies: load one from the Hub in one line, wrap any Gymnasium env, fine-tune.
+"""World Action Models as robot policies: load one from the Hub, wrap a Gymnasium env, fine-tune.
 
-Importing this package costs nothing: its public names load what they need when they are first used.
+The import of this package is cheap: its public names load their modules on first use.
 """
 
 import sys
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
+# Public name -> module that defines it.
+_LAZY_IMPORTS = {
     "PolicyConfig": "wam_policy.config",
     "WAMPolicy": "wam_policy.policy",
     "WAMPolicyError": "wam_policy.errors",
@@ -23,11 +24,12 @@ __all__ = ["PolicyConfig", "WAMPolicy", "WAMPolicyError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_PUBLIC[name]), name)
+    value = getattr(import_module(_LAZY_IMPORTS[name]), name)
     if name == "WAMPolicy":
-        import_module("wam_policy.wrappers")  # registers the env ids
+        # Importing the wrappers registers the env ids with Gymnasium.
+        import_module("wam_policy.wrappers")
     return value
 
 
@@ -35,9 +37,9 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if (
-    "gymnasium" in sys.modules
-):  # otherwise `WAMPolicy` or `wam_policy.wrappers` registers the env ids
+# Register the env ids at once only if Gymnasium is loaded already: importing it here would be slow.
+# Otherwise the first use of `WAMPolicy` or `wam_policy.wrappers` registers them.
+if "gymnasium" in sys.modules:
     from wam_policy.wrappers.envs.registration import register_envs
 
     register_envs()

@@ -1,4 +1,7 @@
-"""The names that datasets and simulators give to the same cameras, as data. Source: spec/needs.md section 1.4."""
+"""Aliases of camera names: what datasets and simulators call the same camera.
+
+The names come from the LIBERO and RoboTwin datasets, their simulators and LeRobot's environments.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from collections.abc import Collection, Mapping
 
 from wam_policy.errors import ConfigError
 
-ALIASES = (  # each row: one camera
+# One row per camera; the first name of a row is the canonical one.
+ALIASES = (
     ("image", "agentview_image", "agentview", "agentview_rgb"),
     ("wrist_image", "robot0_eye_in_hand_image", "robot0_eye_in_hand", "eye_in_hand_rgb", "image2"),
     ("cam_high", "head_camera", "head_rgb"),
@@ -16,37 +20,49 @@ ALIASES = (  # each row: one camera
 
 
 def canonical(name: str) -> str:
-    """The first name of a camera; a name the table doesn't know is its own."""
-    return next((names[0] for names in ALIASES if name in names), name)
+    """Return the canonical name of a camera; a name without aliases is its own."""
+    for aliases in ALIASES:
+        if name in aliases:
+            return aliases[0]
+    return name
 
 
 def find_camera(wanted: str, available: Collection[str]) -> str | None:
-    """The name in `available` of the wanted camera: its own, else an alias.
+    """Return the available name of a camera: the same name if present, otherwise an alias.
+
+    Args:
+        wanted: Name that the policy uses.
+        available: Names that an env or a dataset offers.
+
+    Returns:
+        A member of `available`; None if the camera is not among them.
 
     Raises:
-        ConfigError: several aliases of it are there.
+        ConfigError: Several aliases of the camera are available, so the choice is ambiguous.
     """
     if wanted in available:
         return wanted
-    found = [name for name in available if canonical(name) == canonical(wanted)]
-    if len(found) > 1:
-        raise ConfigError(
-            f"{' and '.join(map(repr, found))} are names of one camera; say which of them is {wanted!r}"
-        )
-    return found[0] if found else None
+    matches = [name for name in available if canonical(name) == canonical(wanted)]
+    if len(matches) > 1:
+        names = " and ".join(repr(name) for name in matches)
+        raise ConfigError(f"{names} are names of one camera; specify which of them is {wanted!r}")
+    return matches[0] if matches else None
 
 
 def find_swapped(places: Mapping[str, str]) -> tuple[str, str] | None:
-    """A camera, and the other wanted one whose pictures its path leads to by name; None: there is none.
+    """Return a camera whose path names another required camera.
 
     Args:
-        places: wanted camera -> dotted path of its pictures.
+        places: Required camera -> dotted path of its images.
+
+    Returns:
+        The camera and the other one that its path names; None if no path contradicts its camera.
     """
     for name, path in places.items():
-        parts = {canonical(part) for part in path.split(".")}
-        other = next(
-            (other for other in places if other != name and canonical(other) in parts), None
-        )
-        if other is not None and canonical(name) not in parts:
-            return name, other
+        named = {canonical(part) for part in path.split(".")}
+        if canonical(name) in named:
+            continue
+        for other in places:
+            if other != name and canonical(other) in named:
+                return name, other
     return None

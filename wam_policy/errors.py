@@ -1,58 +1,68 @@
-"""The exceptions of this package: each is a `WAMPolicyError` and also the builtin a caller would expect."""
+"""Exceptions of this package.
+
+Every exception is a `WAMPolicyError` and also the built-in exception that a caller would expect.
+"""
 
 
 class WAMPolicyError(Exception):
-    """Anything this package refuses, with a message that says what to do."""
+    """Base class of all errors of this package; the message says how to resolve the problem."""
 
 
 class ConfigError(WAMPolicyError, ValueError):
-    """A contract (`config.json`) that can't be right."""
+    """An invalid configuration, either a `config.json` or an option."""
 
 
 class CheckpointError(WAMPolicyError, OSError):
-    """A checkpoint that can't be found, read or written."""
+    """A checkpoint that cannot be found, read or written."""
 
 
 class WeightsError(CheckpointError, ValueError):
-    """Weights that do not fit the model they are for."""
+    """Weights that do not match the architecture of their model."""
 
 
 class ObservationError(WAMPolicyError, ValueError):
-    """An observation that isn't what the checkpoint was trained on."""
+    """An observation that does not match what the checkpoint was trained on."""
 
 
 class ActionError(WAMPolicyError, ValueError):
-    """An action, or an action convention, that can't be mapped safely."""
+    """An action, or an action layout, that cannot be converted safely."""
 
 
 class PromptError(WAMPolicyError, LookupError):
-    """An instruction that can't be turned into embeddings here."""
+    """An instruction that cannot be embedded with the available encoder or prompt table."""
 
 
 class EnvError(WAMPolicyError, TypeError):
-    """An environment that can't be driven as it is."""
+    """An environment that the policy cannot control as it is."""
 
 
 class DatasetError(WAMPolicyError, ValueError):
-    """A dataset that is broken or is not what the run expects."""
+    """A dataset that is corrupt or does not match what the run expects."""
 
 
 class ResultsError(WAMPolicyError, FileExistsError):
-    """A folder that already holds results of something else."""
+    """An output folder that already holds the results of another run."""
 
 
 class MissingExtraError(WAMPolicyError, ImportError):
-    """An optional dependency that isn't installed."""
+    """An optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
+        """Create the error.
+
+        Args:
+            package: Name of the missing package.
+            extra: Optional dependency group of wam-policy that installs it.
+        """
         super().__init__(
-            f"this needs {package!r}, which isn't installed: pip install 'wam-policy[{extra}]'"
+            f"this feature requires {package!r}, which is not installed: "
+            f"pip install 'wam-policy[{extra}]'"
         )
 
 
 class CompileError(WAMPolicyError, RuntimeError):
-    """A policy that can't be compiled here, or no longer is what was compiled."""
+    """A policy that cannot be compiled, or that has changed since it was compiled."""
 
 
 class TrainingError(WAMPolicyError, RuntimeError):
-    """A training run that can't go on."""
+    """A training run that cannot continue."""

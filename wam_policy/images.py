@@ -1,6 +1,9 @@
-"""From camera pictures to the one canvas a model sees; pure functions on numpy arrays."""
+"""Composition of camera images into the single canvas of a model; pure functions on NumPy arrays.
 
-# B batch, H W pixels
+See docs/method.md, "Data and normalisation".
+"""
+
+# B batch, H W pixels, F frames
 
 from __future__ import annotations
 
@@ -26,121 +29,178 @@ def resize_pictures(
     *,
     pixels: Pixels = "uint8",
 ) -> np.ndarray:
-    """Bring pictures to one size, bilinear and antialiased.
+    """Resize a batch of images with antialiased bilinear interpolation.
 
     Args:
-        picture: uint8 [B, H, W, 3], or float32 that was resized before.
-        height: wanted height.
-        width: wanted width.
-        resize: "exact" refuses any other size; "cover" keeps the proportions, until both sides are covered, and crops the
-            centre; "stretch" doesn't keep them.
-        name: the camera's name, for the error.
-        pixels: "uint8" rounds resized pictures to whole levels, as the references' evaluation does; "float" doesn't, as their
-            training does.
+        picture: Images, uint8 [B, H, W, 3], or float32 if they were resized before.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
+        resize: "exact" rejects any other size; "cover" keeps the aspect ratio, scales until both
+            sides are covered and crops the centre; "stretch" ignores the aspect ratio.
+        name: Name of the camera, for the error message.
+        pixels: "uint8" rounds resized pixels to integers, as the evaluation of Fast-WAM does;
+            "float" keeps the fractions, as the training of both references does.
 
     Returns:
-        [B, height, width, 3], uint8 or, for float pixels, float32 in [0, 255].
+        Images [B, height, width, 3] in [0, 255]; uint8, or float32 for `pixels="float"`.
+
+    Raises:
+        ObservationError: `resize` is "exact" and the images have another size.
     """
-    got = picture.shape[1:3]
-    if got != (height, width) and resize == "exact":
+    size = (height, width)
+    current = picture.shape[1:3]
+    if current != size and resize == "exact":
         raise ObservationError(
-            f"camera {name!r}: expected {(height, width)} (height, width), got {got}; "
+            f"camera {name!r}: expected {size} (height, width), got {current}; "
             f"render at that size or wrap the env in gymnasium.wrappers.ResizeObservation"
         )
-    levels = picture if pixels == "uint8" else picture.astype(np.float32, copy=False)
-    if got == (height, width):
-        return levels
-    size = (height, width)
+    if pixels == "float":
+        picture = picture.astype(np.float32, copy=False)
+    if current == size:
+        return picture
+
+    # Scale until both sides are covered; rounding must not leave a side one pixel short.
+    scaled = size
     if resize == "cover":
-        scale = max(height / got[0], width / got[1])
-        size = (max(height, round(got[0] * scale)), max(width, round(got[1] * scale)))
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    resized = np.stack([_resized(frame, *size) for frame in levels])
+        scale = max(height / current[0], width / current[1])
+        scaled_height = max(height, round(current[0] * scale))
+        scaled_width = max(width, round(current[1] * scale))
+        scaled = (scaled_height, scaled_width)
+    resized = np.stack([_resize_image(image, *scaled) for image in picture])
+
+    # Crop the centre.
+    top = (scaled[0] - height) // 2
+    left = (scaled[1] - width) // 2
     return resized[:, top : top + height, left : left + width]
 
 
-def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """One picture [H, W, 3] at another size; of float pictures PIL takes one colour at a time."""
+def _resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return one image [H, W, 3] resized to [height, width, 3]."""
 
-    def resize(x: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BILINEAR))
+    def resize(pixels: np.ndarray) -> np.ndarray:
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
 
-    if frame.dtype == np.uint8:
-        return resize(frame)
-    return np.stack(
-        [resize(np.ascontiguousarray(colour)) for colour in np.moveaxis(frame, -1, 0)], axis=-1
-    )
+    if image.dtype == np.uint8:
+        return resize(image)
+
+    # PIL has no float image with three channels: resize them one by one.
+    channels = np.moveaxis(image, -1, 0)
+    return np.stack([resize(np.ascontiguousarray(channel)) for channel in channels], axis=-1)
 
 
 def tiles(cameras: int, height: int, width: int, layout: Layout) -> list[tuple[int, int]]:
-    """Height and width of each camera's place on the canvas; in a "t" the first has twice the sides of the other two."""
-    return [
-        (2 * height, 2 * width) if layout == "t" and i == 0 else (height, width)
-        for i in range(cameras)
-    ]
+    """Return the size of every camera's image on the canvas.
+
+    Args:
+        cameras: Number of cameras.
+        height: Height of an image, in pixels.
+        width: Width of an image, in pixels.
+        layout: "row" gives all images this size; in a "t" the first is twice as high and wide.
+
+    Returns:
+        Height and width per camera, in the order of the cameras.
+    """
+    sizes = [(height, width)] * cameras
+    if layout == "t" and cameras > 0:
+        sizes[0] = (2 * height, 2 * width)
+    return sizes
 
 
 def compose(pictures: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
-    """Pictures [B, H, W, 3], in order and of the sizes of `tiles`, as one canvas.
+    """Join the images of all cameras to one canvas.
 
-    "row": all side by side. "t": the first on top, the others side by side below it.
+    Args:
+        pictures: Images [B, H, W, 3] in the order of the cameras, of the sizes that `tiles` returns.
+        layout: "row" puts all images side by side; "t" puts the first on top and the others side
+            by side below it.
+
+    Returns:
+        Canvas [B, H', W', 3].
     """
     if layout == "row":
         return np.concatenate(pictures, axis=2)
-    return np.concatenate((pictures[0], np.concatenate(pictures[1:], axis=2)), axis=1)
+    bottom = np.concatenate(pictures[1:], axis=2)
+    return np.concatenate((pictures[0], bottom), axis=1)
 
 
 def split(canvas: np.ndarray, cameras: CameraConfig) -> dict[str, np.ndarray]:
-    """A canvas [..., H, W] cut into its cameras' places, the inverse of `compose`."""
-    height, width, names = cameras.height, cameras.width, cameras.names
-    if cameras.layout == "row":
-        return {name: canvas[..., i * width : (i + 1) * width] for i, name in enumerate(names)}
-    below = canvas[..., 2 * height :, :]
-    rest = {name: below[..., i * width : (i + 1) * width] for i, name in enumerate(names[1:])}
-    return {names[0]: canvas[..., : 2 * height, :], **rest}
+    """Cut a canvas [..., H, W] into the areas of its cameras, the inverse of `compose`."""
+    parts: dict[str, np.ndarray] = {}
+    row = canvas
+    names = cameras.names
+    if cameras.layout == "t":
+        top_height = 2 * cameras.height
+        parts[names[0]] = canvas[..., :top_height, :]
+        row = canvas[..., top_height:, :]
+        names = names[1:]
+
+    for i, name in enumerate(names):
+        left = i * cameras.width
+        parts[name] = row[..., left : left + cameras.width]
+    return parts
 
 
 def canvas_size(cameras: CameraConfig) -> tuple[int, int]:
-    """Height and width of the canvas."""
-    rows, columns = (3, 2) if cameras.layout == "t" else (1, len(cameras.names))
-    return rows * cameras.height, columns * cameras.width
+    """Return the height and width of the canvas, in pixels."""
+    if cameras.layout == "t":
+        return 3 * cameras.height, 2 * cameras.width
+    return cameras.height, len(cameras.names) * cameras.width
 
 
 def canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
-    """Pictures by camera, uint8 [B, H, W, 3], as a model sees them: float32 [B, 3, H, W] in [-1, 1].
+    """Return the canvas in the value range of a model.
+
+    Args:
+        pictures: Camera -> images, uint8 [B, H, W, 3].
+        cameras: Size and layout of the canvas.
+
+    Returns:
+        Canvas, float32 [B, 3, H', W'] in [-1, 1].
 
     Raises:
-        ObservationError: a picture has another size than the contract allows.
+        ObservationError: An image has a size that the configuration does not accept.
     """
     return to_model_range(compose_canvas(pictures, cameras))
 
 
 def compose_canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) -> np.ndarray:
-    """The canvas of pictures by camera, uint8 [B, H, W, 3]: levels in [0, 255], [B, H', W', 3], uint8 or float32.
+    """Resize the images of all cameras and join them to one canvas.
+
+    Args:
+        pictures: Camera -> images, uint8 [B, H, W, 3].
+        cameras: Size and layout of the canvas.
+
+    Returns:
+        Canvas [B, H', W', 3] in [0, 255]; uint8, or float32 for `cameras.pixels == "float"`.
 
     Raises:
-        ObservationError: a picture has another size than the contract allows.
+        ObservationError: An image has a size that the configuration does not accept.
     """
-    fitted = []
-    for name, place in zip(
-        cameras.names,
-        tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout),
-        strict=True,
-    ):
+    sizes = tiles(len(cameras.names), cameras.height, cameras.width, cameras.layout)
+    resized = []
+    for name, size in zip(cameras.names, sizes, strict=True):
         picture = pictures[name]
-        for size in (place,) if cameras.before is None else (cameras.before, place):
-            picture = resize_pictures(picture, *size, cameras.resize, name, pixels=cameras.pixels)
-        fitted.append(picture)
-    return compose(fitted, cameras.layout)
+        if cameras.before is not None:
+            picture = resize_pictures(
+                picture, *cameras.before, cameras.resize, name, pixels=cameras.pixels
+            )
+        picture = resize_pictures(picture, *size, cameras.resize, name, pixels=cameras.pixels)
+        resized.append(picture)
+    return compose(resized, cameras.layout)
 
 
 def to_model_range(canvas: np.ndarray) -> np.ndarray:
-    """Levels in [0, 255], [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
-    return np.moveaxis((canvas.astype(np.float32) / 255 - 0.5) / 0.5, -1, -3)
+    """Map pixels [..., H, W, 3] in [0, 255] to float32 [..., 3, H, W] in [-1, 1]."""
+    scaled = (canvas.astype(np.float32) / 255 - 0.5) / 0.5
+    return np.moveaxis(scaled, -1, -3)
 
 
 def to_pixels(frames: np.ndarray) -> np.ndarray:
-    """Model frames float [..., 3, F, H, W] in [-1, 1] -> pixels uint8 [..., F, H, W, 3], cut off as the reference does."""
-    return np.moveaxis(
-        ((frames.astype(np.float32) + 1) * 127.5).clip(0, 255).astype(np.uint8), -4, -1
-    )
+    """Map model frames [..., 3, F, H, W] in [-1, 1] to pixels, uint8 [..., F, H, W, 3].
+
+    Values are clipped to [0, 255] and truncated, not rounded, as in the reference implementation.
+    """
+    scaled = (frames.astype(np.float32) + 1) * 127.5
+    pixels = scaled.clip(0, 255).astype(np.uint8)
+    return np.moveaxis(pixels, -4, -1)

@@ -1,7 +1,10 @@
-"""Statistics of states and actions and the two mirror-image transforms they define; numpy only.
+"""Normalisation of states and actions, and the statistics it needs; NumPy only.
 
-Source: spec/fastwam.md section 5.2.
+See docs/method.md, "Data and normalisation". The rule "reference" follows `utils/normalizer.py`
+of https://github.com/yuantianyuan01/FastWAM.
 """
+
+# D components of the vector, N rows
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ import numpy as np
 
 from wam_policy.errors import ConfigError
 
-LIMIT = 5.0  # normalised values are clamped to ±LIMIT; the inverse is not
-CONSTANT_RANGE = 1e-4  # numbers that vary less than this are shifted, not scaled
+# Normalised values are clamped to ±LIMIT; the inverse does not clamp.
+LIMIT = 5.0
+# Components whose range is smaller than this are shifted to zero and not scaled.
+CONSTANT_RANGE = 1e-4
 EPSILON = 1e-8
 
 Mode = Literal["min_max", "quantile", "z_score", "identity"]
 Rule = Literal["reference", "lerobot"]
-_NEEDS: dict[str, tuple[str, str] | tuple[()]] = {
+_REQUIRED: dict[str, tuple[str, str] | tuple[()]] = {
     "min_max": ("min", "max"),
     "quantile": ("q01", "q99"),
     "z_score": ("mean", "std"),
@@ -27,22 +32,24 @@ _NEEDS: dict[str, tuple[str, str] | tuple[()]] = {
 
 
 def required_statistics(mode: Mode) -> tuple[str, ...]:
-    """The statistics a mode needs.
+    """Return the names of the statistics that a mode requires.
 
     Raises:
-        ConfigError: there is no such mode.
+        ConfigError: There is no such mode.
     """
-    if mode not in _NEEDS:
-        raise ConfigError(f"unknown normalisation {mode!r}; there are {', '.join(_NEEDS)}")
-    return _NEEDS[mode]
+    if mode not in _REQUIRED:
+        raise ConfigError(f"unknown normalisation {mode!r}; choose from {', '.join(_REQUIRED)}")
+    return _REQUIRED[mode]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalization:
-    """How one vector is normalised: a mode and the statistics that it needs, a number per entry.
+    """Normalisation of a vector: a mode and its statistics, one number per component.
 
-    `min_max` and `quantile` map the two statistics to -1 and 1; `z_score` maps to zero mean and unit deviation. LeRobot's rule
-    differs from the reference's: nothing is clamped, and a number is constant only if it never varied at all.
+    "min_max" and "quantile" map their two statistics to -1 and 1; "z_score" maps to zero mean and
+    unit standard deviation; "identity" changes nothing. The rule "lerobot" differs from
+    "reference" in two points: it does not clamp, and it treats a component as constant only if
+    its range is exactly zero.
     """
 
     mode: Mode
@@ -52,67 +59,104 @@ class Normalization:
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise ConfigError(
-                f"unknown normalisation rule {self.rule!r}; there are {get_args(Rule)}"
+                f"unknown normalisation rule {self.rule!r}; choose from {', '.join(get_args(Rule))}"
             )
         missing = [name for name in required_statistics(self.mode) if name not in self.statistics]
         if missing:
             raise ConfigError(
-                f"normalisation {self.mode!r} needs the statistics {missing}, got {sorted(self.statistics)}"
+                f"normalisation {self.mode!r} needs the statistics {missing}, "
+                f"got {sorted(self.statistics)}"
             )
-        if len({len(values) for values in self.statistics.values()}) > 1:
-            raise ConfigError("statistics of one vector must all have its length")
+        lengths = {name: len(values) for name, values in self.statistics.items()}
+        if len(set(lengths.values())) > 1:
+            raise ConfigError(f"all statistics of a vector must have its length, got {lengths}")
         for name, values in self.statistics.items():
             if not np.isfinite(values).all():
-                raise ConfigError(f"statistic {name!r} isn't finite: {values}")
+                raise ConfigError(f"statistic {name!r} is not finite: {values}")
 
     def check(self, what: str, dim: int) -> None:
-        """Refuse statistics that are not `dim` long."""
+        """Check that the statistics describe a vector of `dim` components.
+
+        Args:
+            what: Name of the vector, for the error message.
+            dim: Number of components of the vector.
+
+        Raises:
+            ConfigError: A statistic has another length.
+        """
         for name, values in self.statistics.items():
             if len(values) != dim:
                 raise ConfigError(
-                    f"{what}: statistic {name!r} has {len(values)} numbers, the vector has {dim}"
+                    f"{what}: expected {dim} numbers per statistic, "
+                    f"got {len(values)} for {name!r}"
                 )
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and offset of `x·scale + offset`; both are 1 and 0 for "identity".
+        """Return scale and offset of the affine map `x·scale + offset`.
 
-        float32 by the reference's rule; float64 by LeRobot's, whose constants are scaled by 2e8.
+        The arithmetic is float32 for the rule "reference". It is float64 for "lerobot", which
+        scales constant components by 2e8: float32 would lose all digits of their offset.
+
+        Returns:
+            Scale and offset, both [D]; scalars 1 and 0 for "identity".
         """
         dtype: Any = np.float32 if self.rule == "reference" else np.float64
         if self.mode == "identity":
             return np.ones((), dtype), np.zeros((), dtype)
-        first, second = (
-            np.asarray(self.statistics[name], np.float32).astype(dtype)
-            for name in _NEEDS[self.mode]
-        )
+
+        first_name, second_name = required_statistics(self.mode)
+        first = np.asarray(self.statistics[first_name], np.float32).astype(dtype)
+        second = np.asarray(self.statistics[second_name], np.float32).astype(dtype)
+
         if self.mode == "z_score":
             return 1 / (second + EPSILON), -first / (second + EPSILON)
+
+        # The other modes map the interval [first, second] to [-1, 1].
         extent = second - first
         if self.rule == "lerobot":
             scale = 2 / np.where(extent == 0, EPSILON, extent)
             return scale, -1 - scale * first
+
+        # The inner `where` only keeps the division from overflowing in constant components.
         constant = extent < CONSTANT_RANGE
-        scale = np.where(constant, 1, 2 / np.where(constant, 1, extent)).astype(dtype)
-        return scale, np.where(constant, -first, -1 - scale * first).astype(dtype)
+        divisor = np.where(constant, 1, extent)
+        scale = np.where(constant, 1, 2 / divisor).astype(dtype)
+        offset = np.where(constant, -first, -1 - scale * first).astype(dtype)
+        return scale, offset
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
-        """Raw [..., D] -> normalised float32 [..., D], by the reference's rule clamped to ±5."""
+        """Return the normalised vectors.
+
+        Args:
+            x: Raw vectors [..., D].
+
+        Returns:
+            Normalised vectors, float32 [..., D]; clamped to ±LIMIT by the rule "reference".
+        """
         scale, offset = self.affine()
         normalized = x.astype(scale.dtype) * scale + offset
-        return (
-            normalized if self.rule == "lerobot" else np.clip(normalized, -LIMIT, LIMIT)
-        ).astype(np.float32)
+        if self.rule != "lerobot":
+            normalized = np.clip(normalized, -LIMIT, LIMIT)
+        return normalized.astype(np.float32)
 
     def denormalize(self, x: np.ndarray) -> np.ndarray:
-        """Normalised [..., D] -> raw float32 [..., D]."""
+        """Map normalised vectors [..., D] to raw vectors, float32 [..., D]."""
         scale, offset = self.affine()
-        return ((x.astype(scale.dtype) - offset) / scale).astype(np.float32)
+        raw = (x.astype(scale.dtype) - offset) / scale
+        return raw.astype(np.float32)
 
 
 def compute_statistics(x: np.ndarray) -> dict[str, tuple[float, ...]]:
-    """All the statistics a mode may need, of rows [N, D]."""
+    """Compute the statistics of every mode.
+
+    Args:
+        x: Vectors [N, D].
+
+    Returns:
+        Statistic -> one number per component, rounded to float32.
+    """
     x = np.asarray(x, np.float64)
-    values = {
+    statistics = {
         "min": x.min(0),
         "max": x.max(0),
         "mean": x.mean(0),
@@ -120,4 +164,7 @@ def compute_statistics(x: np.ndarray) -> dict[str, tuple[float, ...]]:
         "q01": np.quantile(x, 0.01, axis=0),
         "q99": np.quantile(x, 0.99, axis=0),
     }
-    return {name: tuple(float(np.float32(v)) for v in row) for name, row in values.items()}
+    return {
+        name: tuple(values.astype(np.float32).astype(float).tolist())
+        for name, values in statistics.items()
+    }

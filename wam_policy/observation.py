@@ -1,10 +1,11 @@
-"""The one door from an env's dict to checked arrays.
+"""Validation of observations: from an env's dict to checked arrays with a batch axis.
 
-An observation is a flat dict: `images.<camera>` uint8 [H, W, 3], `state` float [P], `instruction` str; batched, each has one
-more axis in front (instructions: a sequence). `episode_start` may say that an episode begins here.
+An observation is a flat dict: `images.<camera>` uint8 [H, W, 3], `state` float [P] and
+`instruction` str. A batched observation has one more axis in front (instructions: a sequence).
+The optional entry `episode_start` marks the first observation of an episode.
 """
 
-# B batch, H W pixels, P numbers of state
+# B batch, H W pixels, P components of the state
 
 from __future__ import annotations
 
@@ -16,18 +17,22 @@ import numpy as np
 
 from wam_policy.errors import ObservationError
 
-IMAGE, STATE, INSTRUCTION, EPISODE_START = "images.", "state", "instruction", "episode_start"
+# Keys of an observation; `IMAGE` is a prefix.
+IMAGE = "images."
+STATE = "state"
+INSTRUCTION = "instruction"
+EPISODE_START = "episode_start"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Checked arrays of a batch."""
+    """Checked arrays of a batch of observations."""
 
     images: dict[str, np.ndarray]  # camera -> uint8 [B, H, W, 3]
     state: np.ndarray | None  # float32 [B, P]
-    instructions: tuple[str, ...]  # B sentences
+    instructions: tuple[str, ...]  # one per sample
     episode_start: np.ndarray  # bool [B]
-    batched: bool  # False: one observation, without the batch axis
+    batched: bool  # False: the input was a single observation without a batch axis
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -36,101 +41,136 @@ class Observation:
 def check_observation(
     observation: Any, cameras: Sequence[str], state_names: Sequence[str] | None
 ) -> Observation:
-    """Check an observation against what a policy needs.
+    """Check an observation against the inputs of a policy.
 
     Args:
-        observation: the flat dict this module describes; keys it doesn't name are ignored.
-        cameras: the cameras that must be there.
-        state_names: one per number of the state; None: the policy reads no state.
+        observation: Flat dict as described at the top of this module; unknown keys are ignored.
+        cameras: Required cameras.
+        state_names: Name of every component of the state; None: the policy reads no state.
+
+    Returns:
+        The checked arrays, always with a batch axis.
 
     Raises:
-        ObservationError: something is missing, of another type or shape, or not finite.
+        ObservationError: An entry is missing, has the wrong type or shape, or is not finite.
     """
     if isinstance(observation, tuple):
         raise ObservationError(
-            "expected an observation, got a tuple; `env.reset()` returns two: `observation, info = env.reset()`"
+            "expected an observation, got a tuple; "
+            "unpack the result of reset: `observation, info = env.reset()`"
         )
     if not isinstance(observation, Mapping):
         raise ObservationError(
-            f"expected a dict of named cameras, state and instruction, got {type(observation).__name__}; "
-            f"wrap the env: `env = policy.wrap(env)`"
+            "expected a dict with named cameras, state and instruction, "
+            f"got {type(observation).__name__}; wrap the env: `env = policy.wrap(env)`"
         )
-    pictures = {name: _picture(observation, name) for name in cameras}
-    ranks = {picture.ndim for picture in pictures.values()}
+
+    images, batched = _check_images(observation, cameras)
+    size = len(next(iter(images.values())))
+
+    state = None
+    if state_names is not None:
+        state = _check_state(observation, state_names, size, batched)
+    instructions = _check_instructions(observation, size)
+    no_starts = np.zeros(size, bool)
+    episode_start = _check_episode_start(observation.get(EPISODE_START, no_starts), size)
+    return Observation(images, state, instructions, episode_start, batched)
+
+
+def _check_images(
+    observation: Mapping[str, Any], cameras: Sequence[str]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """Return the images of all cameras, uint8 [B, H, W, 3], and whether they came as a batch."""
+    images = {name: _check_image(observation, name) for name in cameras}
+
+    ranks = {image.ndim for image in images.values()}
     if len(ranks) != 1:
-        raise ObservationError("some cameras have a batch axis and some have none")
+        shapes = {name: image.shape for name, image in images.items()}
+        raise ObservationError(
+            f"some cameras have a batch axis and others do not: {shapes}; "
+            f"pass all of them as [H, W, 3] or all as [B, H, W, 3]"
+        )
     batched = ranks.pop() == 4
-    pictures = {name: picture if batched else picture[None] for name, picture in pictures.items()}
-    sizes = {name: len(picture) for name, picture in pictures.items()}
-    size = next(iter(sizes.values()))
-    if set(sizes.values()) != {size}:
-        raise ObservationError(f"cameras disagree about the batch size: {sizes}")
-    return Observation(
-        pictures,
-        None if state_names is None else _state(observation, state_names, size, batched),
-        _instructions(observation, size),
-        _episode_start(observation.get(EPISODE_START, np.zeros(size, bool)), size),
-        batched,
-    )
+    if not batched:
+        images = {name: image[None] for name, image in images.items()}
+
+    sizes = {name: len(image) for name, image in images.items()}
+    if len(set(sizes.values())) != 1:
+        raise ObservationError(f"all cameras must have the same batch size, got {sizes}")
+    return images, batched
 
 
-def _picture(observation: Mapping[str, Any], name: str) -> np.ndarray:
+def _check_image(observation: Mapping[str, Any], name: str) -> np.ndarray:
+    """Return the image of one camera, uint8 [H, W, 3] or [B, H, W, 3]."""
     key = IMAGE + name
     if key not in observation:
-        seen = sorted(k.removeprefix(IMAGE) for k in observation if k.startswith(IMAGE))
+        available = sorted(k.removeprefix(IMAGE) for k in observation if k.startswith(IMAGE))
         raise ObservationError(
-            f"camera {name!r} is missing: the observation has {seen or 'no cameras'}; "
-            f"name it in `policy.wrap(env, cameras={{{name!r}: <where it is>}})`"
+            f"camera {name!r} is missing: the observation has {available or 'no cameras'}; "
+            f"specify its path in `policy.wrap(env, cameras={{{name!r}: 'path'}})`"
         )
-    picture = np.asarray(observation[key])
-    if picture.dtype != np.uint8:
+    image = np.asarray(observation[key])
+    if image.dtype != np.uint8:
         raise ObservationError(
-            f"camera {name!r}: expected uint8 in [0, 255], got {picture.dtype}; undo the scaling, do not cast"
+            f"camera {name!r}: expected uint8 in [0, 255], got {image.dtype}; "
+            f"undo the scaling before converting, a plain cast would destroy the image"
         )
-    if picture.ndim not in (3, 4) or picture.shape[-1] != 3:
+    if image.ndim not in (3, 4) or image.shape[-1] != 3:
         raise ObservationError(
-            f"camera {name!r}: expected [H, W, 3] or [B, H, W, 3], got {list(picture.shape)}; colours come last"
+            f"camera {name!r}: expected [H, W, 3] or [B, H, W, 3], got {list(image.shape)}; "
+            f"move the colour channels to the last axis"
         )
-    return picture
+    return image
 
 
-def _state(
+def _check_state(
     observation: Mapping[str, Any], names: Sequence[str], size: int, batched: bool
 ) -> np.ndarray:
+    """Return the state, float32 [B, P]."""
     if STATE not in observation:
-        raise ObservationError(f"the observation has no 'state'; the policy needs {list(names)}")
+        raise ObservationError(
+            f"the observation has no 'state'; the policy needs the components {list(names)}: "
+            f"`policy.wrap(env, state='path', state_names=(…))` adds it"
+        )
     state = np.asarray(observation[STATE])
     expected = (size, len(names)) if batched else (len(names),)
     if state.shape != expected or state.dtype.kind not in "fiu":
         raise ObservationError(
-            f"state: expected {list(expected)} numbers ({', '.join(names)}), got {state.dtype} {list(state.shape)}; "
-            f"`policy.wrap(env, state=…)` picks them"
+            f"state: expected {list(expected)} numbers ({', '.join(names)}), "
+            f"got {state.dtype} {list(state.shape)}; "
+            f"`policy.wrap(env, state=…)` selects the components"
         )
+
     state = state.reshape(size, len(names)).astype(np.float32)
-    bad = sorted({names[i] for i in np.argwhere(~np.isfinite(state))[:, 1]})
-    if bad:
+    invalid_columns = np.flatnonzero(~np.isfinite(state).all(axis=0))
+    if len(invalid_columns) > 0:
+        invalid = sorted({names[column] for column in invalid_columns})
         raise ObservationError(
-            f"state isn't finite in {bad}; the simulation or a sensor has failed"
+            f"state is not finite in {invalid}; the simulation or a sensor has failed"
         )
     return state
 
 
-def _instructions(observation: Mapping[str, Any], size: int) -> tuple[str, ...]:
+def _check_instructions(observation: Mapping[str, Any], size: int) -> tuple[str, ...]:
+    """Return one instruction per sample; a single string applies to all of them."""
     if INSTRUCTION not in observation:
         raise ObservationError(
             "the observation has no 'instruction'; `policy.wrap(env, instruction='…')` adds one"
         )
-    given = observation[INSTRUCTION]
-    sentences = (given,) * size if isinstance(given, str) else tuple(given)
-    if len(sentences) != size or not all(isinstance(s, str) for s in sentences):
+    value = observation[INSTRUCTION]
+    instructions = (value,) * size if isinstance(value, str) else tuple(value)
+    all_strings = all(isinstance(instruction, str) for instruction in instructions)
+    if len(instructions) != size or not all_strings:
         raise ObservationError(
-            f"instruction: expected {size} strings (or one for all), got {given!r}"
+            f"instruction: expected {size} strings (or one for all samples), got {value!r}"
         )
-    return tuple(str(s) for s in sentences)
+    # Plain `str`: NumPy's string type is a subclass with another representation.
+    return tuple(str(instruction) for instruction in instructions)
 
 
-def _episode_start(given: Any, size: int) -> np.ndarray:
-    flags = np.asarray(given)
+def _check_episode_start(value: Any, size: int) -> np.ndarray:
+    """Return the flags of the first observations of episodes, bool [B]."""
+    flags = np.asarray(value)
     if flags.size != size:
         raise ObservationError(
             f"episode_start: expected {size} flags, got shape {list(flags.shape)}"
@@ -139,5 +179,18 @@ def _episode_start(given: Any, size: int) -> np.ndarray:
 
 
 def episode_flags(given: Any, size: int) -> np.ndarray:
-    """Flags of a caller's `episode_start` argument, bool [size]; None means that none begins."""
-    return np.zeros(size, bool) if given is None else _episode_start(given, size)
+    """Return the flags of an `episode_start` argument.
+
+    Args:
+        given: Flags of any shape with `size` elements; None: no episode starts.
+        size: Number of samples.
+
+    Returns:
+        Flags, bool [size].
+
+    Raises:
+        ObservationError: The number of flags is not `size`.
+    """
+    if given is None:
+        return np.zeros(size, bool)
+    return _check_episode_start(given, size)

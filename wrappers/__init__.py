@@ -1,4 +1,4 @@
-"""Gymnasium wrappers and simulator adapters: numpy in, numpy out, never torch."""
+"""Gymnasium wrappers and simulator adapters; they exchange NumPy arrays and never import torch."""
 
 from wam_policy.wrappers.action import VectorWAMAction, WAMAction
 from wam_policy.wrappers.chunk import ExecuteChunk, VectorExecuteChunk

@@ -1,4 +1,10 @@
-"""Maps a policy's actions onto an env's: numbers by name, the gripper by open and closed, clipped to the space."""
+"""Wrappers that convert a policy's actions to an env's action layout.
+
+Components are matched by name, the gripper by its open and closed values; the result is clipped to
+the bounds of the env's action space.
+"""
+
+# A components of an action, N sub-envs
 
 from __future__ import annotations
 
@@ -15,90 +21,86 @@ from wam_policy.errors import ActionError
 
 
 class ActionMap:
-    """The mapping between two declared action layouts."""
+    """Conversion of actions from one layout to another."""
 
     def __init__(
         self, source: ActionLayout, target: ActionLayout, space: spaces.Space[Any]
     ) -> None:
-        """Settle the mapping.
+        """Create the conversion.
 
         Args:
-            source: what the policy's actions mean.
-            target: what the env's actions mean.
-            space: the env's action space, a Box [..., A].
+            source: Layout of the policy's actions.
+            target: Layout of the env's actions.
+            space: Action space of the env, a Box [..., A].
 
         Raises:
-            ActionError: the layouts command different things, one has a number or a gripper the other lacks, or the space
-                doesn't hold actions of the target's length.
+            ActionError: The layouts command different quantities, one has a component or a
+                gripper that the other lacks, or the space does not hold actions of the target.
         """
         if not isinstance(space, spaces.Box) or not space.shape or space.shape[-1] != target.dim:
             raise ActionError(
-                f"the env's action space {space} can't hold actions of {target.dim} numbers {target.names}"
+                f"expected a Box action space of {target.dim} components {list(target.names)}, "
+                f"the env has {space}; declare the layout that the env takes"
             )
-        if source.control != target.control:
-            raise ActionError(
-                f"the policy commands {source.control!r}, the env takes {target.control!r}: put a controller between them"
-            )
-        if (source.gripper is None) != (target.gripper is None):
-            silent = "policy" if source.gripper is None else "env"
-            raise ActionError(
-                f"the {silent} declares no gripper but the other side does; "
-                f"declare which number it is, and its open and closed values"
-            )
-        missing = sorted(set(self._rest(target)) - set(self._rest(source)))
-        extra = sorted(set(self._rest(source)) - set(self._rest(target)))
-        if missing or extra:
-            raise ActionError(
-                f"action numbers don't match: the env also wants {missing}, the policy also gives {extra}"
-            )
-        self.source, self.target = source, target
-        self.low, self.high = space.low, space.high
-        self.order = [
-            source.gripper.index
-            if source.gripper is not None
-            and target.gripper is not None
-            and i == target.gripper.index
-            else source.names.index(name)
-            for i, name in enumerate(target.names)
-        ]
+        _check_layouts(source, target)
 
-    @staticmethod
-    def _rest(layout: ActionLayout) -> list[str]:
-        """The names of all numbers but the gripper's."""
-        return [
-            name
-            for i, name in enumerate(layout.names)
-            if layout.gripper is None or i != layout.gripper.index
-        ]
+        self.source = source
+        self.target = target
+        self.low = space.low
+        self.high = space.high
+
+        # Index in the source of every component of the target.
+        self.order = [source.names.index(name) for name in _names_without_gripper(target)]
+        if source.gripper is not None and target.gripper is not None:
+            self.order.insert(target.gripper.index, source.gripper.index)
 
     def __call__(self, action: np.ndarray) -> np.ndarray:
-        """Map actions [..., A] of the policy onto actions of the env.
+        """Convert actions [..., A] of the policy to actions of the env.
 
         Raises:
-            ActionError: another length, or a number that isn't finite.
+            ActionError: The actions have another length or contain a number that is not finite.
         """
         action = np.asarray(action)
         if not action.shape or action.shape[-1] != self.source.dim or not np.isfinite(action).all():
             raise ActionError(
-                f"expected finite actions [..., {self.source.dim}], got {action.dtype} {list(action.shape)}"
+                f"expected finite actions [..., {self.source.dim}], "
+                f"got {action.dtype} {list(action.shape)}"
             )
-        mapped = action[..., self.order].astype(np.float64)
-        ours, theirs = self.source.gripper, self.target.gripper
-        if ours is not None and theirs is not None:
-            opening = (mapped[..., theirs.index] - ours.closed) / (ours.open - ours.closed)
-            if theirs.binary:
-                opening = (opening > 0.5).astype(np.float64)
-            elif ours.binary:
-                opening = (
-                    np.sign(opening - 0.5) + 1
-                ) / 2  # exactly between the two it stays there, as in the reference
-            mapped[..., theirs.index] = theirs.closed + opening * (theirs.open - theirs.closed)
-        return np.clip(mapped, self.low, self.high).astype(self.low.dtype)
+        converted = action[..., self.order].astype(np.float64)
+        self._convert_gripper(converted)
+        return np.clip(converted, self.low, self.high).astype(self.low.dtype)
+
+    def _convert_gripper(self, actions: np.ndarray) -> None:
+        """Replace the source's gripper values by those of the target, in place."""
+        source = self.source.gripper
+        target = self.target.gripper
+        if source is None or target is None:
+            return
+
+        # Opening of the gripper: 0 is closed, 1 is open.
+        opening = (actions[..., target.index] - source.closed) / (source.open - source.closed)
+        if target.binary:
+            opening = (opening > 0.5).astype(np.float64)
+        elif source.binary:
+            # A value exactly in the middle stays there, as with `sign` in Fast-WAM's evaluation.
+            opening = (np.sign(opening - 0.5) + 1) / 2
+        actions[..., target.index] = target.closed + opening * (target.open - target.closed)
 
     def space(self, space: spaces.Box) -> spaces.Box:
-        """The space of the policy's actions: the env's bounds, reordered; the gripper's are its own two values."""
-        low, high = np.empty_like(space.low), np.empty_like(space.high)
-        low[..., self.order], high[..., self.order] = space.low, space.high
+        """Return the space of the policy's actions.
+
+        Args:
+            space: Action space of the env.
+
+        Returns:
+            The bounds of `space` in the order of the policy's components; those of the gripper
+            are its open and closed values.
+        """
+        low = np.empty_like(space.low)
+        high = np.empty_like(space.high)
+        low[..., self.order] = space.low
+        high[..., self.order] = space.high
+
         gripper = self.source.gripper
         if gripper is not None:
             low[..., gripper.index] = min(gripper.open, gripper.closed)
@@ -106,8 +108,40 @@ class ActionMap:
         return spaces.Box(low, high, dtype=np.float32)
 
 
+def _check_layouts(source: ActionLayout, target: ActionLayout) -> None:
+    """Check that actions of the layout `source` can be converted to the layout `target`."""
+    if source.control != target.control:
+        raise ActionError(
+            f"the policy commands {source.control!r}, the env takes {target.control!r}: "
+            f"put a controller between them"
+        )
+    if (source.gripper is None) != (target.gripper is None):
+        side = "policy" if source.gripper is None else "env"
+        raise ActionError(
+            f"the {side} declares no gripper but the other side does; "
+            f"declare its index and its open and closed values"
+        )
+
+    source_names = set(_names_without_gripper(source))
+    target_names = set(_names_without_gripper(target))
+    if source_names != target_names:
+        raise ActionError(
+            f"the action components do not match: only the env has "
+            f"{sorted(target_names - source_names)}, only the policy has "
+            f"{sorted(source_names - target_names)}; use the same names on both sides"
+        )
+
+
+def _names_without_gripper(layout: ActionLayout) -> list[str]:
+    """Return the names of all components except the gripper's."""
+    names = list(layout.names)
+    if layout.gripper is not None:
+        del names[layout.gripper.index]
+    return names
+
+
 class WAMAction(gym.ActionWrapper[Any, np.ndarray, Any], gym.utils.RecordConstructorArgs):
-    """Takes actions that mean what the policy declares and gives the env what it declares.
+    """Converts actions from the policy's layout to the env's layout.
 
     Example:
         >>> import gymnasium as gym
@@ -123,7 +157,16 @@ class WAMAction(gym.ActionWrapper[Any, np.ndarray, Any], gym.utils.RecordConstru
     def __init__(
         self, env: gym.Env[Any, Any], *, source: ActionLayout, target: ActionLayout
     ) -> None:
-        """Wrap an env; `source` is the policy's layout, `target` the env's. Raises `ActionError` as `ActionMap` does."""
+        """Wrap an env.
+
+        Args:
+            env: Env to wrap.
+            source: Layout of the policy's actions.
+            target: Layout of the env's actions.
+
+        Raises:
+            ActionError: The layouts cannot be converted; see `ActionMap`.
+        """
         gym.utils.RecordConstructorArgs.__init__(self, source=source, target=target)
         gym.ActionWrapper.__init__(self, env)
         self._map = ActionMap(source, target, env.action_space)
@@ -131,12 +174,12 @@ class WAMAction(gym.ActionWrapper[Any, np.ndarray, Any], gym.utils.RecordConstru
         self.action_space = self._map.space(env.action_space)
 
     def action(self, action: np.ndarray) -> np.ndarray:
-        """The env's action."""
+        """Convert an action [A] of the policy to an action of the env."""
         return self._map(action)
 
 
 class VectorWAMAction(VectorActionWrapper):
-    """The same for a vector env.
+    """Converts the actions of a vector env from the policy's layout to the env's layout.
 
     Example:
         >>> import gymnasium as gym
@@ -150,7 +193,16 @@ class VectorWAMAction(VectorActionWrapper):
     """
 
     def __init__(self, env: VectorEnv, *, source: ActionLayout, target: ActionLayout) -> None:
-        """Wrap a vector env; arguments and errors are those of `WAMAction`."""
+        """Wrap a vector env.
+
+        Args:
+            env: Vector env to wrap.
+            source: Layout of the policy's actions.
+            target: Layout of the env's actions.
+
+        Raises:
+            ActionError: The layouts cannot be converted; see `ActionMap`.
+        """
         super().__init__(env)
         self._map = ActionMap(source, target, env.single_action_space)
         assert isinstance(env.single_action_space, spaces.Box)
@@ -158,5 +210,5 @@ class VectorWAMAction(VectorActionWrapper):
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def actions(self, actions: np.ndarray) -> np.ndarray:
-        """The sub-envs' actions."""
+        """Convert actions [N, A] of the policy to actions of the sub-envs."""
         return self._map(actions)

@@ -1,4 +1,6 @@
-"""Plays a whole chunk of actions as one step of the env."""
+"""Wrappers that execute a chunk of actions as one step of the env."""
+
+# N sub-envs, A components of an action
 
 from __future__ import annotations
 
@@ -12,23 +14,36 @@ from gymnasium.vector.utils import batch_space
 
 from wam_policy.errors import ActionError
 
-EXECUTED = "executed_steps"  # info key: how many actions of the chunk were played
+EXECUTED = "executed_steps"  # info key: number of actions of the chunk that were executed
 
 
 def _chunk_space(space: spaces.Space[Any], length: int) -> spaces.Box:
+    """Return the space of chunks [length, A] of actions in `space`."""
     if not isinstance(space, spaces.Box):
         raise ActionError(f"chunks need a Box action space, the env has {space}")
     if length < 1:
-        raise ActionError(f"a chunk needs at least one action, got {length}")
-    low, high = (np.repeat(bound[None], length, axis=0) for bound in (space.low, space.high))
+        raise ActionError(f"a chunk needs at least one action, got length {length}")
+    low = np.repeat(space.low[None], length, axis=0)
+    high = np.repeat(space.high[None], length, axis=0)
     return spaces.Box(low, high, dtype=space.dtype.type)
 
 
-class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConstructorArgs):
-    """One step plays `length` actions [length, A]; rewards are summed; an episode's end stops the chunk.
+def _check_shape(actions: np.ndarray, space: spaces.Space[Any]) -> None:
+    """Check that chunks have the shape of their space."""
+    if actions.shape != space.shape:
+        raise ActionError(
+            f"expected a chunk {list(space.shape or ())}, got {list(actions.shape)}; "
+            f"the wrapper's `length` must be the number of actions"
+        )
 
-    `info["executed_steps"]` tells how many actions were played. Put `RecordEpisodeStatistics` inside to count env steps;
-    outside it counts chunks; the return is the same. An env with a `draw_pixels` switch draws only where a chunk ends.
+
+class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConstructorArgs):
+    """Executes a chunk of `length` actions [length, A] in one step and sums the rewards.
+
+    The chunk stops at the end of the episode; `info["executed_steps"]` is the number of actions
+    that were executed. `RecordEpisodeStatistics` counts env steps inside this wrapper and chunks
+    outside it; the return is the same. An env with the attribute `draw_pixels` renders only the
+    last observation of a chunk.
 
     Example:
         >>> import gymnasium as gym
@@ -42,39 +57,58 @@ class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConst
     """
 
     def __init__(self, env: gym.Env[Any, Any], *, length: int) -> None:
-        """Wrap an env; `length` is the number of actions in a chunk."""
+        """Wrap an env.
+
+        Args:
+            env: Env with a Box action space.
+            length: Number of actions in a chunk.
+
+        Raises:
+            ActionError: The action space is not a Box, or `length` is not positive.
+        """
         gym.utils.RecordConstructorArgs.__init__(self, length=length)
         gym.Wrapper.__init__(self, env)
         self.length = length
         self.action_space = _chunk_space(env.action_space, length)
-        self._lazy = env.has_wrapper_attr("draw_pixels")
+        self._can_skip_drawing = env.has_wrapper_attr("draw_pixels")
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Play the chunk until it, or the episode, ends."""
+        """Execute a chunk until it or the episode ends.
+
+        Args:
+            action: Chunk [length, A].
+
+        Returns:
+            Observation, flags and info of the last executed action, and the sum of the rewards.
+
+        Raises:
+            ActionError: The chunk has the wrong shape.
+        """
         chunk = np.asarray(action)
-        if chunk.shape != self.action_space.shape:
-            raise ActionError(
-                f"expected a chunk {list(self.action_space.shape or ())}, got {list(chunk.shape)}"
-            )
-        total, executed = 0.0, 0
+        _check_shape(chunk, self.action_space)
+
+        total = 0.0
+        executed = 0
         terminated = truncated = False
         for i, single in enumerate(chunk):
-            if self._lazy:
+            if self._can_skip_drawing:
                 self.env.set_wrapper_attr("draw_pixels", i == len(chunk) - 1)
             observation, reward, terminated, truncated, info = self.env.step(single)
-            total, executed = total + float(reward), executed + 1
+            total += float(reward)
+            executed += 1
             if terminated or truncated:
                 break
-        if self._lazy:
+        if self._can_skip_drawing:
             self.env.set_wrapper_attr("draw_pixels", True)
         return observation, total, terminated, truncated, {**info, EXECUTED: executed}
 
 
 class VectorExecuteChunk(VectorWrapper):
-    """The same for a vector env, whose sub-envs can only step together.
+    """Executes one chunk of `length` actions per sub-env in one step and sums the rewards.
 
-    The chunk stops for all as soon as one sub-env ends or is reset, so that no action reaches an episode it wasn't meant
-    for; the others replan early. Where sub-envs can be wrapped one by one, `ExecuteChunk` inside wastes nothing.
+    Sub-envs can only step together, so the chunk stops for all of them as soon as one episode ends
+    or restarts: no action reaches an episode that it was not predicted for. The other sub-envs
+    replan early; wrapping each sub-env in `ExecuteChunk` instead avoids that loss.
 
     Example:
         >>> import gymnasium as gym
@@ -88,37 +122,61 @@ class VectorExecuteChunk(VectorWrapper):
     """
 
     def __init__(self, env: VectorEnv, *, length: int) -> None:
-        """Wrap a vector env; `length` is the number of actions in a chunk."""
+        """Wrap a vector env.
+
+        Args:
+            env: Vector env with a Box action space.
+            length: Number of actions in a chunk.
+
+        Raises:
+            ActionError: The action space is not a Box, or `length` is not positive.
+        """
         super().__init__(env)
         self.length = length
-        self._mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self._ended = np.zeros(env.num_envs, bool)
+        self._autoreset_mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self._episode_over = np.zeros(env.num_envs, bool)  # [N], after the latest step
         self.single_action_space = _chunk_space(env.single_action_space, length)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset the sub-envs, or those of `options["reset_mask"]`."""
+        """Reset all sub-envs, or those selected by `options["reset_mask"]`."""
         mask = (options or {}).get("reset_mask")
-        self._ended &= False if mask is None else ~np.asarray(mask)
-        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium: one seed only
+        if mask is None:
+            self._episode_over[:] = False
+        else:
+            self._episode_over &= ~np.asarray(mask)
+        # Gymnasium annotates `seed` too narrowly: vector envs take a list as well.
+        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Play the chunks [N, length, A] until they, or an episode, end."""
+        """Execute one chunk per sub-env until the chunks or one of the episodes end.
+
+        Args:
+            actions: Chunks [N, length, A].
+
+        Returns:
+            Observations, flags and infos of the last executed actions, and the sums of the
+            rewards [N].
+
+        Raises:
+            ActionError: The chunks have the wrong shape.
+        """
         chunks = np.asarray(actions)
-        if chunks.shape != self.action_space.shape:
-            raise ActionError(
-                f"expected chunks {list(self.action_space.shape or ())}, got {list(chunks.shape)}"
-            )
-        total, executed = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
+        _check_shape(chunks, self.action_space)
+
+        total = np.zeros(self.num_envs)
+        executed = np.zeros(self.num_envs, np.int64)
         for single in chunks.swapaxes(0, 1):
-            restarting = self._ended & (self._mode == AutoresetMode.NEXT_STEP)
+            # In NEXT_STEP mode, the step after an episode's end resets and ignores its action.
+            restarting = self._episode_over & (self._autoreset_mode == AutoresetMode.NEXT_STEP)
             observations, rewards, terminations, truncations, infos = self.env.step(single)
-            total, executed = total + rewards, executed + ~restarting
-            self._ended = np.asarray(terminations) | np.asarray(truncations)
-            if self._ended.any() or restarting.any():
+            total = total + rewards
+            executed = executed + ~restarting
+            self._episode_over = np.asarray(terminations) | np.asarray(truncations)
+            if self._episode_over.any() or restarting.any():
                 break
         return observations, total, terminations, truncations, {**infos, EXECUTED: executed}

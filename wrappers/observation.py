@@ -1,4 +1,9 @@
-"""Turns any env's observation into the flat dict a policy reads: cameras, state, instruction, episode start."""
+"""Wrappers that convert an env's observation to the flat dict that a policy reads.
+
+The entries are described in `wam_policy.observation`.
+"""
+
+# N sub-envs, H W pixels, P components of the state
 
 from __future__ import annotations
 
@@ -14,13 +19,14 @@ from gymnasium.vector.utils import batch_space
 
 from wam_policy.errors import EnvError
 from wam_policy.observation import EPISODE_START, IMAGE, INSTRUCTION, STATE
+from wam_policy.utils.deprecation import renamed
 from wam_policy.wrappers.paths import RENDER, get_path
 
 MAX_INSTRUCTION = 1024  # characters
 
 
 class _ObservationMap(NamedTuple):
-    """Where in an env's observation the policy's entries are, and how they are read; the same for one and for many."""
+    """Location of the policy's entries in an env's observation, for one env or a batch."""
 
     cameras: dict[str, str]
     rotated_cameras: tuple[str, ...]
@@ -28,93 +34,142 @@ class _ObservationMap(NamedTuple):
     state_indices: tuple[int, ...] | None
 
     @property
-    def rendered(self) -> bool:
-        """Whether any camera is the picture of `env.render()`."""
+    def uses_render(self) -> bool:
+        """Whether any camera is the image of `env.render()`."""
         return RENDER in self.cameras.values()
 
-    def space(self, inner: spaces.Space[Any], picture: Any, sentences: str) -> spaces.Dict:
-        """The space of one observation, given the env's, a rendered picture (if any is used), and the characters that occur."""
+    def space(self, inner: spaces.Space[Any], rendered: Any, instructions: str) -> spaces.Dict:
+        """Return the space of a single converted observation.
+
+        Args:
+            inner: Observation space of the env.
+            rendered: Image that `env.render()` returned; None if no camera uses it.
+            instructions: Text whose characters the instruction may contain, besides ASCII.
+
+        Raises:
+            EnvError: A path leads nowhere, or to something other than images or a vector.
+        """
         entries: dict[str, spaces.Space[Any]] = {}
         for name, path in self.cameras.items():
-            if path == RENDER and not isinstance(picture, np.ndarray):
-                raise EnvError(
-                    f"camera {name!r}: env.render() gives no picture; make the env with render_mode='rgb_array'"
-                )
-            space = (
-                spaces.Box(0, 255, picture.shape, picture.dtype.type)
-                if path == RENDER
-                else get_path(inner, path)
-            )
-            if (
-                not isinstance(space, spaces.Box)
-                or space.dtype != np.uint8
-                or len(space.shape) != 3
-                or space.shape[-1] != 3
-            ):
-                raise EnvError(
-                    f"camera {name!r} at {path!r}: expected pictures, uint8 [H, W, 3], the env has {space}"
-                )
-            entries[IMAGE + name] = spaces.Box(0, 255, space.shape, np.uint8)
+            entries[IMAGE + name] = _camera_space(name, path, inner, rendered)
         if self.state is not None:
-            space = get_path(inner, self.state)
-            if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-                raise EnvError(f"state at {self.state!r}: expected a vector, the env has {space}")
-            pick = (
-                tuple(range(space.shape[0])) if self.state_indices is None else self.state_indices
-            )
-            if max(pick, default=0) >= space.shape[0]:
-                raise EnvError(
-                    f"state at {self.state!r} has {space.shape[0]} numbers, number {max(pick)} was asked for"
-                )
-            entries[STATE] = spaces.Box(-np.inf, np.inf, (len(pick),), np.float32)
-        characters = frozenset(string.printable) | frozenset(sentences)
+            entries[STATE] = self._state_space(self.state, inner)
+
+        characters = frozenset(string.printable) | frozenset(instructions)
         entries[INSTRUCTION] = spaces.Text(MAX_INSTRUCTION, min_length=0, charset=characters)
         entries[EPISODE_START] = spaces.Discrete(2)
         return spaces.Dict(entries)
 
-    def read(self, observation: Any, picture: Any) -> dict[str, Any]:
-        """Pictures and state of one observation or of a batch; rendered cameras are left out where `picture` is None."""
-        new: dict[str, Any] = {
-            IMAGE + name: np.asarray(picture if path == RENDER else get_path(observation, path))
-            for name, path in self.cameras.items()
-            if path != RENDER or picture is not None
-        }
-        for name in self.rotated_cameras:
-            if IMAGE + name in new:
-                new[IMAGE + name] = rotate_180(new[IMAGE + name])
-        if self.state is not None:
-            values = np.asarray(get_path(observation, self.state), np.float32)
-            new[STATE] = (
-                values if self.state_indices is None else values[..., list(self.state_indices)]
+    def _state_space(self, path: str, inner: spaces.Space[Any]) -> spaces.Box:
+        """Return the space of the selected components of the state."""
+        space = get_path(inner, path)
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise EnvError(f"state at {path!r}: expected a vector, the env has {space}")
+        size = space.shape[0]
+        indices = self.state_indices
+        if indices is None:
+            indices = tuple(range(size))
+        if max(indices, default=0) >= size:
+            raise EnvError(
+                f"state at {path!r}: index {max(indices)} is out of range, "
+                f"the vector has {size} components"
             )
-        return new
+        return spaces.Box(-np.inf, np.inf, (len(indices),), np.float32)
+
+    def convert(self, observation: Any, rendered: Any) -> dict[str, Any]:
+        """Return the images and the state of one observation or of a batch.
+
+        Args:
+            observation: Observation of the env.
+            rendered: Images that `env.render()` returned; None: rendered cameras are left out.
+
+        Returns:
+            Entry -> array: images [..., H, W, 3] and the state, float32 [..., P].
+        """
+        converted: dict[str, Any] = {}
+        for name, path in self.cameras.items():
+            if path != RENDER:
+                image = np.asarray(get_path(observation, path))
+            elif rendered is not None:
+                image = np.asarray(rendered)
+            else:
+                continue
+            if name in self.rotated_cameras:
+                image = rotate_180(image)
+            converted[IMAGE + name] = image
+
+        if self.state is not None:
+            state = np.asarray(get_path(observation, self.state), np.float32)
+            if self.state_indices is not None:
+                state = state[..., list(self.state_indices)]
+            converted[STATE] = state
+        return converted
+
+
+def _camera_space(name: str, path: str, inner: spaces.Space[Any], rendered: Any) -> spaces.Box:
+    """Return the space of the images of one camera; arguments as for `_ObservationMap.space`."""
+    if path != RENDER:
+        space = get_path(inner, path)
+    elif isinstance(rendered, np.ndarray):
+        space = spaces.Box(0, 255, rendered.shape, rendered.dtype.type)
+    else:
+        raise EnvError(
+            f"camera {name!r}: env.render() returns no image; "
+            f"make the env with render_mode='rgb_array'"
+        )
+
+    is_image = (
+        isinstance(space, spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) == 3
+        and space.shape[-1] == 3
+    )
+    if not is_image:
+        raise EnvError(
+            f"camera {name!r} at {path!r}: expected images, uint8 [H, W, 3], the env has {space}"
+        )
+    return spaces.Box(0, 255, space.shape, np.uint8)
 
 
 def rotate_180(picture: np.ndarray) -> np.ndarray:
-    """Pictures [..., H, W, 3] turned by 180°."""
+    """Rotate images [..., H, W, 3] by 180 degrees."""
     return np.ascontiguousarray(picture[..., ::-1, ::-1, :])
 
 
 def sub_env_attributes(env: VectorEnv, name: str) -> tuple[Any, ...] | None:
-    """An attribute of every sub-env; None where one lacks it, or where the vector env can't tell."""
+    """Return an attribute of every sub-env.
+
+    Args:
+        env: Vector env.
+        name: Name of the attribute.
+
+    Returns:
+        One value per sub-env; None if one of them lacks the attribute, or if the vector env gives
+        no access to its sub-envs.
+    """
     inner: Any = env.unwrapped
     if not hasattr(inner, "call"):
         return None
-    # Asking an AsyncVectorEnv for an attribute that isn't there kills its workers, so ask whether it is there first.
-    return tuple(inner.get_attr(name)) if all(inner.call("has_wrapper_attr", name)) else None
+    # Asking an AsyncVectorEnv for a missing attribute kills its workers: check for it first.
+    present = inner.call("has_wrapper_attr", name)
+    if not all(present):
+        return None
+    return tuple(inner.get_attr(name))
 
 
 class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Gives observations a policy can read.
+    """Converts observations to the flat dict that a policy reads.
 
-    The new observation is a flat dict: `images.<camera>` uint8 [H, W, 3], `state` float32 [P] (if asked for),
-    `instruction` str, and `episode_start`, 1 at an episode's first observation.
+    The entries are `images.<camera>` uint8 [H, W, 3], `state` float32 [P] (if there is one),
+    `instruction` str, and `episode_start`, which is 1 for the first observation of an episode.
 
     Example:
         >>> import gymnasium as gym
         >>> from wam_policy.wrappers import WAMObservation
         >>> env = gym.make("CartPole-v1", render_mode="rgb_array")
-        >>> env = WAMObservation(env, cameras={"front": "render()"}, state="", instruction="balance the pole")
+        >>> env = WAMObservation(
+        ...     env, cameras={"front": "render()"}, state="", instruction="balance the pole"
+        ... )
         >>> observation, info = env.reset(seed=0)
         >>> sorted(observation)
         ['episode_start', 'images.front', 'instruction', 'state']
@@ -131,77 +186,94 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         state: str | None = None,
         state_indices: tuple[int, ...] | None = None,
         instruction: str | None = None,
+        turned: tuple[str, ...] | None = None,
+        pick: tuple[int, ...] | None = None,
     ) -> None:
         """Wrap an env.
 
         Args:
-            env: the env.
-            cameras: camera name -> path in the observation, or "render()".
-            rotated_cameras: cameras whose pictures are upside down, to be turned by 180°.
-            state: path of the state vector; None: no state.
-            state_indices: which of its numbers, in which order; None: all.
-            instruction: the sentence; None: the env's `instruction` attribute, read at every reset.
+            env: Env to wrap.
+            cameras: Camera -> path of its images in the observation, or "render()".
+            rotated_cameras: Cameras whose images are upside down and are rotated by 180 degrees.
+            state: Path of the state vector; None: no state.
+            state_indices: Selected components of that vector, in this order; None: all.
+            instruction: Language instruction; None: the attribute `instruction` of the env, read
+                at every reset.
+            turned: Deprecated name of `rotated_cameras`.
+            pick: Deprecated name of `state_indices`.
 
         Raises:
-            EnvError: a path leads nowhere, or to something else than pictures or a vector.
+            EnvError: A path leads nowhere, or to something other than images or a vector, or
+                there is no instruction.
         """
+        rotated = renamed("turned", turned, "rotated_cameras", rotated_cameras or None) or ()
+        indices = renamed("pick", pick, "state_indices", state_indices)
         gym.utils.RecordConstructorArgs.__init__(
             self,
             cameras=dict(cameras),
-            rotated_cameras=rotated_cameras,
+            rotated_cameras=rotated,
             state=state,
-            state_indices=state_indices,
+            state_indices=indices,
             instruction=instruction,
         )
         gym.Wrapper.__init__(self, env)
-        self._places, self._given = (
-            _ObservationMap(dict(cameras), rotated_cameras, state, state_indices),
-            instruction,
-        )
-        self._instruction = self._sentence()
-        picture = None
-        if self._places.rendered:
-            env.reset()
-            picture = env.render()
-        self.observation_space = self._places.space(
-            env.observation_space, picture, self._instruction
-        )
+        self._map = _ObservationMap(dict(cameras), rotated, state, indices)
+        self._fixed_instruction = instruction
+        self._instruction = self._read_instruction()
 
-    def _sentence(self) -> str:
-        if self._given is not None:
-            return self._given
+        # The shape of rendered images is only known from a first one.
+        rendered = None
+        if self._map.uses_render:
+            env.reset()
+            rendered = env.render()
+        self.observation_space = self._map.space(env.observation_space, rendered, self._instruction)
+
+    def _read_instruction(self) -> str:
+        """Return the given instruction, else the current one of the env."""
+        if self._fixed_instruction is not None:
+            return self._fixed_instruction
         if not self.env.has_wrapper_attr("instruction"):
             raise EnvError(
-                "the env has no `instruction`; say it: `policy.wrap(env, instruction='…')`"
+                "the env has no attribute `instruction`; "
+                "pass one: `policy.wrap(env, instruction='…')`"
             )
         return str(self.env.get_wrapper_attr("instruction"))
 
     def _convert(self, observation: Any, start: bool) -> dict[str, Any]:
-        new = self._places.read(observation, self.env.render() if self._places.rendered else None)
-        return new | {INSTRUCTION: self._instruction, EPISODE_START: np.int64(start)}
+        """Return the converted observation; `start`: it is the first one of an episode."""
+        rendered = self.env.render() if self._map.uses_render else None
+        converted = self._map.convert(observation, rendered)
+        return converted | {INSTRUCTION: self._instruction, EPISODE_START: np.int64(start)}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reset the env; the instruction is read anew."""
+        """Reset the env and read its instruction again."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._instruction = self._sentence()
+        self._instruction = self._read_instruction()
         return self._convert(observation, start=True), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
-        """Step the env."""
+        """Step the env and convert its observation."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._convert(observation, start=False), reward, terminated, truncated, info
 
 
 class VectorWAMObservation(VectorWrapper):
-    """The same for a vector env; `episode_start` is right in all three autoreset modes.
+    """Converts the observations of a vector env to the flat dict that a policy reads.
+
+    The entries are those of `WAMObservation` with a batch axis. `episode_start` is correct in all
+    three autoreset modes.
 
     Example:
         >>> import gymnasium as gym
         >>> from wam_policy.wrappers import VectorWAMObservation
-        >>> envs = gym.make_vec("CartPole-v1", num_envs=2, render_mode="rgb_array", vectorization_mode="sync")
-        >>> envs = VectorWAMObservation(envs, cameras={"front": "render()"}, state="", instruction="balance the pole")
+        >>> envs = gym.make_vec(
+        ...     "CartPole-v1", num_envs=2, render_mode="rgb_array", vectorization_mode="sync"
+        ... )
+        >>> envs = VectorWAMObservation(
+        ...     envs, cameras={"front": "render()"}, state="", instruction="balance the pole"
+        ... )
         >>> observations, infos = envs.reset(seed=0)
         >>> observations["images.front"].shape, observations["instruction"]
         ((2, 400, 600, 3), ('balance the pole', 'balance the pole'))
@@ -216,77 +288,117 @@ class VectorWAMObservation(VectorWrapper):
         state: str | None = None,
         state_indices: tuple[int, ...] | None = None,
         instruction: str | None = None,
+        turned: tuple[str, ...] | None = None,
+        pick: tuple[int, ...] | None = None,
     ) -> None:
-        """Wrap a vector env; arguments and errors are those of `WAMObservation`."""
-        super().__init__(env)
-        self._places, self._given = (
-            _ObservationMap(dict(cameras), rotated_cameras, state, state_indices),
-            instruction,
-        )
-        self._mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self._ended = np.zeros(
-            env.num_envs, bool
-        )  # sub-envs that the next step will reset (NEXT_STEP)
-        self._instructions = self._sentences()
-        picture = None
-        if self._places.rendered:
-            env.reset()
-            picture = (env.render() or (None,))[0]
-        space = self._places.space(
-            env.single_observation_space, picture, "".join(self._instructions)
-        )
-        self.single_observation_space, self.observation_space = (
-            space,
-            batch_space(space, env.num_envs),
-        )
+        """Wrap a vector env.
 
-    def _sentences(self) -> tuple[str, ...]:
-        if self._given is not None:
-            return (self._given,) * self.num_envs
-        sentences = sub_env_attributes(self.env, "instruction")
-        if sentences is None:
+        Args:
+            env: Vector env to wrap.
+            cameras: Camera -> path of its images in the observation, or "render()".
+            rotated_cameras: Cameras whose images are upside down and are rotated by 180 degrees.
+            state: Path of the state vector; None: no state.
+            state_indices: Selected components of that vector, in this order; None: all.
+            instruction: Language instruction of all sub-envs; None: the attribute `instruction`
+                of each sub-env, read when an episode starts.
+            turned: Deprecated name of `rotated_cameras`.
+            pick: Deprecated name of `state_indices`.
+
+        Raises:
+            EnvError: A path leads nowhere, or to something other than images or a vector, or
+                there is no instruction.
+        """
+        super().__init__(env)
+        rotated = renamed("turned", turned, "rotated_cameras", rotated_cameras or None) or ()
+        indices = renamed("pick", pick, "state_indices", state_indices)
+        self._map = _ObservationMap(dict(cameras), rotated, state, indices)
+        self._fixed_instruction = instruction
+        self._autoreset_mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        # [N], sub-envs that the next step resets; only used in NEXT_STEP mode.
+        self._episode_over = np.zeros(env.num_envs, bool)
+        self._instructions = self._read_instructions()
+
+        # The shape of rendered images is only known from a first one.
+        rendered = None
+        if self._map.uses_render:
+            env.reset()
+            frames = env.render() or (None,)
+            rendered = frames[0]
+        space = self._map.space(
+            env.single_observation_space, rendered, "".join(self._instructions)
+        )
+        self.single_observation_space = space
+        self.observation_space = batch_space(space, env.num_envs)
+
+    def _read_instructions(self) -> tuple[str, ...]:
+        """Return the given instruction for all sub-envs, else the current ones of the sub-envs."""
+        if self._fixed_instruction is not None:
+            return (self._fixed_instruction,) * self.num_envs
+        instructions = sub_env_attributes(self.env, "instruction")
+        if instructions is None:
             raise EnvError(
-                "the sub-envs have no `instruction`; say it: `policy.wrap(env, instruction='…')`"
+                "the sub-envs have no attribute `instruction`; "
+                "pass one: `policy.wrap(env, instruction='…')`"
             )
-        return tuple(str(sentence) for sentence in sentences)
+        return tuple(str(instruction) for instruction in instructions)
 
     def _convert(self, observations: Any, start: np.ndarray) -> dict[str, Any]:
+        """Return the converted observations; `start` [N]: they are the first of an episode."""
         if start.any():
-            self._instructions = self._sentences()
-        pictures = np.stack(self.env.render() or ()) if self._places.rendered else None
-        new = self._places.read(observations, pictures)
-        return new | {INSTRUCTION: self._instructions, EPISODE_START: start.astype(np.int64)}
+            self._instructions = self._read_instructions()
+        rendered = None
+        if self._map.uses_render:
+            rendered = np.stack(self.env.render() or ())
+        converted = self._map.convert(observations, rendered)
+        return converted | {INSTRUCTION: self._instructions, EPISODE_START: start.astype(np.int64)}
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reset the sub-envs, or those of `options["reset_mask"]`."""
+        """Reset all sub-envs, or those selected by `options["reset_mask"]`."""
         mask = (options or {}).get("reset_mask")
         start = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
-        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium: one only
-        self._ended &= ~start
+        # Gymnasium annotates `seed` too narrowly: vector envs take a list as well.
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        self._episode_over &= ~start
         return self._convert(observations, start), infos
 
     def step(
         self, actions: Any
     ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step the sub-envs."""
+        """Step the sub-envs and convert their observations."""
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         ended = np.asarray(terminations) | np.asarray(truncations)
+
+        # SAME_STEP resets within the step that ends an episode, NEXT_STEP within the one after
+        # it; in DISABLED mode only `reset` starts an episode.
         start = np.zeros(self.num_envs, bool)
-        if self._mode == AutoresetMode.SAME_STEP:
+        if self._autoreset_mode == AutoresetMode.SAME_STEP:
             start = ended
-        elif self._mode == AutoresetMode.NEXT_STEP:
-            start, self._ended = self._ended, ended
+        elif self._autoreset_mode == AutoresetMode.NEXT_STEP:
+            start = self._episode_over
+            self._episode_over = ended
+
+        # Convert these before the instructions of the new episodes are read.
         if "final_obs" in infos:
             infos = infos | {"final_obs": self._convert_final(infos["final_obs"], ended)}
         return self._convert(observations, start), rewards, terminations, truncations, infos
 
-    def _convert_final(self, finals: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        """The last observations of ended sub-envs (SAME_STEP), as the policy reads them; pictures of `render()` are gone."""
+    def _convert_final(self, observations: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        """Convert the last observations of episodes that ended in SAME_STEP mode.
+
+        Rendered cameras are left out: the sub-envs show the next episode already.
+
+        Args:
+            observations: One observation per sub-env, None where no episode ended; object [N].
+            ended: Sub-envs whose episode ended, bool [N].
+
+        Returns:
+            Converted observations, None where no episode ended; object [N].
+        """
         converted = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(ended):
-            converted[i] = self._places.read(finals[i], None) | {
+            converted[i] = self._map.convert(observations[i], None) | {
                 INSTRUCTION: self._instructions[i],
                 EPISODE_START: np.int64(0),
             }

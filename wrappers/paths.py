@@ -1,4 +1,4 @@
-"""Finds a place in an observation, or in an observation space, by a path of keys joined by dots."""
+"""Access to entries of an observation, or of an observation space, by a dotted path of keys."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from gymnasium import spaces
 
 from wam_policy.errors import EnvError
 
-RENDER = "render()"  # the path that means the picture of `env.render()`
+RENDER = "render()"  # path of the image that `env.render()` returns
 
 
 def get_path(tree: Any, path: str) -> Any:
-    """Follow `path` through nested dicts and tuples, of values or of spaces; "" is the tree itself.
+    """Return the entry at a path of nested dicts and tuples.
 
-    Keys may hold dots themselves: the longest key that fits is taken. Tuples are entered by number.
+    Args:
+        tree: Nested dicts and tuples of values or of spaces.
+        path: Keys joined by dots; tuples are indexed by number; "" is the tree itself. A key may
+            contain dots: the longest key that matches is taken.
+
+    Returns:
+        The value or space at that path.
 
     Raises:
-        EnvError: the path leads nowhere; the message lists what there is.
+        EnvError: There is nothing at that path; the message lists the available keys.
     """
     if not path:
         return tree
     children = _children(tree)
-    fitting = [key for key in children if path == key or path.startswith(key + ".")]
-    if not fitting:
+    matches = [key for key in children if path == key or path.startswith(key + ".")]
+    if not matches:
         raise EnvError(
             f"nothing at {path!r}; the observation has {sorted(children) or 'no named entries'}"
         )
-    key = max(fitting, key=len)
-    return get_path(children[key], path[len(key) + 1 :])
+    key = max(matches, key=len)
+    rest = path[len(key) + 1 :]
+    return get_path(children[key], rest)
 
 
 def _children(tree: Any) -> dict[str, Any]:
+    """Return the entries of a dict or tuple by key; empty for a leaf."""
     if isinstance(tree, spaces.Tuple):
         tree = tree.spaces
     if isinstance(tree, (Mapping, spaces.Dict)):

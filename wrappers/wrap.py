@@ -1,4 +1,4 @@
-"""Fits an env to a policy: what the env declares, or what the caller says for it, against what the policy wants."""
+"""Adaptation of an env to a policy: the env's contract is matched with the policy's inputs."""
 
 from __future__ import annotations
 
@@ -19,70 +19,120 @@ from wam_policy.wrappers.paths import get_path
 def env_contract(
     env: gym.Env[Any, Any] | gym.vector.VectorEnv, overrides: Mapping[str, Any]
 ) -> EnvContract:
-    """What the env declares, with what the caller says put over it.
+    """Return the contract of an env.
+
+    Args:
+        env: Env, single or vector, with or without an attribute `contract`.
+        overrides: Fields of `EnvContract` that replace or complete what the env declares.
+
+    Returns:
+        The declared contract with the overrides applied.
 
     Raises:
-        EnvError: neither side says where the cameras are or what the actions mean.
+        EnvError: The contract is incomplete or invalid.
     """
-    declared = _declared(env)
     if "state" in overrides and "state_names" not in overrides:
         raise EnvError(
-            "`state` says where the numbers are; say what they are too: policy.wrap(env, state=…, state_names=(…))"
+            "`state` gives the path of the state; name its components as well: "
+            "policy.wrap(env, state=…, state_names=(…))"
         )
+    declared = _declared_contract(env)
     if declared is not None:
-        return _described(lambda: replace(declared, **overrides))
+        return _checked(lambda: replace(declared, **overrides))
+
     missing = [name for name in ("cameras", "action") if name not in overrides]
     if missing:
         raise EnvError(
-            f"the env declares no `contract`; say {' and '.join(missing)}: "
-            f"policy.wrap(env, cameras={{'front': 'render()'}}, action=ActionLayout(names=…, control=…, gripper=…))"
+            f"the env declares no `contract`; pass {' and '.join(missing)}: "
+            f"policy.wrap(env, cameras={{'front': 'render()'}}, "
+            f"action=ActionLayout(names=…, control=…, gripper=…))"
         )
-    return _described(lambda: EnvContract(**overrides))
+    return _checked(lambda: EnvContract(**overrides))
 
 
-def _described(make: Callable[[], EnvContract]) -> EnvContract:
+def _checked(make_contract: Callable[[], EnvContract]) -> EnvContract:
+    """Create a contract; report an invalid one as an error of the env."""
     try:
-        return make()
+        return make_contract()
     except ConfigError as error:
-        raise EnvError(f"the env's description is incomplete: {error}") from error
+        raise EnvError(f"the env's contract is invalid: {error}") from error
 
 
-def _declared(env: gym.Env[Any, Any] | gym.vector.VectorEnv) -> EnvContract | None:
+def _declared_contract(env: gym.Env[Any, Any] | gym.vector.VectorEnv) -> EnvContract | None:
+    """Return the contract that an env or all sub-envs declare; None if there is none."""
     if isinstance(env, gym.Env):
         return env.get_wrapper_attr("contract") if env.has_wrapper_attr("contract") else None
-    found = sub_env_attributes(env, "contract")
-    if found is None:
+    contracts = sub_env_attributes(env, "contract")
+    if contracts is None:
         return None
-    if len(set(map(repr, found))) != 1:
+    # Contracts hold dicts and cannot be hashed: compare their representations.
+    if len({repr(contract) for contract in contracts}) != 1:
         raise EnvError(
-            "the sub-envs declare different contracts: use one policy wrapper for each kind of env"
+            "the sub-envs declare different contracts: wrap each kind of env in a vector env "
+            "of its own"
         )
-    return found[0]
+    return contracts[0]
 
 
-def _match_cameras(wanted: tuple[str, ...], contract: EnvContract) -> dict[str, str]:
-    """The env's names of the cameras that are wanted, by the same name or by an alias.
+def _match_cameras(required: tuple[str, ...], contract: EnvContract) -> dict[str, str]:
+    """Return the env's name of every required camera: the same name or an alias.
 
     Raises:
-        EnvError: a camera is missing, or two of them are swapped.
+        EnvError: A camera is missing or ambiguous, or two cameras are swapped.
     """
-    try:
-        found = {name: camera_names.find_camera(name, contract.cameras) for name in wanted}
-    except ConfigError as error:
-        raise EnvError(f"{error}: policy.wrap(env, cameras=…)") from error
-    missing = [name for name, there in found.items() if there is None]
+    matched: dict[str, str] = {}
+    for name in required:
+        try:
+            env_name = camera_names.find_camera(name, contract.cameras)
+        except ConfigError as error:
+            raise EnvError(f"{error}: policy.wrap(env, cameras=…)") from error
+        if env_name is not None:
+            matched[name] = env_name
+
+    missing = [name for name in required if name not in matched]
     if missing:
         raise EnvError(
-            f"the policy needs the cameras {list(wanted)}, the env has {sorted(contract.cameras)}; "
-            f"name them: policy.wrap(env, cameras={{{missing[0]!r}: 'path.in.the.observation'}})"
+            f"the policy needs the cameras {list(required)}, the env has "
+            f"{sorted(contract.cameras)}; give their paths: "
+            f"policy.wrap(env, cameras={{{missing[0]!r}: 'path.in.the.observation'}})"
         )
-    named = {name: there for name, there in found.items() if there is not None}
-    places = {name: contract.cameras[there] for name, there in named.items()}
-    if swap := camera_names.find_swapped(places):
+
+    paths = {name: contract.cameras[env_name] for name, env_name in matched.items()}
+    swapped = camera_names.find_swapped(paths)
+    if swapped is not None:
+        name, other = swapped
         raise EnvError(
-            f"cameras are swapped: {swap[0]!r} is said to be at {places[swap[0]]!r}, which is the policy's {swap[1]!r} by name"
+            f"cameras are swapped: the path of {name!r}, {paths[name]!r}, "
+            f"names the policy's camera {other!r}; exchange the paths"
         )
-    return named
+    return matched
+
+
+def _match_state(
+    required: tuple[str, ...],
+    contract: EnvContract,
+    env: gym.Env[Any, Any] | gym.vector.VectorEnv,
+) -> tuple[int, ...]:
+    """Return the index of every required component in the env's state vector.
+
+    Raises:
+        EnvError: A component is missing, or the names do not fit the vector.
+    """
+    available = contract.state_names
+    if contract.state is None or not set(required) <= set(available):
+        raise EnvError(
+            f"the policy needs the state {list(required)}, the env has {list(available)}; "
+            f"give its path and name its components: "
+            f"policy.wrap(env, state='path', state_names=(…))"
+        )
+    space = env.observation_space if isinstance(env, gym.Env) else env.single_observation_space
+    shape = get_path(space, contract.state).shape
+    if shape != (len(available),):
+        raise EnvError(
+            f"the state at {contract.state!r} has shape {shape}, but {len(available)} names: "
+            f"{list(available)}; name every component"
+        )
+    return tuple(available.index(name) for name in required)
 
 
 def wrap(
@@ -93,43 +143,39 @@ def wrap(
     layout: ActionLayout,
     overrides: Mapping[str, Any],
 ) -> gym.Env[Any, Any] | gym.vector.VectorEnv:
-    """Wrap `env` for a policy that wants `cameras`, a state of `state_names` and acts in `layout`.
+    """Wrap an env so that a policy can control it.
+
+    Args:
+        env: Env, single or vector.
+        cameras: Cameras that the policy reads.
+        state_names: Components of the state that the policy reads; None: it reads no state.
+        layout: Layout of the policy's actions.
+        overrides: Fields of `EnvContract` that replace or complete what the env declares.
+
+    Returns:
+        The env in a `WAMObservation` and a `WAMAction`, or their vector counterparts.
 
     Raises:
-        EnvError: cameras or state numbers are missing, or cameras are swapped.
-        ActionError: the actions can't be mapped.
+        EnvError: Cameras or components of the state are missing, or cameras are swapped.
+        ActionError: The actions cannot be converted.
     """
     if not isinstance(env, (gym.Env, gym.vector.VectorEnv)):
         raise EnvError(f"expected a Gymnasium env, single or vector, got {type(env).__name__}")
     contract = env_contract(env, overrides)
-    named = _match_cameras(cameras, contract)
-    pick = None
-    if state_names is not None:
-        lacking = [name for name in state_names if name not in contract.state_names]
-        if contract.state is None or lacking:
-            raise EnvError(
-                f"the policy needs the state {list(state_names)}, the env's has {list(contract.state_names)}; "
-                f"say where it is and what its numbers are: policy.wrap(env, state='path', state_names=(…))"
-            )
-        single = env.observation_space if isinstance(env, gym.Env) else env.single_observation_space
-        shape = get_path(single, contract.state).shape
-        if shape != (len(contract.state_names),):
-            raise EnvError(
-                f"the state at {contract.state!r} has shape {shape}, but {len(contract.state_names)} names: "
-                f"{list(contract.state_names)}; name every number"
-            )
-        pick = tuple(contract.state_names.index(name) for name in state_names)
-    where: dict[str, Any] = {
-        "cameras": {name: contract.cameras[there] for name, there in named.items()},
-        "rotated_cameras": tuple(
-            name for name, there in named.items() if there in contract.rotated_cameras
-        ),
-        "state": None if state_names is None else contract.state,
-        "state_indices": pick,
+    matched = _match_cameras(cameras, contract)
+
+    rotated = [name for name, env_name in matched.items() if env_name in contract.rotated_cameras]
+    arguments: dict[str, Any] = {
+        "cameras": {name: contract.cameras[env_name] for name, env_name in matched.items()},
+        "rotated_cameras": tuple(rotated),
         "instruction": contract.instruction,
     }
+    if state_names is not None:
+        arguments["state"] = contract.state
+        arguments["state_indices"] = _match_state(state_names, contract, env)
+
     if isinstance(env, gym.Env):
-        return WAMAction(WAMObservation(env, **where), source=layout, target=contract.action)
-    return VectorWAMAction(
-        VectorWAMObservation(env, **where), source=layout, target=contract.action
-    )
+        observed = WAMObservation(env, **arguments)
+        return WAMAction(observed, source=layout, target=contract.action)
+    vector_observed = VectorWAMObservation(env, **arguments)
+    return VectorWAMAction(vector_observed, source=layout, target=contract.action)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import LAYOUT, TASK, ToyEnv, make_policy
 
 from wam_policy.config import CameraConfig
-from wam_policy.contract import ActionLayout, Gripper
+from wam_policy.contract import ActionLayout, EnvContract, Gripper
 from wam_policy.errors import ActionError, EnvError
 from wam_policy.wrappers import (
     ExecuteChunk,
@@ -100,7 +100,7 @@ def test_sub_envs_in_processes_that_declare_nothing_are_described(policy):
         [lambda: gym.make("MountainCarContinuous-v0", render_mode="rgb_array")] * 2, context="fork"
     )
     try:
-        with pytest.raises(EnvError, match="say cameras and action"):
+        with pytest.raises(EnvError, match="pass cameras and action"):
             policy.wrap(envs)
         observations, _ = VectorWAMObservation(
             envs, cameras={"front": "render()"}, state="", instruction="go"
@@ -167,7 +167,7 @@ def test_an_env_without_pixels_can_be_seen_through_render():
 def test_an_env_without_pixels_and_without_rendering_is_refused():
     with pytest.raises(EnvError, match="render_mode='rgb_array'"):
         WAMObservation(gym.make("CartPole-v1"), cameras={"front": "render()"}, instruction="go")
-    with pytest.raises(EnvError, match="expected pictures"):
+    with pytest.raises(EnvError, match="expected images"):
         WAMObservation(gym.make("CartPole-v1"), cameras={"front": ""}, instruction="go")
 
 
@@ -190,6 +190,55 @@ def test_an_env_without_an_instruction_needs_one_said(toy):
     with pytest.raises(EnvError, match="instruction="):
         WAMObservation(toy, **WHERE)
     assert WAMObservation(toy, **WHERE, instruction="go").reset()[0]["instruction"] == "go"
+
+
+def test_the_old_argument_names_of_the_observation_wrapper_warn_and_still_work(toy):
+    renamed = {"cameras": WHERE["cameras"], "state": WHERE["state"]}
+    new = WAMObservation(ToyEnv(), **renamed, rotated_cameras=("front",), state_indices=(2, 1))
+    with (
+        pytest.warns(DeprecationWarning, match="`turned` is now called `rotated_cameras`") as first,
+        pytest.warns(DeprecationWarning, match="`pick` is now called `state_indices`"),
+    ):
+        old = WAMObservation(toy, **renamed, turned=("front",), pick=(2, 1))
+    assert first[0].filename == __file__  # the warning blames the caller
+    expected, _ = new.reset(seed=0)
+    observation, _ = old.reset(seed=0)
+    for key in expected:
+        assert np.array_equal(observation[key], expected[key]), key
+    assert old._saved_kwargs == new._saved_kwargs  # only the new names are recorded
+
+
+def test_the_old_argument_names_of_the_vector_wrapper_warn_and_still_work():
+    renamed = {"cameras": WHERE["cameras"], "state": WHERE["state"]}
+    new = VectorWAMObservation(
+        vector(), **renamed, rotated_cameras=("front",), state_indices=(2, 1)
+    )
+    with (
+        pytest.warns(DeprecationWarning, match="`turned` is now called `rotated_cameras`") as first,
+        pytest.warns(DeprecationWarning, match="`pick` is now called `state_indices`"),
+    ):
+        old = VectorWAMObservation(vector(), **renamed, turned=("front",), pick=(2, 1))
+    assert first[0].filename == __file__
+    expected, _ = new.reset(seed=0)
+    observations, _ = old.reset(seed=0)
+    for key in expected:
+        assert np.array_equal(observations[key], expected[key]), key
+
+
+def test_the_old_argument_name_of_the_contract_warns_and_still_works(toy):
+    fields = {"cameras": toy.contract.cameras, "action": toy.contract.action}
+    with pytest.warns(DeprecationWarning, match="`turned` is now called `rotated_cameras`") as old:
+        contract = EnvContract(**fields, turned=("front",))
+    assert old[0].filename == __file__
+    assert contract == EnvContract(**fields, rotated_cameras=("front",))
+
+
+@pytest.mark.parametrize(
+    "names", [{"turned": ("front",), "rotated_cameras": ("front",)}, {"pick": (1,), **WHERE}]
+)
+def test_the_old_and_the_new_name_together_are_refused(toy, names):
+    with pytest.raises(TypeError, match="is the old name of"):
+        WAMObservation(toy, **{"cameras": WHERE["cameras"], **names})
 
 
 # -- actions ---------------------------------------------------------------------------------------------------------
@@ -248,8 +297,8 @@ def test_what_reaches_the_env_is_always_in_its_space(action):
 @pytest.mark.parametrize(
     ("target", "space", "match"),
     [
-        (LAYOUT, spaces.Box(-1.0, 1.0, (4,), np.float32), "can't hold actions of 3 numbers"),
-        (LAYOUT, spaces.Discrete(3), "can't hold"),
+        (LAYOUT, spaces.Box(-1.0, 1.0, (4,), np.float32), "expected a Box action space of 3 components"),
+        (LAYOUT, spaces.Discrete(3), "expected a Box action space"),
         (
             ActionLayout(names=LAYOUT.names, control="joint_position", gripper=LAYOUT.gripper),
             UNIT,
@@ -265,7 +314,7 @@ def test_what_reaches_the_env_is_always_in_its_space(action):
                 names=("delta_x", "delta_z", "grip"), control=LAYOUT.control, gripper=LAYOUT.gripper
             ),
             UNIT,
-            r"wants \['delta_z'\], the policy also gives \['delta_y'\]",
+            r"only the env has \['delta_z'\], only the policy has \['delta_y'\]",
         ),
     ],
 )
@@ -431,7 +480,7 @@ def test_an_env_whose_actions_mean_something_else_is_refused(policy):
 
 
 def test_an_env_that_declares_nothing_is_refused_with_what_to_say(policy):
-    with pytest.raises(EnvError, match="say cameras and action"):
+    with pytest.raises(EnvError, match="pass cameras and action"):
         policy.wrap(gym.make("CartPole-v1"))
 
 
@@ -442,7 +491,7 @@ def test_an_env_that_lacks_a_camera_or_state_number_is_refused(policy, toy):
         policy.wrap(toy, cameras={"front": "pixels.front"})
     with pytest.raises(EnvError, match=r"needs the state \['x', 'y'\]"):
         policy.wrap(toy, state_names=("a", "b", "c"))
-    with pytest.raises(EnvError, match="say what they are too"):
+    with pytest.raises(EnvError, match="name its components as well"):
         policy.wrap(toy, state="robot.0")
     with pytest.raises(EnvError, match=r"has shape \(3,\), but 2 names"):
         policy.wrap(toy, state_names=("x", "y"))
@@ -451,7 +500,7 @@ def test_an_env_that_lacks_a_camera_or_state_number_is_refused(policy, toy):
 def test_swapped_cameras_are_refused(policy, toy):
     toy.contract = replace(toy.contract, cameras={"front": "pixels.front", "wrist": "pixels.front"})
     with pytest.raises(
-        EnvError, match=r"cameras are swapped: 'wrist' is said to be at 'pixels\.front'"
+        EnvError, match=r"cameras are swapped: the path of 'wrist', 'pixels\.front', names"
     ):
         policy.wrap(toy)
 
@@ -471,7 +520,7 @@ def test_cameras_are_found_by_their_aliases_and_turned_where_the_env_says_so(toy
     envs = gym.vector.SyncVectorEnv([ToyEnv] * 2)
     many, _ = policy.wrap(envs, **turned).reset(seed=[0, 0])
     assert (many["images.wrist_image"] == observation["images.wrist_image"]).all()
-    with pytest.raises(EnvError, match=r"`rotated_cameras` names cameras there aren't: \['top'\]"):
+    with pytest.raises(EnvError, match=r"`rotated_cameras` contains unknown cameras \['top'\]"):
         policy.wrap(ToyEnv(), rotated_cameras=("top",))
 
 

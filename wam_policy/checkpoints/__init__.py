@@ -1,25 +1,38 @@
-"""The checkpoints that come with the package: small policies trained by this repository's own recipes."""
+"""Checkpoints embedded in the package: small policies trained with this repository's recipes."""
 
 from pathlib import Path
 
 from wam_policy.errors import CheckpointError
 
+EMBEDDED_PREFIX = "embedded:"
+
 
 def embedded(name: str) -> Path:
-    """The folder of a checkpoint that comes with the package.
+    """Return the folder of an embedded checkpoint.
 
     Raises:
-        CheckpointError: there is none of that name; the message lists those there are.
+        CheckpointError: There is no embedded checkpoint of that name; the message lists all.
     """
     root = Path(__file__).parent
     names = sorted(path.parent.name for path in root.glob("*/config.json"))
     if name not in names:
-        raise CheckpointError(f"no embedded checkpoint {name!r}; there are {names}")
+        raise CheckpointError(f"no embedded checkpoint {name!r}; choose from {names}")
     return root / name
 
 
 def resolve_checkpoint(checkpoint: str) -> Path | str:
-    """What a command's `checkpoint` names: "embedded:<name>" the folder of that one, else what `from_pretrained` takes."""
-    name = checkpoint.removeprefix("embedded:")
-    local = embedded(name) if name != checkpoint else Path(checkpoint).expanduser()
+    """Resolve the `checkpoint` option of a command.
+
+    Args:
+        checkpoint: "embedded:<name>", a local path, or a Hub id.
+
+    Returns:
+        Path of an embedded or a local checkpoint; any other string unchanged.
+
+    Raises:
+        CheckpointError: There is no embedded checkpoint of that name.
+    """
+    if checkpoint.startswith(EMBEDDED_PREFIX):
+        return embedded(checkpoint.removeprefix(EMBEDDED_PREFIX))
+    local = Path(checkpoint).expanduser()
     return local if local.exists() else checkpoint

@@ -1,1 +1,1 @@
-"""Files, the compiler and the environment: what every other package may use."""
+"""Utilities for files, compilation, the runtime environment and deprecated names."""

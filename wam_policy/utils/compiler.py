@@ -1,4 +1,4 @@
-"""Compiles functions of fixed shapes, and on CUDA captures what always runs on the same tensors as a graph."""
+"""Compilation of functions with fixed shapes, and their capture as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -19,85 +19,112 @@ logger = logging.getLogger(__name__)
 Backend = str | Callable[..., object]
 T = TypeVar("T")
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-WARMUPS = 3  # runs before a CUDA graph is captured
+WARMUPS = 3  # calls before a CUDA graph is captured
 
 
 class Compiler:
-    """How functions are compiled; its CUDA graphs share their memory."""
+    """Settings of the compilation; all CUDA graphs of one compiler share a memory pool."""
 
     def __init__(
         self, backend: Backend | None, on_failure: Literal["raise", "eager"], device: torch.device
     ) -> None:
-        """Choose how.
+        """Create a compiler.
 
         Args:
-            backend: of `torch.compile`; None: functions stay as they are.
-            on_failure: where something can't be compiled: a `CompileError`, or a warning and the function as it is.
-            device: where the functions' tensors are.
+            backend: Backend of `torch.compile`; None: functions are not compiled.
+            on_failure: Reaction to a failed compilation: "raise" raises a `CompileError`, "eager"
+                logs a warning and runs the function uncompiled.
+            device: Device of the functions' tensors.
         """
-        self.backend, self.on_failure, self.device = backend, on_failure, device
-        self._pool: Any = None  # memory of the CUDA graphs
+        self.backend = backend
+        self.on_failure = on_failure
+        self.device = device
+        self._pool: Any = None  # memory pool of the CUDA graphs
 
     def compile(self, function: Callable[..., T]) -> Callable[..., T]:
-        """A function of fixed shapes, compiled when it is first called."""
+        """Return a function that is compiled on its first call.
+
+        Args:
+            function: Function whose arguments always have the same shapes.
+
+        Returns:
+            The compiled function. Its first call raises a `CompileError` if the compilation
+            fails and `on_failure` is "raise".
+        """
         if self.backend is None:
             return function
         persist_compile_cache()
-        own = with_own_code(function)
         run: Callable[..., T] = torch.compile(
-            own, fullgraph=True, dynamic=False, backend=self.backend
+            with_own_code(function), fullgraph=True, dynamic=False, backend=self.backend
         )
-        ready = False
+        compiled = False
 
-        def checked(*arguments: Any, **options: Any) -> T:
-            nonlocal run, ready
-            if ready:
+        def call(*arguments: Any, **options: Any) -> T:
+            nonlocal run, compiled
+            if compiled:
                 return run(*arguments, **options)
+
+            # Only the first call compiles: errors of later calls are those of the function.
             try:
                 result = run(*arguments, **options)
             except Exception as error:
                 if self.on_failure == "raise":
                     raise CompileError(
-                        f"the policy can't be compiled: {error}\n"
-                        f"Install a C++ compiler (apt-get install g++), or run it uncompiled by `on_failure='eager'`"
+                        f"the policy cannot be compiled: {error}\n"
+                        f"Install a C++ compiler (apt-get install g++), "
+                        f"or run the policy uncompiled with `on_failure='eager'`"
                     ) from error
-                logger.warning("compiling failed, the policy runs uncompiled and slower: %s", error)
-                run, result = function, function(*arguments, **options)
-            ready = True
+                logger.warning(
+                    "compilation failed, the policy runs uncompiled and slower: %s", error
+                )
+                run = function
+                result = function(*arguments, **options)
+            compiled = True
             return result
 
-        return checked
+        return call
 
     def capture(self, function: Callable[..., T]) -> Callable[..., T]:
-        """On CUDA, a function of always the same tensors as one CUDA graph, captured when it is first called."""
+        """Return a function that is captured as a CUDA graph on its first call.
+
+        Args:
+            function: Compiled function that is always called with the same tensors.
+
+        Returns:
+            A function that replays the graph; on other devices, `function` itself.
+        """
         if self.backend is None or self.device.type != "cuda":
             return function
         replay: Callable[..., T] | None = None
 
-        def graphed(*arguments: Any) -> T:
+        def call(*arguments: Any) -> T:
             nonlocal replay
             try:
-                replay = replay or self._captured(function, arguments)
+                replay = replay or self._capture_graph(function, arguments)
             except RuntimeError as error:
                 if self.on_failure == "raise":
                     raise CompileError(f"no CUDA graph could be captured: {error}") from error
                 logger.warning(
-                    "no CUDA graph could be captured, the policy runs without and slower: %s", error
+                    "no CUDA graph could be captured, the policy runs without one and slower: %s",
+                    error,
                 )
                 replay = function
             return replay(*arguments)
 
-        return graphed
+        return call
 
-    def _captured(self, run: Callable[..., T], arguments: tuple[Any, ...]) -> Callable[..., T]:
-        """A compiled function as one CUDA graph, which reads and returns always the same tensors."""
+    def _capture_graph(self, run: Callable[..., T], arguments: tuple[Any, ...]) -> Callable[..., T]:
+        """Return a function that replays `run` on `arguments` and returns the same tensors."""
         with torch.cuda.device(self.device):
+            # Warm up on a side stream, as the documentation of CUDA graphs in PyTorch asks.
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARMUPS):
                     run(*arguments)
             torch.cuda.current_stream().wait_stream(stream)
+
+            # "thread_local": CUDA calls of other threads do not invalidate the capture.
             graph = torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -111,24 +138,32 @@ class Compiler:
 
 
 def with_own_code(function: Callable[..., T]) -> Callable[..., T]:
-    """The same function with a code object of its own: `torch.compile` counts recompilations by those."""
+    """Return a copy of a function with a separate code object.
+
+    `torch.compile` counts recompilations per code object: functions that share one would use up
+    each other's limit. A callable that is not a Python function is returned unchanged.
+    """
     if not isinstance(function, types.FunctionType):
         return function
-    code = function.__code__.replace()
-    own = types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    copy = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
-    own.__kwdefaults__ = function.__kwdefaults__
-    return own
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def persist_compile_cache() -> None:
-    """Let compiled code outlive this machine's start, if nothing else is said: PyTorch's own place is a temporary folder."""
-    place = (
-        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "wam-policy" / "inductor"
-    )
-    usual = (
-        default_cache_dir()
-    )  # which PyTorch has put into the environment, as soon as it was imported
-    if os.environ.get(CACHE_VARIABLE, usual) == usual:
-        os.environ[CACHE_VARIABLE] = str(place)
+    """Keep the compile cache in the user's cache folder, unless the user has chosen another.
+
+    The default of PyTorch is a temporary folder, which does not survive a restart of the machine.
+    """
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    path = cache_home / "wam-policy" / "inductor"
+    # The import of PyTorch sets the variable to this default: that is not the user's choice.
+    default = default_cache_dir()
+    if os.environ.get(CACHE_VARIABLE, default) == default:
+        os.environ[CACHE_VARIABLE] = str(path)

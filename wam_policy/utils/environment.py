@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, memory."""
+"""Provenance of a result: package versions, git commit and peak memory."""
 
 from __future__ import annotations
 
@@ -8,63 +8,91 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package runs from; None where it is installed."""
-    here = Path(__file__)
+    """Return the git commit of the checkout this package runs from; None if it is installed."""
+    this_file = Path(__file__)
+    # An installed package may lie inside another project's checkout: ask whether git tracks it.
+    if not _git("ls-files", this_file.name, cwd=this_file.parent):
+        return None
+    return _git("rev-parse", "HEAD", cwd=this_file.parent) or None
 
-    def git(*arguments: str) -> str:
-        try:
-            result = subprocess.run(
-                ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False
-            )
-        except OSError:  # no git on this machine
-            return ""
-        return result.stdout.strip()
 
-    return git("rev-parse", "HEAD") or None if git("ls-files", here.name) else None
+def _git(*arguments: str, cwd: Path) -> str:
+    """Return the output of a git command; empty if it fails or git is not installed."""
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return result.stdout.strip()
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    """Return the versions of Python and of the installed packages that affect results."""
+    result = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("wam-policy", "torch", "diffusers", "gymnasium", "numpy", "metaworld", "mujoco"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            result[name] = version(name)
+    return result
 
 
 def peak_memory(device: torch.device, folder: Path | None = None) -> int | None:
-    """Largest memory of this process, in bytes: the device's on an accelerator, else resident, mapped files included.
+    """Return the peak memory of this process.
+
+    On an accelerator this is the allocated device memory, elsewhere the resident memory of the
+    process, memory-mapped files included.
 
     Args:
-        device: where the policy runs.
-        folder: of results that this process takes up: what a finished earlier one on the same device needed counts too.
+        device: Device of the policy.
+        folder: Results folder that this process continues; the peak that an earlier run on the
+            same device stored there counts too.
 
     Returns:
-        None where the system doesn't tell.
+        Bytes; None if the system does not report the memory of processes.
     """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    peaks: list[int] = []
     if device.type == "cuda":
-        peaks = [torch.cuda.max_memory_allocated(device)]
-    summary = None if folder is None else folder / "summary.json"
-    earlier = json.loads(summary.read_text()) if summary is not None and summary.is_file() else {}
-    if earlier.get("device") == str(device) and earlier.get("peak_memory_bytes"):
-        peaks.append(earlier["peak_memory_bytes"])
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    else:
+        peaks.extend(_peak_resident_memory())
+
+    if folder is not None:
+        earlier = _read_summary(folder)
+        if earlier.get("device") == str(device) and earlier.get("peak_memory_bytes"):
+            peaks.append(earlier["peak_memory_bytes"])
     return max(peaks, default=None)
 
 
+def _peak_resident_memory() -> list[int]:
+    """Return the peak resident memory of this process in bytes; empty if it is not reported."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return []
+    lines = status.read_text().splitlines()
+    # The kernel reports kibibytes: "VmHWM:     123456 kB".
+    return [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of an earlier run in a results folder; empty if there is none."""
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(summary.read_text())
+    return content
+
+
 def forget_peak_memory(device: torch.device) -> None:
-    """Let this process's peak memory begin anew; without effect where the system doesn't let it."""
+    """Restart the measurement of the peak memory, where the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        # Writing 5 resets VmHWM; see proc(5), "/proc/pid/clear_refs".
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,7 @@
-"""Puts files into a folder so that a kill at any moment leaves the old ones, or a folder that is plainly incomplete."""
+"""Crash-safe writing of files and folders, and locks on folders.
+
+A process that is killed at any moment leaves the old files, or a folder that is visibly incomplete.
+"""
 
 from __future__ import annotations
 
@@ -16,50 +19,63 @@ STAGE = ".incomplete"
 
 @contextmanager
 def replace_files(folder: Path, marker: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Stage files, then move them into `folder`, `marker` last.
+    """Write files into a staging folder, then move them into `folder`, `marker` last.
 
-    While files are being moved `marker` (the file readers look for first) is absent, so a half-replaced folder is never
-    taken for a whole one. Other files in the folder stay.
+    The marker is the file that readers open first. It is absent while files are being moved, so
+    that no reader takes a half-replaced folder for a complete one. Other files in `folder` stay.
 
     Args:
-        folder: where the files will be; made if it doesn't exist, and gone again if nothing comes of it.
-        marker: name of the file without which the folder is nothing.
-        stale: glob patterns of files of an older version that go, if they aren't replaced.
+        folder: Destination. It is created if necessary, and removed again if it stays empty.
+        marker: Name of the file that marks the folder as complete.
+        stale: Glob patterns of files of an earlier version; those that are not replaced are
+            deleted.
 
     Yields:
         The staging folder to write into.
     """
-    stage, fresh = folder / STAGE, not folder.exists()
+    is_new = not folder.exists()
+    stage = folder / STAGE
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
         yield stage
-        staged = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
-        for path in staged:
-            _sync(stage / path)
-        (folder / marker).unlink(missing_ok=True)
-        for pattern in stale:
-            for old in folder.glob(pattern):
-                if old.relative_to(folder) not in staged:
-                    old.unlink()
-        for path in sorted(staged, key=lambda path: path == Path(marker)):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (stage / path).chmod(0o644)  # safetensors makes files that only their owner can read
-            (stage / path).replace(folder / path)
-        _sync(folder)
+        _publish(stage, folder, marker, stale)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        if fresh and not any(folder.iterdir()):
+        if is_new and not any(folder.iterdir()):
             folder.rmdir()
 
 
+def _publish(stage: Path, folder: Path, marker: str, stale: tuple[str, ...]) -> None:
+    """Move all files from the staging folder into `folder`, the marker last."""
+    staged = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+    for path in staged:
+        _sync(stage / path)
+
+    # From here until the last move the folder counts as incomplete.
+    (folder / marker).unlink(missing_ok=True)
+    for pattern in stale:
+        for old in folder.glob(pattern):
+            if old.relative_to(folder) not in staged:
+                old.unlink()
+
+    # The sort is stable and False comes before True: the marker moves last.
+    for path in sorted(staged, key=lambda path: path == Path(marker)):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # safetensors creates files that only their owner can read.
+        (stage / path).chmod(0o644)
+        (stage / path).replace(target)
+    _sync(folder)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old text or the new one."""
+    """Write a small text file atomically: readers see the old text or the new one."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file so that readers see the old bytes or the new ones."""
+    """Write a small file atomically: readers see the old bytes or the new ones."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
     _sync(temporary)
@@ -67,12 +83,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have every file of a folder on disk when this returns."""
+    """Flush every file of a folder to disk."""
     for path in (*folder.rglob("*"), folder):
         _sync(path)
 
 
 def _sync(path: Path) -> None:
+    """Flush one file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,15 +99,22 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other runs out of a folder, for as long as this process lives.
+    """Hold an exclusive lock on a folder; it ends with this process at the latest.
+
+    Args:
+        folder: Folder to lock; it is created if necessary.
+        wait: Wait for the process that holds the lock instead of raising an error.
 
     Raises:
-        CheckpointError: a live run has it, which isn't to be waited for.
+        CheckpointError: Another process holds the lock and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    mode = fcntl.LOCK_EX
+    if not wait:
+        mode |= fcntl.LOCK_NB
     with (folder / "run.lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, mode)
         except BlockingIOError as error:
             raise CheckpointError(
                 f"{folder} is in use by a live run; choose another folder or stop that run"

@@ -1,1 +1,1 @@
-"""Simulators as Gymnasium envs, one a file."""
+"""Simulators as Gymnasium envs, one per module."""

@@ -1,4 +1,4 @@
-"""Poses as robots' datasets write them."""
+"""Proprioceptive state of LIBERO in the format of its datasets."""
 
 from __future__ import annotations
 
@@ -8,24 +8,41 @@ import numpy as np
 
 
 def libero_state(observation: Mapping[str, np.ndarray]) -> np.ndarray:
-    """LIBERO's state as its datasets hold it: position, rotation vector and fingers of the hand, [..., 8].
+    """Return the state vector of LIBERO's datasets.
 
-    Source: spec/fastwam.md section 5.4.
+    The format is that of `experiments/libero/eval_libero_single.py` in
+    https://github.com/yuantianyuan01/FastWAM.
+
+    Args:
+        observation: Observation of robosuite with the entries of the robot "robot0".
+
+    Returns:
+        State [..., 8]: position (3, metres) and rotation vector (3, radians) of the hand, and the
+        positions of the two fingers (2, metres).
     """
+    position = observation["robot0_eef_pos"]
     rotation = axis_angle(observation["robot0_eef_quat"])
-    return np.concatenate(
-        (observation["robot0_eef_pos"], rotation, observation["robot0_gripper_qpos"]), axis=-1
-    )
+    fingers = observation["robot0_gripper_qpos"]
+    return np.concatenate((position, rotation, fingers), axis=-1)
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """Unit quaternions (x, y, z, w) [..., 4] -> rotation vectors [..., 3] in radians; zero where nothing turns.
+    """Convert unit quaternions to rotation vectors, with robosuite's convention.
 
-    As robosuite does it: angles lie in [0, 2π]. Source: spec/fastwam.md section 5.4.
+    Args:
+        quaternion: Unit quaternions (x, y, z, w) [..., 4].
+
+    Returns:
+        Rotation vectors [..., 3]: axis times angle, the angle in [0, 2π] radians; zero for the
+        identity.
     """
+    vector = quaternion[..., :3]
+    # Rounding may leave `w` slightly outside the domain of `arccos`.
     w = np.clip(quaternion[..., 3:], -1.0, 1.0)
     sine = np.sqrt(1.0 - w * w)
-    still = np.isclose(sine, 0.0)
-    return np.where(
-        still, 0.0, quaternion[..., :3] * 2.0 * np.arccos(w) / np.where(still, 1.0, sine)
-    )
+
+    # Without rotation the axis is undefined: divide by 1 instead of 0, then return zero.
+    is_identity = np.isclose(sine, 0.0)
+    divisor = np.where(is_identity, 1.0, sine)
+    rotation = vector * 2.0 * np.arccos(w) / divisor
+    return np.where(is_identity, 0.0, rotation)

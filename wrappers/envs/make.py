@@ -1,4 +1,4 @@
-"""Makes one env in its own process: the only code a simulator process imports, so it stays free of torch."""
+"""Construction of one env in a simulator process, which imports only this module and no torch."""
 
 from __future__ import annotations
 
@@ -11,27 +11,44 @@ import numpy as np
 from wam_policy.errors import EnvError
 from wam_policy.wrappers.chunk import ExecuteChunk
 
+SUCCESS_KEYS = ("is_success", "success")  # info keys, in order of preference
+
 
 def make_env(env_id: str, task: str | None = None, chunk: int | None = None) -> gym.Env[Any, Any]:
     """Make an env.
 
     Args:
         env_id: Gymnasium id; "module:id" imports the module first.
-        task: value of the env's `task` argument; None: it is made without.
-        chunk: play chunks of so many actions per step; None: single actions.
+        task: Value of the env's `task` argument; None: the env is made without it.
+        chunk: Number of actions per step, executed by `ExecuteChunk`; None: single actions.
+
+    Returns:
+        The env, without Gymnasium's passive checker.
     """
-    arguments: dict[str, Any] = {} if task is None else {"task": task}
+    arguments: dict[str, Any] = {}
+    if task is not None:
+        arguments["task"] = task
     env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **arguments)
-    return env if chunk is None else ExecuteChunk(env, length=chunk)
+    if chunk is not None:
+        env = ExecuteChunk(env, length=chunk)
+    return env
 
 
 def is_success(info: Mapping[str, Any]) -> np.ndarray:
-    """What the info of a step says, bool, of one env or [B] of several.
+    """Return whether the task is solved, according to the info of a step.
+
+    Args:
+        info: Info of one env, or of a vector env.
+
+    Returns:
+        Success, a bool scalar or bool [N] for N sub-envs.
 
     Raises:
-        EnvError: it doesn't say.
+        EnvError: The info does not report success.
     """
-    for key in ("is_success", "success"):
+    for key in SUCCESS_KEYS:
         if key in info:
             return np.asarray(info[key], bool)
-    raise EnvError(f"the env's info tells neither `is_success` nor `success`, only {sorted(info)}")
+    raise EnvError(
+        f"the env's info must report success as `is_success` or `success`, it has {sorted(info)}"
+    )

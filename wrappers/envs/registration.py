@@ -1,10 +1,10 @@
-"""Registers the adapters of this package as Gymnasium env ids."""
+"""Registration of the simulator adapters as Gymnasium env ids."""
 
 from gymnasium.envs.registration import register, registry
 
 
 def register_envs() -> None:
-    """Make `gymnasium.make("wam_policy/…")` know the adapters; calling it again changes nothing."""
+    """Register the ids "wam_policy/…" for `gymnasium.make`; repeated calls change nothing."""
     if "wam_policy/MetaWorld-v0" not in registry:
         register(
             id="wam_policy/MetaWorld-v0",
