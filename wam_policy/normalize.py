@@ -87,8 +87,7 @@ class Normalization:
         for name, values in self.statistics.items():
             if len(values) != dim:
                 raise ConfigError(
-                    f"{what}: expected {dim} numbers per statistic, "
-                    f"got {len(values)} for {name!r}"
+                    f"{what}: expected {dim} numbers per statistic, got {len(values)} for {name!r}"
                 )
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:

@@ -324,9 +324,7 @@ class VectorWAMObservation(VectorWrapper):
             env.reset()
             frames = env.render() or (None,)
             rendered = frames[0]
-        space = self._map.space(
-            env.single_observation_space, rendered, "".join(self._instructions)
-        )
+        space = self._map.space(env.single_observation_space, rendered, "".join(self._instructions))
         self.single_observation_space = space
         self.observation_space = batch_space(space, env.num_envs)
 

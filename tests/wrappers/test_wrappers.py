@@ -297,7 +297,11 @@ def test_what_reaches_the_env_is_always_in_its_space(action):
 @pytest.mark.parametrize(
     ("target", "space", "match"),
     [
-        (LAYOUT, spaces.Box(-1.0, 1.0, (4,), np.float32), "expected a Box action space of 3 components"),
+        (
+            LAYOUT,
+            spaces.Box(-1.0, 1.0, (4,), np.float32),
+            "expected a Box action space of 3 components",
+        ),
         (LAYOUT, spaces.Discrete(3), "expected a Box action space"),
         (
             ActionLayout(names=LAYOUT.names, control="joint_position", gripper=LAYOUT.gripper),
