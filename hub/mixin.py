@@ -79,25 +79,20 @@ class HubMixin:
             local_files_only: Do not use the network.
             token: Hub token; True takes the stored one.
             filename: File of a reference implementation in a folder or repository of several.
-            release: What such a file does not say about itself; known releases are recognised by
-                their file name.
-            stats: `dataset_stats.json` of such a file; the default is the one beside it or in its
-                run's folder.
+            release: What such a file does not say about itself; None for a known release.
+            stats: `dataset_stats.json` of such a file; the default is that of its run.
             device: Device of the policy.
             text_device: Device of the text encoder, if it is needed; the default is `device`.
-            prompt_cache: Folder of prompt embeddings by this policy's text encoder, in our format
-                or the reference implementations'. A prompt found there needs no encoder; a new one
-                is added.
+            prompt_cache: Folder of prompt embeddings, in our format or the reference
+                implementations'; new ones are added.
             dtype: Dtype to compute in; the default is the config's.
 
         Raises:
-            CheckpointError: There is no such checkpoint, or its weights cannot be read or do not
-                fit.
+            CheckpointError: There is no such checkpoint, or its weights do not fit.
             ConfigError: The config is incomplete, inconsistent or of a newer format.
         """
-        request = CheckpointRequest(
-            id_or_folder, filename, release, None if stats is None else Path(stats)
-        )
+        stats_file = None if stats is None else Path(stats)
+        request = CheckpointRequest(id_or_folder, filename, release, stats_file)
         options = DownloadOptions(
             revision=revision,
             cache_dir=cache_dir,
@@ -105,16 +100,13 @@ class HubMixin:
             local_files_only=local_files_only,
             token=token,
         )
+        device = torch.device(device)
+        text_device = device if text_device is None else torch.device(text_device)
         parts = load.load_policy(
-            request,
-            options,
-            device=torch.device(device),
-            text_device=None if text_device is None else torch.device(text_device),
-            dtype=dtype,
+            request, options, device=device, text_device=text_device, dtype=dtype
         )
         if prompt_cache is not None:
-            token_length = parts.config.prompt.token_length
-            parts.prompts.cache = PromptCache(Path(prompt_cache), token_length)
+            parts.prompts.cache = PromptCache(Path(prompt_cache), parts.config.prompt.token_length)
         return cls(parts.config, parts.model, vae=parts.vae, prompts=parts.prompts)
 
     def save_pretrained(

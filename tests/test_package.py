@@ -20,14 +20,18 @@ def run(*command, **arguments):
 
 
 def test_importing_costs_nothing():
-    script = "import sys, time; t = time.perf_counter(); import wam_policy; print(time.perf_counter() - t, *sys.modules)"
+    script = (
+        "import sys, time; start = time.perf_counter(); import wam_policy; "
+        "print(time.perf_counter() - start, *sys.modules)"
+    )
     seconds, *modules = run(sys.executable, "-c", script).stdout.split()
     assert float(seconds) < 0.3
     assert not {"torch", "gymnasium", "numpy", "transformers", "diffusers"} & set(modules)
 
 
 def test_wrappers_never_import_torch():
-    modules = "wam_policy.wrappers.envs.make, wam_policy.wrappers.wrap, wam_policy.wrappers.envs.metaworld"
+    names = ("envs.make", "wrap", "envs.metaworld")
+    modules = ", ".join(f"wam_policy.wrappers.{name}" for name in names)
     script = f"import sys, {modules}; print('torch' in sys.modules)"
     assert run(sys.executable, "-c", script).stdout.strip() == "False"
 
@@ -152,3 +156,9 @@ print(wam_policy.__file__)
     result = run(str(python), "-c", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert str(site) in result.stdout
+
+
+def test_the_list_of_files_in_the_documentation_is_the_tree():
+    listed = run(sys.executable, "scripts/tree.py", cwd=ROOT).stdout.strip()
+    document = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert listed in document, "run `python scripts/tree.py --write`"

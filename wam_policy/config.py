@@ -1,16 +1,13 @@
-"""The whole contract of a policy, as frozen dataclasses that a `config.json` holds: what it sees, does and was trained with."""
+"""The configuration of a policy, as the frozen dataclasses that `config.json` holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,17 +16,18 @@ from wam_policy.errors import ConfigError
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam.variants import VARIANTS, ActionMode, VariantName
 from wam_policy.normalize import Normalization
+from wam_policy.utils.json_dataclass import from_plain
 
 FORMAT_VERSION = 1
 
-T = TypeVar("T")
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Resize = Literal["exact", "cover", "stretch"]
 Layout = Literal["row", "t"]
 Pixels = Literal["uint8", "float"]
 Family = Literal["fast_wam", "light_wam"]
 Form = Literal["fat", "slim", "lean"]
-"""All weights; only those that were trained; those that acting needs, folded together."""
+"""Weights a checkpoint holds: all; the trained ones; those that acting needs, folded together."""
+
 SIZES: dict[str, type[FastWAMConfig] | type[LightWAMConfig]] = {
     "fast_wam": FastWAMConfig,
     "light_wam": LightWAMConfig,
@@ -38,17 +36,27 @@ SIZES: dict[str, type[FastWAMConfig] | type[LightWAMConfig]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraConfig:
-    """Which cameras the model sees, in canvas order, and how their pictures become its one canvas."""
+    """Cameras of the model, and how their images become its one canvas.
+
+    Attributes:
+        names: Cameras in the order of the canvas.
+        height: Height of each camera's image on the canvas, in pixels; in layout "t", the first
+            image is twice as high and wide.
+        width: Likewise.
+        resize: How an image of another size is brought to this one: it is refused ("exact"),
+            scaled and cropped ("cover"), or stretched.
+        layout: All images side by side ("row"), or the first above the other two ("t").
+        pixels: What resized images are rounded to.
+        before: Height and width that every image is resized to first.
+    """
 
     names: tuple[str, ...]
-    height: int  # of each camera's picture on the canvas, in pixels; in a "t" the first one's is twice as high and wide
+    height: int
     width: int
-    resize: Resize = "exact"  # what happens to pictures of another size
-    layout: Layout = "row"  # where they stand: side by side, or the first above the other two
-    pixels: Pixels = "uint8"  # what resized pictures are rounded to
-    before: tuple[int, int] | None = (
-        None  # height and width that every picture is brought to before that
-    )
+    resize: Resize = "exact"
+    layout: Layout = "row"
+    pixels: Pixels = "uint8"
+    before: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_names("camera names", self.names)
@@ -67,10 +75,15 @@ class CameraConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoConfig:
-    """Which future frames the model was trained to predict."""
+    """Future frames that the model was trained to predict.
 
-    frames: int  # pixel frames, the observation included: 1 + 4·n
-    stride: int  # env steps from one to the next
+    Attributes:
+        frames: Number of frames, the observed one included: 1 + 4·n.
+        stride: Env steps from one frame to the next.
+    """
+
+    frames: int
+    stride: int
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride < 1 or self.frames % 4 != 1:
@@ -81,7 +94,7 @@ class VideoConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateConfig:
-    """What the proprioceptive state is."""
+    """The proprioceptive state."""
 
     names: tuple[str, ...]
     normalization: Normalization
@@ -93,53 +106,75 @@ class StateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GripperSnap:
-    """Gripper numbers are kept in the range of the training data, rounded, and drawn to the closed end when near it.
+    """Rounding of gripper commands that draws them to the closed end when they are near it.
 
-    Source: spec/lightwam.md section 5.5, the real robot's rule.
+    They are clipped to the range of the training data and rounded; one within `within` of the
+    smallest value becomes that value.
+
+    Source: the deployment code of Light-WAM's real robot.
+
+    Attributes:
+        indices: Indices of the gripper commands in an action.
+        within: Distance, in the units of the env.
     """
 
-    indices: tuple[int, ...]  # of the gripper numbers in an action
-    within: float  # so close to the smallest value seen in training, the number becomes that value
+    indices: tuple[int, ...]
+    within: float
 
     def check(self, dim: int, normalization: Normalization) -> None:
-        """Refuse a rule that doesn't fit the actions."""
+        """Check that the rule fits the actions.
+
+        Raises:
+            ConfigError: It does not.
+        """
         if (
             not self.indices
             or not all(0 <= index < dim for index in self.indices)
             or self.within < 0
         ):
             raise ConfigError(
-                f"grippers {list(self.indices)} within {self.within} don't fit actions of {dim} numbers"
+                f"grippers {list(self.indices)} within {self.within} don't fit actions of {dim} "
+                "numbers"
             )
         missing = {"min", "max"} - normalization.statistics.keys()
         if missing:
             raise ConfigError(f"a snapping gripper needs the action statistics {sorted(missing)}")
 
     def apply(self, actions: np.ndarray, normalization: Normalization) -> np.ndarray:
-        """Actions [..., A] with their gripper numbers snapped, float32."""
-        snapped, places = actions.copy(), list(self.indices)
-        low, high = (
-            np.asarray(normalization.statistics[name], np.float32)[places]
-            for name in ("min", "max")
-        )
-        grippers = np.round(np.clip(actions[..., places], low, high))
-        snapped[..., places] = np.where(grippers - low <= self.within, low, grippers)
+        """Return actions [..., A], float32, with their gripper commands snapped."""
+        columns = list(self.indices)
+        low = np.asarray(normalization.statistics["min"], np.float32)[columns]
+        high = np.asarray(normalization.statistics["max"], np.float32)[columns]
+
+        # Round first: the rule compares whole numbers.
+        grippers = np.round(np.clip(actions[..., columns], low, high))
+        snapped = actions.copy()
+        snapped[..., columns] = np.where(grippers - low <= self.within, low, grippers)
         return snapped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActionConfig:
-    """What one chunk of actions is."""
+    """A chunk of actions.
+
+    Attributes:
+        layout: Meaning of each number of an action.
+        normalization: Normalisation of the actions.
+        horizon: Actions per chunk.
+        replan: Actions played before the next chunk is predicted.
+        supervised_steps: First actions of a chunk that were trained; None: all.
+        ensemble: Decay of the weights by which overlapping chunks are averaged; None: the newest
+            chunk is played.
+        snap: Rounding of the gripper commands.
+    """
 
     layout: ActionLayout
     normalization: Normalization
-    horizon: int  # actions per chunk
-    replan: int  # actions played before the next chunk is asked for
-    supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
-    ensemble: float | None = (
-        None  # decay of the weights by which chunks that overlap are averaged; None: the newest plays
-    )
-    snap: GripperSnap | None = None  # what gripper numbers are rounded to
+    horizon: int
+    replan: int
+    supervised_steps: int | None = None
+    ensemble: float | None = None
+    snap: GripperSnap | None = None
 
     def __post_init__(self) -> None:
         self.normalization.check("action", self.layout.dim)
@@ -149,22 +184,29 @@ class ActionConfig:
             )
         if self.supervised_steps is not None and not 1 <= self.supervised_steps <= self.horizon:
             raise ConfigError(
-                f"`supervised_steps` must lie between 1 and {self.horizon}, got {self.supervised_steps}"
+                f"`supervised_steps` must lie between 1 and {self.horizon}, "
+                f"got {self.supervised_steps}"
             )
         if self.snap is not None:
             self.snap.check(self.layout.dim, self.normalization)
             if self.ensemble is not None:
                 raise ConfigError(
-                    "grippers that snap to their end can't be averaged: leave `ensemble` or `snap` out"
+                    "grippers that snap to their end can't be averaged: "
+                    "leave `ensemble` or `snap` out"
                 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
-    """How an instruction becomes a prompt."""
+    """How an instruction becomes a prompt.
 
-    template: str  # holds {task} once
-    token_length: int  # prompts are padded with zero rows, or cut, to this many tokens
+    Attributes:
+        template: Text that holds {task} once.
+        token_length: Number of tokens that prompts are padded to, with zero rows, or cut to.
+    """
+
+    template: str
+    token_length: int
 
     def __post_init__(self) -> None:
         if self.template.count("{task}") != 1:
@@ -173,24 +215,31 @@ class PromptConfig:
             raise ConfigError(f"`token_length` must be positive, got {self.token_length}")
 
     def prompt(self, instruction: str) -> str:
-        """The prompt of an instruction."""
+        """Return the prompt of an instruction."""
         return self.template.replace("{task}", instruction)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
-    """How actions and imagined frames are denoised."""
+    """How actions and imagined frames are denoised.
+
+    Attributes:
+        steps: Number of denoising steps.
+        video_shift: Shift of the flow-matching schedule of the video.
+        action_shift: Likewise of the actions; None for a Light-WAM, which predicts actions in one
+            pass, without noise.
+        seed: Seed of the initial noise.
+        noise: The same noise at every call ("fixed", as the reference implementations do), or new
+            noise ("fresh").
+        mode: What the actions attend to while they are denoised; None: the variant's default.
+    """
 
     steps: int
     video_shift: float
-    action_shift: float | None  # None: actions are read off in one pass, without noise
-    seed: int = 42  # of the initial noise
-    noise: Literal["fixed", "fresh"] = (
-        "fixed"  # at every call the same noise (as the references do), or new noise
-    )
-    mode: ActionMode | None = (
-        None  # what the actions see while they are denoised; None: the variant's own way
-    )
+    action_shift: float | None
+    seed: int = 42
+    noise: Literal["fixed", "fresh"] = "fixed"
+    mode: ActionMode | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -205,9 +254,15 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a frozen part comes from."""
+    """Where a frozen component is loaded from.
 
-    repo: str | None = None  # Hub id; None: this checkpoint itself
+    Attributes:
+        repo: Hub id; None: this checkpoint itself.
+        subfolder: Folder in that repository.
+        revision: Branch, tag or commit.
+    """
+
+    repo: str | None = None
     subfolder: str = ""
     revision: str | None = None
 
@@ -223,19 +278,45 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Base:
-    """The frozen weights that a slim checkpoint doesn't hold."""
+    """Frozen weights that a slim checkpoint leaves to another checkpoint.
 
-    source: Source  # a folder with a video expert in it: any policy of this package, or what `wam convert` made of Wan's
-    dtype: DtypeName  # that those weights are cast to before they are hashed
-    sha256: str  # of them, by `hub.slim.digest`
+    Attributes:
+        source: Folder with a video expert: a policy of this package, or Wan's as `wam convert`
+            writes it.
+        dtype: Dtype that those weights are cast to before they are hashed.
+        sha256: Their hash, by `hub.frozen_base.digest`.
+    """
+
+    source: Source
+    dtype: DtypeName
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyConfig:
-    """The whole contract of a policy."""
+    """The configuration of a policy.
+
+    Attributes:
+        family: "fast_wam" or "light_wam".
+        variant: Attention variant of a Fast-WAM; None for a Light-WAM.
+        model: Sizes of the model.
+        cameras: Cameras, and how their images become one canvas.
+        video: Future frames that the model predicts.
+        state: Proprioceptive state; None: the model does not read it.
+        action: Chunks of actions.
+        prompt: How an instruction becomes a prompt.
+        sampling: How actions and frames are denoised.
+        vae: Source of the video codec.
+        text: Source of the text encoder; None: the checkpoint's own table holds all its prompts.
+        dtype: Dtype to compute in, whatever the file stores.
+        precision: "reference" rounds where the released weights were trained to round.
+        base: Frozen weights of a slim checkpoint; None: all weights are in its own file.
+        trained_on: Training data, in words, for the model card.
+        format_version: Version of this format.
+    """
 
     family: Family = "fast_wam"
-    variant: VariantName | None = "fast"  # of a Fast-WAM
+    variant: VariantName | None = "fast"
     model: FastWAMConfig | LightWAMConfig
     cameras: CameraConfig
     video: VideoConfig
@@ -244,82 +325,92 @@ class PolicyConfig:
     prompt: PromptConfig
     sampling: SamplingConfig
     vae: Source
-    text: Source | None  # None: the checkpoint's own table of prompt embeddings is all there is
-    dtype: DtypeName = "float32"  # computed in, whatever the file stores
-    precision: Literal["fast", "reference"] = (
-        "fast"  # "reference" rounds where the released weights were trained to round
-    )
-    base: Base | None = None  # of a slim checkpoint; None: all weights are in its own file
-    trained_on: str | None = None  # the data, in words, for the card
+    text: Source | None
+    dtype: DtypeName = "float32"
+    precision: Literal["fast", "reference"] = "fast"
+    base: Base | None = None
+    trained_on: str | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        # Names that this version knows.
         for field, known in _LITERALS.items():
-            if getattr(self, field) not in known:
+            value = getattr(self, field)
+            if value not in known:
                 raise ConfigError(
-                    f"unknown {field} {getattr(self, field)!r}; this version knows {', '.join(map(str, known))}"
+                    f"unknown {field} {value!r}; this version knows {', '.join(map(str, known))}"
                 )
+
+        # What a family has, and has not.
         if not isinstance(self.model, SIZES[self.family]):
             raise ConfigError(
-                f"`model` holds the sizes of a {type(self.model).__name__}, the family is {self.family!r}"
+                f"`model` holds the sizes of a {type(self.model).__name__}, "
+                f"the family is {self.family!r}"
             )
         flow_matching = self.family == "fast_wam"
-        if (self.variant is not None) != flow_matching or (
-            self.sampling.action_shift is not None
-        ) != flow_matching:
+        has_variant = self.variant is not None
+        has_action_shift = self.sampling.action_shift is not None
+        if not has_variant == has_action_shift == flow_matching:
             raise ConfigError(
-                f"a Fast-WAM has a `variant` and an `action_shift`, a Light-WAM has neither; got {self.family!r} with "
-                f"{self.variant!r} and {self.sampling.action_shift}"
+                f"a Fast-WAM has a `variant` and an `action_shift`, a Light-WAM has neither; "
+                f"got {self.family!r} with {self.variant!r} and {self.sampling.action_shift}"
             )
         if self.base is not None and flow_matching:
             raise ConfigError(
-                "only a Light-WAM, whose video expert is frozen, can leave its `base` to another checkpoint"
+                "only a Light-WAM, whose video expert is frozen, can leave its `base` to another "
+                "checkpoint"
             )
         self.action_mode()
+
+        # The model fits the state and the actions.
         state_dim = None if self.state is None else len(self.state.names)
         if self.model.proprio_dim != state_dim:
             raise ConfigError(
-                f"`model.proprio_dim` is {self.model.proprio_dim} but the state has {state_dim} numbers"
+                f"`model.proprio_dim` is {self.model.proprio_dim} but the state has {state_dim} "
+                "numbers"
             )
         if self.model.action_dim != self.action.layout.dim:
             raise ConfigError(
-                f"`model.action_dim` is {self.model.action_dim} but the action layout has {self.action.layout.dim} names"
+                f"`model.action_dim` is {self.model.action_dim} but the action layout has "
+                f"{self.action.layout.dim} names"
             )
-        if (self.video.frames - 1) * self.video.stride != self.action.horizon:
+
+        # Video and actions span the same time.
+        video_span = (self.video.frames - 1) * self.video.stride
+        if video_span != self.action.horizon:
             raise ConfigError(
-                f"{self.video.frames} frames at stride {self.video.stride} span "
-                f"{(self.video.frames - 1) * self.video.stride} steps, the action horizon is {self.action.horizon}"
+                f"{self.video.frames} frames at stride {self.video.stride} span {video_span} "
+                f"steps, the action horizon is {self.action.horizon}"
             )
 
     @property
     def form(self) -> Form:
-        """What of a Light-WAM a checkpoint holds; a Fast-WAM's is always whole."""
+        """Weights that the checkpoint holds; a Fast-WAM's are always all."""
         if self.base is not None:
             return "slim"
-        return (
-            "lean"
-            if isinstance(self.model, LightWAMConfig) and self.model.lean_steps is not None
-            else "fat"
-        )
+        if isinstance(self.model, LightWAMConfig) and self.model.lean_steps is not None:
+            return "lean"
+        return "fat"
 
     def action_mode(self, wanted: ActionMode | None = None) -> ActionMode:
-        """How actions are sampled: as wanted, else as the contract says, else the variant's own way.
+        """Return how actions are sampled: as wanted, as configured, or by the variant's default.
 
         Raises:
-            ConfigError: the variant wasn't trained for it.
+            ConfigError: The variant was not trained for it.
         """
-        modes: tuple[ActionMode, ...] = (
-            ("first_frame",) if self.variant is None else VARIANTS[self.variant].modes
-        )
+        modes: tuple[ActionMode, ...] = ("first_frame",)
+        if self.variant is not None:
+            modes = VARIANTS[self.variant].modes
         mode = wanted or self.sampling.mode or modes[0]
         if mode not in modes:
             raise ConfigError(
-                f"{self.variant or self.family!r} samples actions by {' or '.join(map(repr, modes))}, not by {mode!r}"
+                f"{self.variant or self.family!r} samples actions by "
+                f"{' or '.join(map(repr, modes))}, not by {mode!r}"
             )
         return mode
 
     def to_json(self) -> str:
-        """The text of `config.json`."""
+        """Return the text of `config.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -327,7 +418,8 @@ class PolicyConfig:
         """Read the text of a `config.json`, strictly.
 
         Raises:
-            ConfigError: not JSON, a missing, unknown or wrongly typed entry, a number that isn't finite, a newer format.
+            ConfigError: It is not JSON, an entry is missing, unknown or of a wrong type, a number
+                is not finite, or the format is newer than this version.
         """
         try:
             data = json.loads(text, parse_constant=_refuse_constant)
@@ -338,22 +430,28 @@ class PolicyConfig:
         version = data.get("format_version")
         if version is None:
             raise ConfigError(
-                "config.json has no `format_version`: it isn't a wam-policy checkpoint, perhaps one of another project"
+                "config.json has no `format_version`: it isn't a wam-policy checkpoint, perhaps "
+                "one of another project"
             )
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ConfigError(
-                f"config.json has format version {version}, this wam-policy reads up to {FORMAT_VERSION}: "
-                f"pip install -U wam-policy"
+                f"config.json has format version {version}, this wam-policy reads up to "
+                f"{FORMAT_VERSION}: pip install -U wam-policy"
             )
         return from_plain(cls, data)
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
-    """The values of a literal or of a union with one; `NoneType` stands for itself."""
-    values = [
-        _literals(a) if typing.get_origin(a) is Literal else (a,) for a in typing.get_args(hint)
-    ]
-    return tuple(None if value is type(None) else value for part in values for value in part)
+    """Return the values of a literal, or of a union of literals and None."""
+    values: list[Any] = []
+    for argument in typing.get_args(hint):
+        if typing.get_origin(argument) is Literal:
+            values.extend(_literals(argument))
+        elif argument is type(None):
+            values.append(None)
+        else:
+            values.append(argument)
+    return tuple(values)
 
 
 _LITERALS = {
@@ -363,67 +461,5 @@ _LITERALS = {
 
 
 def _refuse_constant(name: str) -> float:
+    """Refuse NaN and infinity, which JSON does not have but Python's parser reads."""
     raise ConfigError(f"config.json holds {name}, which isn't a finite number; repair that entry")
-
-
-def from_plain(kind: type[T], data: Any, where: str = "") -> T:
-    """Build dataclass `kind` from plain JSON data, refusing whatever doesn't fit its annotations."""
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"config entry {where or 'root'!r}: expected an object, got {data!r}")
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    required = {
-        n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - set(data))
-    if unknown or missing:
-        raise ConfigError(f"config entry {where or 'root'!r}: missing {missing}, unknown {unknown}")
-    return kind(
-        **{
-            name: _value(hints[name], value, f"{where}.{name}".lstrip("."))
-            for name, value in data.items()
-        }
-    )
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [a for a in arguments if a is not type(None)]
-        if len(kinds) > 1 and isinstance(
-            value, Mapping
-        ):  # several dataclasses: the one that has most of these fields
-            kinds.sort(
-                key=lambda kind: (
-                    -len(value.keys() & {field.name for field in dataclasses.fields(kind)})
-                )
-            )
-        return _value(kinds[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        return from_plain(typing.cast(type, hint), value, where)
-    if origin is tuple and isinstance(value, list):
-        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
-            raise ConfigError(
-                f"config entry {where!r}: expected {len(arguments)} values, got {value!r}"
-            )
-        return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin in (dict, Mapping) and isinstance(value, Mapping):
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(
-                f"config entry {where!r}: expected one of {list(arguments)}, got {value!r}"
-            )
-        return value
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ConfigError(f"config entry {where!r}: {value} isn't finite")
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise ConfigError(
-        f"config entry {where!r}: expected {getattr(hint, '__name__', hint)}, got {value!r}"
-    )

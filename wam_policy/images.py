@@ -111,7 +111,8 @@ def compose(pictures: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
     """Join the images of all cameras to one canvas.
 
     Args:
-        pictures: Images [B, H, W, 3] in the order of the cameras, of the sizes that `tiles` returns.
+        pictures: Images [B, H, W, 3] in the order of the cameras, of the sizes that
+            `tiles` returns.
         layout: "row" puts all images side by side; "t" puts the first on top and the others side
             by side below it.
 

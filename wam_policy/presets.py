@@ -1,6 +1,6 @@
 """What the released checkpoints were trained and evaluated with, as data.
 
-Sources: spec/fastwam.md section 5; spec/lightwam.md section 5.
+Source: the training and evaluation configs in the repositories of Fast-WAM and Light-WAM.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.normalize import Mode, Normalization
 
-WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # the frozen codec and text encoder of every Fast-WAM
-LIGHT_WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # of every Light-WAM
+# Frozen codec and text encoder of every Fast-WAM, and of every Light-WAM.
+WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+LIGHT_WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 PROMPT = PromptConfig(
-    template="A video recorded from a robot's point of view executing the following instruction: {task}",
+    template=(
+        "A video recorded from a robot's point of view executing the following instruction: {task}"
+    ),
     token_length=128,
 )
 JOINTS = tuple(
@@ -42,20 +45,35 @@ JOINTS = tuple(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
-    """The contract of a family of checkpoints, but for what a file adds to it: sizes and statistics."""
+    """Configuration of a group of checkpoints, without sizes and statistics.
+
+    Attributes:
+        cameras: Cameras, and how their images become one canvas.
+        video: Future frames that the model predicts.
+        state_names: Names of the state's numbers.
+        layout: Meaning of each number of an action.
+        normalization: Normalisation mode of state and actions.
+        horizon: Actions per chunk.
+        replan: Actions played before the next chunk is predicted.
+        prompt: How an instruction becomes a prompt.
+        sampling: How actions and frames are denoised.
+        wan: Hub id of the frozen codec and text encoder.
+        snap: Rounding of the gripper commands.
+        supervised_steps: First actions of a chunk that were trained; None: all.
+    """
 
     cameras: CameraConfig
     video: VideoConfig
     state_names: tuple[str, ...]
     layout: ActionLayout
-    normalization: Mode  # of state and action
+    normalization: Mode
     horizon: int
     replan: int
     prompt: PromptConfig
     sampling: SamplingConfig
-    wan: str = WAN  # Hub id of the frozen codec and text encoder
+    wan: str = WAN
     snap: GripperSnap | None = None
-    supervised_steps: int | None = None  # of a Light-WAM's chunk
+    supervised_steps: int | None = None
 
 
 PRESETS = {
@@ -104,7 +122,8 @@ PRESETS = {
         layout=ActionLayout(
             names=JOINTS,
             control="joint_position",
-            gripper=None,  # two of them, in the env's own units: numbers like any other
+            # Two grippers, in units of the env: treated as any other number.
+            gripper=None,
         ),
         normalization="z_score",
         horizon=32,
@@ -114,7 +133,8 @@ PRESETS = {
     ),
 }
 
-ENVS = {  # what the simulators declare of themselves, by the preset that drives them
+# What the simulators declare about themselves, by the preset that drives them.
+ENVS = {
     "libero": EnvContract(
         cameras={"image": "agentview_image", "wrist_image": "robot0_eye_in_hand_image"},
         rotated_cameras=("image", "wrist_image"),
@@ -132,10 +152,14 @@ ENVS = {  # what the simulators declare of themselves, by the preset that drives
 
 
 def _light(preset: Preset, supervised_steps: int) -> Preset:
-    """The contract of a Light-WAM for the same robot: its pictures are resized as in training, its actions read in one pass."""
+    """Return the preset of a Light-WAM for the same robot.
+
+    It resizes images as in training, and predicts actions in one pass.
+    """
     cameras = replace(preset.cameras, resize="stretch", pixels="float")
     if cameras.layout == "t":
-        cameras = replace(cameras, before=(240, 320))  # the size its simulator draws
+        # The size that the simulator renders.
+        cameras = replace(cameras, before=(240, 320))
     sampling = replace(preset.sampling, action_shift=None)
     return replace(
         preset, cameras=cameras, sampling=sampling, wan=LIGHT_WAN, supervised_steps=supervised_steps
@@ -157,26 +181,35 @@ LIGHT_PRESETS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseInfo:
-    """What a file of the reference implementations doesn't say about itself."""
+    """What a file of the reference implementations does not record about itself.
 
-    preset: str  # key of `PRESETS`, or of `LIGHT_PRESETS`
-    variant: VariantName | None = None  # of a Fast-WAM
-    action_shift: float | None = (
-        None  # of the flow schedule a Fast-WAM's actions are sampled with; releases differ
-    )
+    Attributes:
+        preset: Key of `PRESETS` or `LIGHT_PRESETS`.
+        variant: Attention variant of a Fast-WAM.
+        action_shift: Shift of the schedule that a Fast-WAM's actions are sampled with; releases
+            differ.
+        head_dim: Channels per attention head.
+        supervised_steps: First actions of a chunk that were trained; None: all.
+        trained_on: Training data, in words.
+        proprio: Whether the policy was trained with a state; a file that lacks the proprio encoder
+            is refused if so, because it would ignore the state.
+    """
+
+    preset: str
+    variant: VariantName | None = None
+    action_shift: float | None = None
     head_dim: int = 128
-    supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
-    trained_on: str | None = None  # the data, in words
-    proprio: bool = (
-        True  # whether it reads the state; a file without that part would otherwise act blindly
-    )
+    supervised_steps: int | None = None
+    trained_on: str | None = None
+    proprio: bool = True
 
     def __post_init__(self) -> None:
         if self.preset not in LIGHT_PRESETS:
             raise ConfigError(f"no preset {self.preset!r}; there are {', '.join(LIGHT_PRESETS)}")
 
 
-RELEASES = {  # by the names of their files in the repository yuanty/fastwam; sources: spec/fastwam.md sections 1.1 and 9
+# Released files by their names, in the Hub repository yuanty/fastwam.
+RELEASES = {
     "libero_uncond_2cam224": ReleaseInfo(preset="libero", variant="fast", action_shift=5.0),
     "robotwin_uncond_3cam_384": ReleaseInfo(preset="robotwin", variant="fast", action_shift=5.0),
     "libero_optional_idm_2cam224": ReleaseInfo(
@@ -193,17 +226,17 @@ def release_config(
     action: Normalization,
     dtype: DtypeName,
 ) -> PolicyConfig:
-    """The contract of a file of a reference implementation.
+    """Return the configuration of a file of a reference implementation.
 
     Args:
-        trained: what the file doesn't say.
-        sizes: of its model.
-        state: normalisation of the state; None for a model without proprioception.
-        action: normalisation of the actions.
-        dtype: what it is computed in.
+        trained: What the file does not record.
+        sizes: Sizes of its model.
+        state: Normalisation of the state; None for a model without proprioception.
+        action: Normalisation of the actions.
+        dtype: Dtype to compute in.
 
     Raises:
-        ConfigError: the preset isn't this model's.
+        ConfigError: The preset is not of this model's family.
     """
     family: Family = "fast_wam" if isinstance(sizes, FastWAMConfig) else "light_wam"
     preset = preset_of(family, trained.preset)
@@ -233,10 +266,10 @@ def release_config(
 
 
 def preset_of(family: Family, name: str) -> Preset:
-    """A preset of a family.
+    """Return a preset of a family.
 
     Raises:
-        ConfigError: the family has none of this name.
+        ConfigError: The family has none of this name.
     """
     presets = PRESETS if family == "fast_wam" else LIGHT_PRESETS
     if name not in presets:

@@ -1,4 +1,4 @@
-"""Run by LeRobot's own Python: writes a dataset by its own classes, and what was put in beside it."""
+"""Run by LeRobot's own Python: writes a dataset by its classes, and beside it what was put in."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is written as a LeRobot dataset is read back equal, and broken datasets are refused by place."""
+"""A LeRobot dataset that was written is read back equal, and broken ones are refused by place."""
 
 import json
 

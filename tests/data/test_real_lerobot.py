@@ -12,7 +12,8 @@ import pytest
 from wam_policy.data.lerobot_reader import LeRobotDataset
 
 CAMERA = "observation.images.front"
-PACKAGES = (  # LeRobot's dataset classes, which don't go with this package's own versions: an environment of their own
+# LeRobot's dataset classes need other versions than this package: an environment of their own.
+PACKAGES = (
     ("torch==2.13.0",),
     ("lerobot-dataset==0.4.4",),
     ("--no-deps", "torchcodec==0.13.0"),

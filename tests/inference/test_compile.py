@@ -1,4 +1,4 @@
-"""The compiled policy is the same policy: values, batches, buckets, refusals, and what its captured graphs hold."""
+"""The compiled policy equals the policy: values, batches, buckets, refusals, captured graphs."""
 
 import dataclasses
 import logging
@@ -38,7 +38,8 @@ def make(kind: str = "fast"):
     return policy, side
 
 
-# the state's token, encode, act; joint and IDM step the video too, joint at last without output, and IDM looks at the frames
+# The state's token, encode, act. Joint and IDM denoise the video too: joint finally without output,
+# and IDM encodes the frames.
 GRAPHS = {"fast": 3, "joint": 5, "idm": 5, "light": 3}
 
 
@@ -75,7 +76,10 @@ def test_traced_it_equals_the_policy(kind):
 
 @pytest.mark.parametrize("kind", ["fast", *map(slow, ("joint", "idm", "light"))])
 def test_compiled_by_inductor_it_equals_the_policy(kind):
-    """With blocks enough to be compiled once for all, which PyTorch 2.13 does wrongly if they write or return views."""
+    """With enough blocks to be compiled once for all of them.
+
+    PyTorch 2.13 computes that wrongly if the blocks write or return views.
+    """
     build, changes, side = KINDS[kind]
     sizes = build().config.model
     deep = {"layers": 4} if kind != "light" else {"layers": 5, "taps": (1, 3)}
@@ -133,7 +137,7 @@ def test_it_plays_like_the_policy_and_leaves_it_as_it_was(tmp_path):
     )
 
 
-# -- what is captured --------------------------------------------------------------------------------------------------
+# -- what is captured ------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -233,11 +237,12 @@ def test_all_blocks_are_one_region_and_all_steps_one_graph():
     for graph in recorder.graphs:
         calls = [node for node in graph.graph.nodes if "invoke_subgraph" in str(node.target)]
         found.append((len(calls), len({node.args[0].target for node in calls})))
-    # the state's token in four blocks of two experts; three whole video blocks, the last ends early; four blocks of the actions
+    # The state's token in four blocks of two experts; three whole video blocks, for the last ends
+    # early; four blocks of the actions.
     assert found == [(8, 2), (3, 1), (4, 1)]
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 def test_a_batch_larger_than_the_largest_bucket_is_refused():

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from wam_policy.config import from_plain
 from wam_policy.contract import ActionLayout
 from wam_policy.data.video_reader import read_frames
 from wam_policy.errors import DatasetError, MissingExtraError
+from wam_policy.utils.json_dataclass import from_plain
 
 try:
     import pyarrow as pa

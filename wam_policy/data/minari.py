@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from wam_policy.config import from_plain
 from wam_policy.contract import EnvContract
 from wam_policy.data.lerobot_writer import LeRobotWriter
 from wam_policy.errors import DatasetError, MissingExtraError
 from wam_policy.utils.deprecation import warn_renamed
+from wam_policy.utils.json_dataclass import from_plain
 from wam_policy.wrappers.observation import rotate_180
 from wam_policy.wrappers.paths import get_path
 
