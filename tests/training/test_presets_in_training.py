@@ -58,7 +58,7 @@ def small(data, codec, out, name):
 def test_a_preset_says_what_the_data_does_not(codec, tmp_path, name, size):
     preset = PRESETS[name]
     data = recorded(tmp_path / "data", preset, size)
-    with pytest.raises(DatasetError, match="doesn't say what its actions mean"):
+    with pytest.raises(DatasetError, match="does not declare what its actions mean"):
         train(make_config(data, codec, tmp_path / "plain", cameras=preset.cameras.names))
     spec = WAMPolicy.from_pretrained(train(small(data, codec, tmp_path / "run", name))).config
     assert (
