@@ -1,4 +1,4 @@
-"""The compiled policy equals the policy: values, batches, buckets, refusals, captured graphs."""
+"""Tests of the compiled policy: equality with the uncompiled one, buckets, errors and graphs."""
 
 import dataclasses
 import logging
@@ -38,8 +38,8 @@ def make(kind: str = "fast"):
     return policy, side
 
 
-# The state's token, encode, act. Joint and IDM denoise the video too: joint finally without output,
-# and IDM encodes the frames.
+# Graphs per batch size: the proprio token, encode, and act. Both joint and IDM have a step of the
+# video too; joint has one more without output for the last step, IDM one that encodes the frames.
 GRAPHS = {"fast": 3, "joint": 5, "idm": 5, "light": 3}
 
 
@@ -76,9 +76,9 @@ def test_traced_it_equals_the_policy(kind):
 
 @pytest.mark.parametrize("kind", ["fast", *map(slow, ("joint", "idm", "light"))])
 def test_compiled_by_inductor_it_equals_the_policy(kind):
-    """With enough blocks to be compiled once for all of them.
+    """Uses enough blocks to be compiled as one region.
 
-    PyTorch 2.13 computes that wrongly if the blocks write or return views.
+    PyTorch 2.13 miscompiles such regions if they write to their inputs or return views.
     """
     build, changes, side = KINDS[kind]
     sizes = build().config.model
@@ -137,7 +137,7 @@ def test_it_plays_like_the_policy_and_leaves_it_as_it_was(tmp_path):
     )
 
 
-# -- what is captured ------------------------------------------------------------------------------
+# -- captured graphs ----------------------------------------------------------------------------
 
 
 class Recorder:
@@ -226,7 +226,7 @@ def test_the_observation_s_keys_and_values_are_written_in_place():
         2 * layers * experts,
         2 * layers,
         0,
-    ]  # the state's in each expert's text, the frame's, none by acting
+    ]  # the proprio token's in each expert's text, the observed frame's, none in `act`
 
 
 def test_all_blocks_are_one_region_and_all_steps_one_graph():
@@ -237,12 +237,12 @@ def test_all_blocks_are_one_region_and_all_steps_one_graph():
     for graph in recorder.graphs:
         calls = [node for node in graph.graph.nodes if "invoke_subgraph" in str(node.target)]
         found.append((len(calls), len({node.args[0].target for node in calls})))
-    # The state's token in four blocks of two experts; three whole video blocks, for the last ends
-    # early; four blocks of the actions.
+    # The proprio token in four blocks of two experts; three full video blocks, as the last ends
+    # early; four blocks of the action expert.
     assert found == [(8, 2), (3, 1), (4, 1)]
 
 
-# -- bad input -------------------------------------------------------------------------------------
+# -- bad input ----------------------------------------------------------------------------------
 
 
 def test_a_batch_larger_than_the_largest_bucket_is_refused():

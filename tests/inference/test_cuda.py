@@ -24,7 +24,10 @@ CODECS = {"fast_wam": WAN22_CODEC, "light_wam": {}}
 def test_the_full_size_hot_path_runs_on_a_fake_cuda_device_within_its_memory(
     family, gib, encode, act
 ):
-    """Fake tensors raise where devices mix or a value is read: so nothing waits for the GPU."""
+    """Passing means that nothing waits for the GPU.
+
+    Fake tensors raise an error where devices mix or a value is read.
+    """
     found = fake_hot_path(full(family), CODECS[family], batch=1)
     assert found.actions == ((1, 32, 7), "cuda")
     assert found.peak / GIB <= gib, f"{found.peak / GIB:.2f} GiB"
@@ -63,11 +66,11 @@ def test_counts_know_products_kernels_and_memory():
     assert counts.peak == 4 * (64 + 64)
 
 
-# -- a real device ---------------------------------------------------------------------------------
+# -- a real device ------------------------------------------------------------------------------
 
 
 def on_a_gpu(test):
-    """Mark a test of both families that needs a device; it is reported as skipped without one."""
+    """Mark a test of both families as one that needs a GPU; without one it is reported as skipped."""
     for mark in (
         pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)]),
         pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

@@ -1,4 +1,4 @@
-"""What the text slots promise."""
+"""Tests of the text slots and their cache."""
 
 import pytest
 import torch

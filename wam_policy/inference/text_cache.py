@@ -131,19 +131,18 @@ class TextCache:
             f"{tokens} tokens do not fit {self.slots} slots"
         )
 
-        # Project the tokens and a single row of padding, since all rows of padding are equal.
+        # Only the tokens and a single row of padding are projected: all rows of padding are equal.
         padded_prompt = self.prompts.embed([prompt], device=weight.device, dtype=weight.dtype)
         used_rows = padded_prompt.narrow(1, 0, min(tokens + 1, rows))
-        text = expert.embed_text(used_rows)
 
-        # Distribute the projected rows over the slots. `add_proprio` overwrites the first slot,
-        # so any row will do there.
+        # Project the rows and distribute them over the slots. `add_proprio` overwrites the first
+        # slot, so any row will do there.
         last_row = used_rows.shape[1] - 1
         row_of_slot = [0] * proprio_slots + list(range(tokens)) + [last_row] * padding_slots
         indices = torch.tensor(row_of_slot, device=weight.device)
         layers = [
             KeyValue(key.index_select(2, indices), value.index_select(2, indices))
-            for key, value in text.layers
+            for key, value in expert.embed_text(used_rows).layers
         ]
 
         # Biases let the few slots of padding weigh as much as all rows of padding.
