@@ -1,6 +1,7 @@
-"""What the released checkpoints were trained and evaluated with, as data.
+"""Presets: the settings that the released checkpoints were trained and evaluated with.
 
-Sources: spec/fastwam.md section 5; spec/lightwam.md section 5.
+They follow the configuration and evaluation files of https://github.com/yuantianyuan01/FastWAM and
+https://github.com/L1ziang/Light-WAM. See docs/method.md, "Data and normalisation".
 """
 
 from __future__ import annotations
@@ -26,36 +27,38 @@ from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.normalize import Mode, Normalization
 
-WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # the frozen codec and text encoder of every Fast-WAM
+# Hub ids of the frozen VAE and text encoder.
+WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"  # of every Fast-WAM
 LIGHT_WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # of every Light-WAM
 
 PROMPT = PromptConfig(
-    template="A video recorded from a robot's point of view executing the following instruction: {task}",
+    template=(
+        "A video recorded from a robot's point of view executing the following instruction: {task}"
+    ),
     token_length=128,
 )
-JOINTS = tuple(
-    f"{side}_{name}"
-    for side in ("left", "right")
-    for name in (*(f"joint_{i}" for i in range(6)), "gripper")
-)
+
+# Joints of a robot with two arms, each with six joints and a gripper.
+_ARM = ("joint_0", "joint_1", "joint_2", "joint_3", "joint_4", "joint_5", "gripper")
+JOINTS = tuple(f"{side}_{name}" for side in ("left", "right") for name in _ARM)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
-    """The contract of a family of checkpoints, but for what a file adds to it: sizes and statistics."""
+    """Configuration of the checkpoints for one robot, without model sizes and statistics."""
 
     cameras: CameraConfig
     video: VideoConfig
     state_names: tuple[str, ...]
     layout: ActionLayout
-    normalization: Mode  # of state and action
-    horizon: int
-    replan: int
+    normalization: Mode  # of state and actions
+    horizon: int  # actions per chunk
+    replan: int  # actions executed before the next chunk is predicted
     prompt: PromptConfig
     sampling: SamplingConfig
-    wan: str = WAN  # Hub id of the frozen codec and text encoder
-    snap: GripperSnap | None = None
-    supervised_steps: int | None = None  # of a Light-WAM's chunk
+    wan: str = WAN  # Hub id of the frozen VAE and text encoder
+    snap: GripperSnap | None = None  # rounding of the gripper commands
+    supervised_steps: int | None = None  # trained actions at the start of a Light-WAM's chunk
 
 
 PRESETS = {
@@ -104,7 +107,8 @@ PRESETS = {
         layout=ActionLayout(
             names=JOINTS,
             control="joint_position",
-            gripper=None,  # two of them, in the env's own units: numbers like any other
+            # The two grippers are ordinary components here, in the units of the env.
+            gripper=None,
         ),
         normalization="z_score",
         horizon=32,
@@ -114,7 +118,8 @@ PRESETS = {
     ),
 }
 
-ENVS = {  # what the simulators declare of themselves, by the preset that drives them
+# Contracts of the simulators, by the preset for them.
+ENVS = {
     "libero": EnvContract(
         cameras={"image": "agentview_image", "wrist_image": "robot0_eye_in_hand_image"},
         rotated_cameras=("image", "wrist_image"),
@@ -132,51 +137,62 @@ ENVS = {  # what the simulators declare of themselves, by the preset that drives
 
 
 def _light(preset: Preset, supervised_steps: int) -> Preset:
-    """The contract of a Light-WAM for the same robot: its pictures are resized as in training, its actions read in one pass."""
+    """Return the preset of a Light-WAM for the robot of a Fast-WAM's preset.
+
+    Args:
+        preset: Preset of the Fast-WAM.
+        supervised_steps: Trained actions at the start of a chunk.
+
+    Returns:
+        The preset with the differences of Light-WAM: images are resized for evaluation as in
+        training, and the actions are regressed in one pass.
+    """
     cameras = replace(preset.cameras, resize="stretch", pixels="float")
     if cameras.layout == "t":
-        cameras = replace(cameras, before=(240, 320))  # the size its simulator draws
-    sampling = replace(preset.sampling, action_shift=None)
+        # The training data has the size that the simulator renders.
+        cameras = replace(cameras, before=(240, 320))
     return replace(
-        preset, cameras=cameras, sampling=sampling, wan=LIGHT_WAN, supervised_steps=supervised_steps
+        preset,
+        cameras=cameras,
+        sampling=replace(preset.sampling, action_shift=None),
+        wan=LIGHT_WAN,
+        supervised_steps=supervised_steps,
     )
 
 
+_GRIPPERS = tuple(i for i, name in enumerate(JOINTS) if name.endswith("gripper"))
 LIGHT_PRESETS = {
     "libero": _light(PRESETS["libero"], 8),
     "robotwin": _light(PRESETS["robotwin"], 24),
     "real_robot": replace(
-        _light(PRESETS["robotwin"], 24),
-        snap=GripperSnap(
-            indices=tuple(i for i, name in enumerate(JOINTS) if name.endswith("gripper")),
-            within=5.0,
-        ),
+        _light(PRESETS["robotwin"], 24), snap=GripperSnap(indices=_GRIPPERS, within=5.0)
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseInfo:
-    """What a file of the reference implementations doesn't say about itself."""
+    """Settings that a checkpoint file of the reference implementations does not contain."""
 
     preset: str  # key of `PRESETS`, or of `LIGHT_PRESETS`
     variant: VariantName | None = None  # of a Fast-WAM
-    action_shift: float | None = (
-        None  # of the flow schedule a Fast-WAM's actions are sampled with; releases differ
-    )
+    # Shift of the noise schedule of a Fast-WAM's actions; the releases differ.
+    action_shift: float | None = None
     head_dim: int = 128
-    supervised_steps: int | None = None  # so many first actions of a chunk were trained; None: all
-    trained_on: str | None = None  # the data, in words
-    proprio: bool = (
-        True  # whether it reads the state; a file without that part would otherwise act blindly
-    )
+    # Number of actions at the start of a chunk that were trained; None: all.
+    supervised_steps: int | None = None
+    trained_on: str | None = None  # description of the training data
+    # Whether the model reads the state. Stating it protects from a file whose proprio encoder is
+    # missing: that policy would ignore the state.
+    proprio: bool = True
 
     def __post_init__(self) -> None:
         if self.preset not in LIGHT_PRESETS:
-            raise ConfigError(f"no preset {self.preset!r}; there are {', '.join(LIGHT_PRESETS)}")
+            raise ConfigError(f"no preset {self.preset!r}; choose from {', '.join(LIGHT_PRESETS)}")
 
 
-RELEASES = {  # by the names of their files in the repository yuanty/fastwam; sources: spec/fastwam.md sections 1.1 and 9
+# Releases by their file names in the Hub repository yuanty/fastwam, without ".pt".
+RELEASES = {
     "libero_uncond_2cam224": ReleaseInfo(preset="libero", variant="fast", action_shift=5.0),
     "robotwin_uncond_3cam_384": ReleaseInfo(preset="robotwin", variant="fast", action_shift=5.0),
     "libero_optional_idm_2cam224": ReleaseInfo(
@@ -193,27 +209,34 @@ def release_config(
     action: Normalization,
     dtype: DtypeName,
 ) -> PolicyConfig:
-    """The contract of a file of a reference implementation.
+    """Return the configuration of a checkpoint file of a reference implementation.
 
     Args:
-        trained: what the file doesn't say.
-        sizes: of its model.
-        state: normalisation of the state; None for a model without proprioception.
-        action: normalisation of the actions.
-        dtype: what it is computed in.
+        trained: Settings that the file does not contain.
+        sizes: Sizes of its model.
+        state: Normalisation of the state; None: the model has no proprioception.
+        action: Normalisation of the actions.
+        dtype: Type of the computation.
+
+    Returns:
+        The configuration.
 
     Raises:
-        ConfigError: the preset isn't this model's.
+        ConfigError: The preset does not belong to the family of the model.
     """
     family: Family = "fast_wam" if isinstance(sizes, FastWAMConfig) else "light_wam"
     preset = preset_of(family, trained.preset)
+
+    state_config = None
+    if state is not None:
+        state_config = StateConfig(names=preset.state_names, normalization=state)
     return PolicyConfig(
         family=family,
         variant=trained.variant,
         model=sizes,
         cameras=preset.cameras,
         video=preset.video,
-        state=None if state is None else StateConfig(names=preset.state_names, normalization=state),
+        state=state_config,
         action=ActionConfig(
             layout=preset.layout,
             normalization=action,
@@ -233,14 +256,14 @@ def release_config(
 
 
 def preset_of(family: Family, name: str) -> Preset:
-    """A preset of a family.
+    """Return a preset of a family.
 
     Raises:
-        ConfigError: the family has none of this name.
+        ConfigError: The family has no preset of that name.
     """
     presets = PRESETS if family == "fast_wam" else LIGHT_PRESETS
     if name not in presets:
         raise ConfigError(
-            f"no preset {name!r} of the family {family!r}; there are {', '.join(presets)}"
+            f"no preset {name!r} of the family {family!r}; choose from {', '.join(presets)}"
         )
     return presets[name]

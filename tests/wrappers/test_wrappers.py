@@ -39,7 +39,7 @@ def vector(mode=AutoresetMode.NEXT_STEP, lengths=(2, 3)):
     return SyncVectorEnv([lambda n=n: ToyEnv(length=n) for n in lengths], autoreset_mode=mode)
 
 
-# -- observations ----------------------------------------------------------------------------------------------------
+# -- observations ----------------------------------------------------------------------------------
 
 
 def test_nested_observations_become_named_cameras_state_and_instruction(toy):
@@ -241,7 +241,7 @@ def test_the_old_and_the_new_name_together_are_refused(toy, names):
         WAMObservation(toy, **{"cameras": WHERE["cameras"], **names})
 
 
-# -- actions ---------------------------------------------------------------------------------------------------------
+# -- actions ---------------------------------------------------------------------------------------
 
 
 def test_numbers_go_where_their_names_are_and_the_gripper_keeps_its_meaning(toy):
@@ -297,7 +297,11 @@ def test_what_reaches_the_env_is_always_in_its_space(action):
 @pytest.mark.parametrize(
     ("target", "space", "match"),
     [
-        (LAYOUT, spaces.Box(-1.0, 1.0, (4,), np.float32), "expected a Box action space of 3 components"),
+        (
+            LAYOUT,
+            spaces.Box(-1.0, 1.0, (4,), np.float32),
+            "expected a Box action space of 3 components",
+        ),
         (LAYOUT, spaces.Discrete(3), "expected a Box action space"),
         (
             ActionLayout(names=LAYOUT.names, control="joint_position", gripper=LAYOUT.gripper),
@@ -337,7 +341,7 @@ def test_the_vector_twin_maps_as_the_single_one(toy):
     assert twin.single_action_space == single.action_space
 
 
-# -- chunks ----------------------------------------------------------------------------------------------------------
+# -- chunks ----------------------------------------------------------------------------------------
 
 
 def test_a_chunk_is_played_in_order_and_its_rewards_are_summed(toy):
@@ -392,7 +396,10 @@ def test_only_the_last_step_of_a_chunk_draws(toy):
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_no_action_of_a_vector_chunk_reaches_another_episode(mode):
-    """Each chunk carries its number; all actions of an episode's steps must come from chunks predicted within it."""
+    """Every action of an episode must come from a chunk that was predicted within the episode.
+
+    The actions of a chunk carry its number.
+    """
     envs = VectorExecuteChunk(vector(mode, lengths=(4, 7)), length=3)
     envs.reset(seed=0)
     toys = [env.unwrapped for env in envs.unwrapped.envs]
@@ -419,7 +426,7 @@ def test_chunks_of_another_shape_are_refused(toy):
         ExecuteChunk(toy, length=0)
 
 
-# -- putting it together ---------------------------------------------------------------------------------------------
+# -- putting it together ---------------------------------------------------------------------------
 
 
 def test_wrapped_envs_can_be_made_again_from_their_spec():
