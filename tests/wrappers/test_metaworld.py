@@ -1,4 +1,7 @@
-"""The Meta-World adapter on the real simulator. One rendering env per process: each test that draws runs in its own."""
+"""The Meta-World adapter on the real simulator.
+
+A process can hold one rendering env: each test that renders runs in its own process.
+"""
 
 import subprocess
 import sys
@@ -19,7 +22,8 @@ check_env(env.unwrapped)
 
 observation, _ = env.reset(seed=7)
 for name, picture in observation["pixels"].items():
-    assert picture.shape == (64, 64, 3) and picture.std() > 15, name  # noise or a blank is not a picture of a table
+    # A blank image has no variation.
+    assert picture.shape == (64, 64, 3) and picture.std() > 15, name
     rough = np.abs(np.diff(picture.astype(int), axis=0)).mean()
     assert rough < 25, (name, rough)  # the garbage of a second OpenGL context is far rougher
 
@@ -73,6 +77,7 @@ def test_every_seed_has_its_own_goal():
 
 def test_an_unknown_task_lists_those_there_are():
     result = run(
-        "import gymnasium, wam_policy.wrappers; gymnasium.make('wam_policy/MetaWorld-v0', task='fly-v3')"
+        "import gymnasium, wam_policy.wrappers; "
+        "gymnasium.make('wam_policy/MetaWorld-v0', task='fly-v3')"
     )
     assert "EnvError" in result.stderr and "drawer-open-v3" in result.stderr

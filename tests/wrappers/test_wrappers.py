@@ -95,7 +95,7 @@ def test_last_observations_are_converted_too():
 
 
 def test_sub_envs_in_processes_that_declare_nothing_are_described(policy):
-    """Asking an AsyncVectorEnv for an attribute its sub-envs lack kills them: it must not be asked."""
+    """Asking an AsyncVectorEnv for an attribute that its sub-envs lack kills them."""
     envs = AsyncVectorEnv(
         [lambda: gym.make("MountainCarContinuous-v0", render_mode="rgb_array")] * 2, context="fork"
     )
