@@ -51,6 +51,11 @@ class ActionQueue:
         # [N], chunks pushed since the episode of each sub-env started.
         self._chunk_count = np.zeros(size, int)
 
+    @property
+    def _chunk_length(self) -> int:
+        """T, the actions in a chunk; 0 before the first one."""
+        return 0 if self._chunks is None else self._chunks.shape[2]
+
     def reset(self, mask: np.ndarray | None = None) -> None:
         """Discard the remaining actions.
 
@@ -59,9 +64,7 @@ class ActionQueue:
         """
         selected = ... if mask is None else np.asarray(mask, bool)
         self._chunk_count[selected] = 0
-        if self._chunks is not None:
-            horizon = self._chunks.shape[2]
-            self._step[selected] = horizon
+        self._step[selected] = self._chunk_length
 
     def empty(self) -> np.ndarray:
         """Return which sub-envs need a new chunk before they can act, bool [N]."""
@@ -69,10 +72,13 @@ class ActionQueue:
             return np.ones(self.size, bool)
 
         # The limit belongs to the newest chunk; the last one of the schedule applies from there on.
-        position = np.clip(self._chunk_count - 1, 0, len(self.replan) - 1)
-        horizon = self._chunks.shape[2]
-        limit = np.minimum(self.replan[position], horizon)
-        return (self._chunk_count == 0) | (self._step[:, 0] >= limit)
+        last = len(self.replan) - 1
+        position = np.clip(self._chunk_count - 1, 0, last)
+        limit = np.minimum(self.replan[position], self._chunk_length)
+
+        has_none = self._chunk_count == 0
+        newest_step = self._step[:, 0]
+        return has_none | (newest_step >= limit)
 
     def push(self, chunks: np.ndarray, mask: np.ndarray) -> None:
         """Append new chunks.
@@ -81,23 +87,23 @@ class ActionQueue:
             chunks: Chunks [sum(mask), T, A], one per selected sub-env.
             mask: Sub-envs that receive a chunk, bool [N].
         """
-        horizon = chunks.shape[1]
-
-        # A chunk of another horizon does not fit beside the previous ones: start afresh.
-        if self._chunks is None or self._chunks.shape[2] != horizon:
-            capacity = 1
-            if self.ensemble is not None:
-                # Ceiling of T / replan: as many chunks can overlap at one step.
-                capacity = -(-horizon // int(self.replan.min()))
-            self._chunks = np.zeros((self.size, capacity, *chunks.shape[1:]), chunks.dtype)
-            self._step = np.full((self.size, capacity), horizon)
-
-        # Shift the older chunks by one place; the oldest drops out.
-        self._chunks[mask, 1:] = self._chunks[mask, :-1]
-        self._chunks[mask, 0] = chunks
-        self._step[mask, 1:] = self._step[mask, :-1]
-        self._step[mask, 0] = 0
+        # A chunk of another length does not fit beside the previous ones: start afresh.
+        if self._chunks is None or self._chunk_length != chunks.shape[1]:
+            self._chunks, self._step = self._allocate(chunks)
+        _insert(self._chunks, mask, chunks)
+        _insert(self._step, mask, 0)
         self._chunk_count[mask] += 1
+
+    def _allocate(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return space [N, K, T, A] for chunks like these, and their steps [N, K]: all used up."""
+        length = chunks.shape[1]
+        capacity = 1
+        if self.ensemble is not None:
+            # Ceiling of T / replan: as many chunks can overlap at one step.
+            shortest = int(self.replan.min())
+            capacity = -(-length // shortest)
+        step = np.full((self.size, capacity), length)
+        return np.zeros((self.size, capacity, *chunks.shape[1:]), chunks.dtype), step
 
     def pop(self) -> np.ndarray:
         """Return the next action of every sub-env and advance by one step.
@@ -113,17 +119,33 @@ class ActionQueue:
             raise RuntimeError(f"sub-envs {empty} have no chunk to execute; push one first")
 
         # Predictions [N, K, A] of every chunk for this step; those of used-up chunks do not count.
-        horizon = self._chunks.shape[2]
-        index = np.minimum(self._step, horizon - 1)[:, :, None, None]
-        predictions = np.take_along_axis(self._chunks, index, axis=2)[:, :, 0]
-        active = self._step < horizon  # [N, K]; the newest chunk is always active
-        self._step = np.minimum(self._step + 1, horizon)
+        length = self._chunk_length
+        index = np.minimum(self._step, length - 1)
+        index = np.expand_dims(index, (2, 3))
+        predictions = np.take_along_axis(self._chunks, index, axis=2).squeeze(axis=2)
+
+        # Advance; `active` [N, K] are the chunks that reach this step, always with the newest.
+        active = self._step < length
+        self._step = np.minimum(self._step + 1, length)
         if self.ensemble is None:
             return predictions[:, 0]
 
         # Age rank among the active chunks: 0 is the oldest.
         rank = active.sum(1, keepdims=True) - np.cumsum(active, axis=1)
-        weights = np.where(active, np.exp(-self.ensemble * rank), 0)
-        normalized = weights / weights.sum(1, keepdims=True)
-        action = np.einsum("nk,nka->na", normalized, predictions)
+        decay = np.exp(-self.ensemble * rank)
+        weights = np.where(active, decay, 0)
+        weights = weights / weights.sum(1, keepdims=True)
+        action = np.einsum("nk,nka->na", weights, predictions)
         return action.astype(predictions.dtype)
+
+
+def _insert(history: np.ndarray, mask: np.ndarray, newest: np.ndarray | int) -> None:
+    """Insert the newest entries of some sub-envs in place; their oldest ones drop out.
+
+    Args:
+        history: Entries [N, K, …], the newest first.
+        mask: Sub-envs that receive an entry, bool [N].
+        newest: Entries [sum(mask), …], or one value for all.
+    """
+    history[mask, 1:] = history[mask, :-1]
+    history[mask, 0] = newest

@@ -60,18 +60,21 @@ def resize_pictures(
         return picture
 
     # Scale until both sides are covered; rounding must not leave a side one pixel short.
-    scaled = size
+    scaled_height = height
+    scaled_width = width
     if resize == "cover":
-        scale = max(height / current[0], width / current[1])
-        scaled_height = max(height, round(current[0] * scale))
-        scaled_width = max(width, round(current[1] * scale))
-        scaled = (scaled_height, scaled_width)
-    resized = np.stack([_resize_image(image, *scaled) for image in picture])
+        current_height, current_width = current
+        scale = max(height / current_height, width / current_width)
+        scaled_height = max(height, round(current_height * scale))
+        scaled_width = max(width, round(current_width * scale))
+    resized = np.stack([_resize_image(image, scaled_height, scaled_width) for image in picture])
 
     # Crop the centre.
-    top = (scaled[0] - height) // 2
-    left = (scaled[1] - width) // 2
-    return resized[:, top : top + height, left : left + width]
+    top = (scaled_height - height) // 2
+    left = (scaled_width - width) // 2
+    bottom = top + height
+    right = left + width
+    return resized[:, top:bottom, left:right]
 
 
 def _resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -85,8 +88,11 @@ def _resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return resize(image)
 
     # PIL has no float image with three channels: resize them one by one.
-    channels = np.moveaxis(image, -1, 0)
-    return np.stack([resize(np.ascontiguousarray(channel)) for channel in channels], axis=-1)
+    channels = []
+    for channel in np.moveaxis(image, -1, 0):
+        contiguous = np.ascontiguousarray(channel)
+        channels.append(resize(contiguous))
+    return np.stack(channels, axis=-1)
 
 
 def tiles(cameras: int, height: int, width: int, layout: Layout) -> list[tuple[int, int]]:
@@ -111,8 +117,7 @@ def compose(pictures: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
     """Join the images of all cameras to one canvas.
 
     Args:
-        pictures: Images [B, H, W, 3] in the order of the cameras, of the sizes that
-            `tiles` returns.
+        pictures: Images [B, H, W, 3] in the order of the cameras, of the sizes from `tiles`.
         layout: "row" puts all images side by side; "t" puts the first on top and the others side
             by side below it.
 
@@ -193,7 +198,8 @@ def compose_canvas(pictures: Mapping[str, np.ndarray], cameras: CameraConfig) ->
 
 def to_model_range(canvas: np.ndarray) -> np.ndarray:
     """Map pixels [..., H, W, 3] in [0, 255] to float32 [..., 3, H, W] in [-1, 1]."""
-    scaled = (canvas.astype(np.float32) / 255 - 0.5) / 0.5
+    fraction = canvas.astype(np.float32) / 255
+    scaled = (fraction - 0.5) / 0.5
     return np.moveaxis(scaled, -1, -3)
 
 
@@ -202,6 +208,7 @@ def to_pixels(frames: np.ndarray) -> np.ndarray:
 
     Values are clipped to [0, 255] and truncated, not rounded, as in the reference implementation.
     """
-    scaled = (frames.astype(np.float32) + 1) * 127.5
+    shifted = frames.astype(np.float32) + 1
+    scaled = shifted * 127.5
     pixels = scaled.clip(0, 255).astype(np.uint8)
     return np.moveaxis(pixels, -4, -1)

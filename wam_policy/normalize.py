@@ -58,10 +58,10 @@ class Normalization:
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
-            raise ConfigError(
-                f"unknown normalisation rule {self.rule!r}; choose from {', '.join(get_args(Rule))}"
-            )
-        missing = [name for name in required_statistics(self.mode) if name not in self.statistics]
+            rules = ", ".join(get_args(Rule))
+            raise ConfigError(f"unknown normalisation rule {self.rule!r}; choose from {rules}")
+        required = required_statistics(self.mode)
+        missing = [name for name in required if name not in self.statistics]
         if missing:
             raise ConfigError(
                 f"normalisation {self.mode!r} needs the statistics {missing}, "
@@ -108,20 +108,23 @@ class Normalization:
         second = np.asarray(self.statistics[second_name], np.float32).astype(dtype)
 
         if self.mode == "z_score":
-            return 1 / (second + EPSILON), -first / (second + EPSILON)
+            mean = first
+            divisor = second + EPSILON
+            return 1 / divisor, -mean / divisor
 
         # The other modes map the interval [first, second] to [-1, 1].
         extent = second - first
         if self.rule == "lerobot":
-            scale = 2 / np.where(extent == 0, EPSILON, extent)
+            divisor = np.where(extent == 0, EPSILON, extent)
+            scale = 2 / divisor
             return scale, -1 - scale * first
 
         # The inner `where` only keeps the division from overflowing in constant components.
         constant = extent < CONSTANT_RANGE
         divisor = np.where(constant, 1, extent)
         scale = np.where(constant, 1, 2 / divisor).astype(dtype)
-        offset = np.where(constant, -first, -1 - scale * first).astype(dtype)
-        return scale, offset
+        offset = np.where(constant, -first, -1 - scale * first)
+        return scale, offset.astype(dtype)
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """Return the normalised vectors.
@@ -163,7 +166,5 @@ def compute_statistics(x: np.ndarray) -> dict[str, tuple[float, ...]]:
         "q01": np.quantile(x, 0.01, axis=0),
         "q99": np.quantile(x, 0.99, axis=0),
     }
-    return {
-        name: tuple(values.astype(np.float32).astype(float).tolist())
-        for name, values in statistics.items()
-    }
+    rounded = {name: values.astype(np.float32) for name, values in statistics.items()}
+    return {name: tuple(values.tolist()) for name, values in rounded.items()}

@@ -142,9 +142,9 @@ def _check_state(
         )
 
     state = state.reshape(size, len(names)).astype(np.float32)
-    invalid_columns = np.flatnonzero(~np.isfinite(state).all(axis=0))
-    if len(invalid_columns) > 0:
-        invalid = sorted({names[int(column)] for column in invalid_columns})
+    is_finite = np.isfinite(state).all(axis=0)
+    invalid = sorted({name for name, finite in zip(names, is_finite, strict=True) if not finite})
+    if invalid:
         raise ObservationError(
             f"state is not finite in {invalid}; the simulation or a sensor has failed"
         )

@@ -37,7 +37,7 @@ class ActionMap:
             ActionError: The layouts command different quantities, one has a component or a
                 gripper that the other lacks, or the space does not hold actions of the target.
         """
-        if not isinstance(space, spaces.Box) or not space.shape or space.shape[-1] != target.dim:
+        if not isinstance(space, spaces.Box) or space.shape[-1:] != (target.dim,):
             raise ActionError(
                 f"expected a Box action space of {target.dim} components {list(target.names)}, "
                 f"the env has {space}; declare the layout that the env takes"
@@ -61,14 +61,16 @@ class ActionMap:
             ActionError: The actions have another length or contain a number that is not finite.
         """
         action = np.asarray(action)
-        if not action.shape or action.shape[-1] != self.source.dim or not np.isfinite(action).all():
+        has_length = bool(action.shape) and action.shape[-1] == self.source.dim
+        if not has_length or not np.isfinite(action).all():
             raise ActionError(
                 f"expected finite actions [..., {self.source.dim}], "
                 f"got {action.dtype} {list(action.shape)}"
             )
         converted = action[..., self.order].astype(np.float64)
         self._convert_gripper(converted)
-        return np.clip(converted, self.low, self.high).astype(self.low.dtype)
+        clipped = np.clip(converted, self.low, self.high)
+        return clipped.astype(self.low.dtype)
 
     def _convert_gripper(self, actions: np.ndarray) -> None:
         """Replace the source's gripper values by those of the target, in place."""
@@ -78,13 +80,15 @@ class ActionMap:
             return
 
         # Opening of the gripper: 0 is closed, 1 is open.
-        opening = (actions[..., target.index] - source.closed) / (source.open - source.closed)
+        value = actions[..., target.index]
+        opening = (value - source.closed) / (source.open - source.closed)
         if target.binary:
             opening = (opening > 0.5).astype(np.float64)
         elif source.binary:
             # A value exactly in the middle stays there, as with `sign` in Fast-WAM's evaluation.
             opening = (np.sign(opening - 0.5) + 1) / 2
-        actions[..., target.index] = target.closed + opening * (target.open - target.closed)
+        stroke = target.open - target.closed
+        actions[..., target.index] = target.closed + opening * stroke
 
     def space(self, space: spaces.Box) -> spaces.Box:
         """Return the space of the policy's actions.
@@ -124,11 +128,12 @@ def _check_layouts(source: ActionLayout, target: ActionLayout) -> None:
 
     source_names = set(_names_without_gripper(source))
     target_names = set(_names_without_gripper(target))
-    if source_names != target_names:
+    missing = sorted(target_names - source_names)
+    extra = sorted(source_names - target_names)
+    if missing or extra:
         raise ActionError(
-            f"the action components do not match: only the env has "
-            f"{sorted(target_names - source_names)}, only the policy has "
-            f"{sorted(source_names - target_names)}; use the same names on both sides"
+            f"the action components do not match: only the env has {missing}, "
+            f"only the policy has {extra}; use the same names on both sides"
         )
 
 

@@ -14,6 +14,10 @@ from gymnasium.vector.utils import batch_space
 
 from wam_policy.errors import ActionError
 
+Info = dict[str, Any]
+Step = tuple[Any, float, bool, bool, Info]
+VectorStep = tuple[Any, np.ndarray, np.ndarray, np.ndarray, Info]
+
 EXECUTED = "executed_steps"  # info key: number of actions of the chunk that were executed
 
 
@@ -72,7 +76,7 @@ class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConst
         self.action_space = _chunk_space(env.action_space, length)
         self._can_skip_drawing = env.has_wrapper_attr("draw_pixels")
 
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Execute a chunk until it or the episode ends.
 
         Args:
@@ -92,7 +96,8 @@ class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConst
         terminated = truncated = False
         for i, single in enumerate(chunk):
             if self._can_skip_drawing:
-                self.env.set_wrapper_attr("draw_pixels", i == len(chunk) - 1)
+                is_last = i == len(chunk) - 1
+                self.env.set_wrapper_attr("draw_pixels", is_last)
             observation, reward, terminated, truncated, info = self.env.step(single)
             total += float(reward)
             executed += 1
@@ -100,7 +105,8 @@ class ExecuteChunk(gym.Wrapper[Any, np.ndarray, Any, Any], gym.utils.RecordConst
                 break
         if self._can_skip_drawing:
             self.env.set_wrapper_attr("draw_pixels", True)
-        return observation, total, terminated, truncated, {**info, EXECUTED: executed}
+        info = {**info, EXECUTED: executed}
+        return observation, total, terminated, truncated, info
 
 
 class VectorExecuteChunk(VectorWrapper):
@@ -139,8 +145,11 @@ class VectorExecuteChunk(VectorWrapper):
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, Info]:
         """Reset all sub-envs, or those selected by `options["reset_mask"]`."""
         mask = (options or {}).get("reset_mask")
         if mask is None:
@@ -150,9 +159,7 @@ class VectorExecuteChunk(VectorWrapper):
         # Gymnasium annotates `seed` too narrowly: vector envs take a list as well.
         return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> VectorStep:
         """Execute one chunk per sub-env until the chunks or one of the episodes end.
 
         Args:
@@ -170,13 +177,15 @@ class VectorExecuteChunk(VectorWrapper):
 
         total = np.zeros(self.num_envs)
         executed = np.zeros(self.num_envs, np.int64)
+        resets_in_next_step = self._autoreset_mode == AutoresetMode.NEXT_STEP
         for single in chunks.swapaxes(0, 1):
             # In NEXT_STEP mode, the step after an episode's end resets and ignores its action.
-            restarting = self._episode_over & (self._autoreset_mode == AutoresetMode.NEXT_STEP)
+            restarting = self._episode_over & resets_in_next_step
             observations, rewards, terminations, truncations, infos = self.env.step(single)
             total = total + rewards
             executed = executed + ~restarting
             self._episode_over = np.asarray(terminations) | np.asarray(truncations)
             if self._episode_over.any() or restarting.any():
                 break
-        return observations, total, terminations, truncations, {**infos, EXECUTED: executed}
+        infos = {**infos, EXECUTED: executed}
+        return observations, total, terminations, truncations, infos

@@ -22,6 +22,11 @@ from wam_policy.observation import EPISODE_START, IMAGE, INSTRUCTION, STATE
 from wam_policy.utils.deprecation import renamed
 from wam_policy.wrappers.paths import RENDER, get_path
 
+Converted = dict[str, Any]  # flat dict of a policy's inputs
+Info = dict[str, Any]
+Step = tuple[Converted, Any, bool, bool, Info]
+VectorStep = tuple[Converted, np.ndarray, np.ndarray, np.ndarray, Info]
+
 MAX_INSTRUCTION = 1024  # characters
 
 
@@ -76,7 +81,7 @@ class _ObservationMap(NamedTuple):
             )
         return spaces.Box(-np.inf, np.inf, (len(indices),), np.float32)
 
-    def convert(self, observation: Any, rendered: Any) -> dict[str, Any]:
+    def convert(self, observation: Any, rendered: Any) -> Converted:
         """Return the images and the state of one observation or of a batch.
 
         Args:
@@ -86,7 +91,7 @@ class _ObservationMap(NamedTuple):
         Returns:
             Entry -> array: images [..., H, W, 3] and the state, float32 [..., P].
         """
-        converted: dict[str, Any] = {}
+        converted: Converted = {}
         for name, path in self.cameras.items():
             if path != RENDER:
                 image = np.asarray(get_path(observation, path))
@@ -206,7 +211,8 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
             EnvError: A path leads nowhere, or to something other than images or a vector, or
                 there is no instruction.
         """
-        rotated = renamed("turned", turned, "rotated_cameras", rotated_cameras or None) or ()
+        rotated = renamed("turned", turned, "rotated_cameras", rotated_cameras or None)
+        rotated = rotated or ()
         indices = renamed("pick", pick, "state_indices", state_indices)
         gym.utils.RecordConstructorArgs.__init__(
             self,
@@ -239,24 +245,30 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
             )
         return str(self.env.get_wrapper_attr("instruction"))
 
-    def _convert(self, observation: Any, start: bool) -> dict[str, Any]:
+    def _convert(self, observation: Any, start: bool) -> Converted:
         """Return the converted observation; `start`: it is the first one of an episode."""
         rendered = self.env.render() if self._map.uses_render else None
         converted = self._map.convert(observation, rendered)
-        return converted | {INSTRUCTION: self._instruction, EPISODE_START: np.int64(start)}
+        converted[INSTRUCTION] = self._instruction
+        converted[EPISODE_START] = np.int64(start)
+        return converted
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self,
+        *,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Converted, Info]:
         """Reset the env and read its instruction again."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._instruction = self._read_instruction()
         return self._convert(observation, start=True), info
 
-    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Step:
         """Step the env and convert its observation."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._convert(observation, start=False), reward, terminated, truncated, info
+        converted = self._convert(observation, start=False)
+        return converted, reward, terminated, truncated, info
 
 
 class VectorWAMObservation(VectorWrapper):
@@ -309,7 +321,8 @@ class VectorWAMObservation(VectorWrapper):
                 there is no instruction.
         """
         super().__init__(env)
-        rotated = renamed("turned", turned, "rotated_cameras", rotated_cameras or None) or ()
+        rotated = renamed("turned", turned, "rotated_cameras", rotated_cameras or None)
+        rotated = rotated or ()
         indices = renamed("pick", pick, "state_indices", state_indices)
         self._map = _ObservationMap(dict(cameras), rotated, state, indices)
         self._fixed_instruction = instruction
@@ -340,7 +353,7 @@ class VectorWAMObservation(VectorWrapper):
             )
         return tuple(str(instruction) for instruction in instructions)
 
-    def _convert(self, observations: Any, start: np.ndarray) -> dict[str, Any]:
+    def _convert(self, observations: Any, start: np.ndarray) -> Converted:
         """Return the converted observations; `start` [N]: they are the first of an episode."""
         if start.any():
             self._instructions = self._read_instructions()
@@ -348,11 +361,16 @@ class VectorWAMObservation(VectorWrapper):
         if self._map.uses_render:
             rendered = np.stack(self.env.render() or ())
         converted = self._map.convert(observations, rendered)
-        return converted | {INSTRUCTION: self._instructions, EPISODE_START: start.astype(np.int64)}
+        converted[INSTRUCTION] = self._instructions
+        converted[EPISODE_START] = start.astype(np.int64)
+        return converted
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Converted, Info]:
         """Reset all sub-envs, or those selected by `options["reset_mask"]`."""
         mask = (options or {}).get("reset_mask")
         start = np.ones(self.num_envs, bool) if mask is None else np.array(mask, bool)
@@ -361,9 +379,7 @@ class VectorWAMObservation(VectorWrapper):
         self._episode_over &= ~start
         return self._convert(observations, start), infos
 
-    def step(
-        self, actions: Any
-    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> VectorStep:
         """Step the sub-envs and convert their observations."""
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         ended = np.asarray(terminations) | np.asarray(truncations)
@@ -379,8 +395,10 @@ class VectorWAMObservation(VectorWrapper):
 
         # Convert these before the instructions of the new episodes are read.
         if "final_obs" in infos:
-            infos = infos | {"final_obs": self._convert_final(infos["final_obs"], ended)}
-        return self._convert(observations, start), rewards, terminations, truncations, infos
+            final = self._convert_final(infos["final_obs"], ended)
+            infos = infos | {"final_obs": final}
+        converted = self._convert(observations, start)
+        return converted, rewards, terminations, truncations, infos
 
     def _convert_final(self, observations: np.ndarray, ended: np.ndarray) -> np.ndarray:
         """Convert the last observations of episodes that ended in SAME_STEP mode.
@@ -396,8 +414,8 @@ class VectorWAMObservation(VectorWrapper):
         """
         converted = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(ended):
-            converted[i] = self._map.convert(observations[i], None) | {
-                INSTRUCTION: self._instructions[i],
-                EPISODE_START: np.int64(0),
-            }
+            final = self._map.convert(observations[i], None)
+            final[INSTRUCTION] = self._instructions[i]
+            final[EPISODE_START] = np.int64(0)
+            converted[i] = final
         return converted

@@ -15,10 +15,10 @@ from wam_policy.wrappers.action import VectorWAMAction, WAMAction
 from wam_policy.wrappers.observation import VectorWAMObservation, WAMObservation, sub_env_attributes
 from wam_policy.wrappers.paths import get_path
 
+AnyEnv = gym.Env[Any, Any] | gym.vector.VectorEnv
 
-def env_contract(
-    env: gym.Env[Any, Any] | gym.vector.VectorEnv, overrides: Mapping[str, Any]
-) -> EnvContract:
+
+def env_contract(env: AnyEnv, overrides: Mapping[str, Any]) -> EnvContract:
     """Return the contract of an env.
 
     Args:
@@ -58,10 +58,12 @@ def _checked(make_contract: Callable[[], EnvContract]) -> EnvContract:
         raise EnvError(f"the env's contract is invalid: {error}") from error
 
 
-def _declared_contract(env: gym.Env[Any, Any] | gym.vector.VectorEnv) -> EnvContract | None:
+def _declared_contract(env: AnyEnv) -> EnvContract | None:
     """Return the contract that an env or all sub-envs declare; None if there is none."""
     if isinstance(env, gym.Env):
-        return env.get_wrapper_attr("contract") if env.has_wrapper_attr("contract") else None
+        if not env.has_wrapper_attr("contract"):
+            return None
+        return env.get_wrapper_attr("contract")
     contracts = sub_env_attributes(env, "contract")
     if contracts is None:
         return None
@@ -108,11 +110,7 @@ def _match_cameras(required: tuple[str, ...], contract: EnvContract) -> dict[str
     return matched
 
 
-def _match_state(
-    required: tuple[str, ...],
-    contract: EnvContract,
-    env: gym.Env[Any, Any] | gym.vector.VectorEnv,
-) -> tuple[int, ...]:
+def _match_state(required: tuple[str, ...], contract: EnvContract, env: AnyEnv) -> tuple[int, ...]:
     """Return the index of every required component in the env's state vector.
 
     Raises:
@@ -136,13 +134,13 @@ def _match_state(
 
 
 def wrap(
-    env: gym.Env[Any, Any] | gym.vector.VectorEnv,
+    env: AnyEnv,
     *,
     cameras: tuple[str, ...],
     state_names: tuple[str, ...] | None,
     layout: ActionLayout,
     overrides: Mapping[str, Any],
-) -> gym.Env[Any, Any] | gym.vector.VectorEnv:
+) -> AnyEnv:
     """Wrap an env so that a policy can control it.
 
     Args:

@@ -70,7 +70,7 @@ def test_counts_know_products_kernels_and_memory():
 
 
 def on_a_gpu(test):
-    """Mark a test of both families as one that needs a GPU; without one it is reported as skipped."""
+    """Mark a test of both families that needs a GPU; it is reported as skipped without one."""
     for mark in (
         pytest.mark.parametrize(("make", "side"), [(make_policy, 16), (make_light_policy, 32)]),
         pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

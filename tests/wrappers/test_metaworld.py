@@ -1,6 +1,6 @@
 """The Meta-World adapter on the real simulator.
 
-One process has at most one rendering env: each test that renders runs in its own.
+A process can hold one rendering env: each test that renders runs in its own process.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ check_env(env.unwrapped)
 
 observation, _ = env.reset(seed=7)
 for name, picture in observation["pixels"].items():
-    # A blank image is not an image of a table.
+    # A blank image has no variation.
     assert picture.shape == (64, 64, 3) and picture.std() > 15, name
     rough = np.abs(np.diff(picture.astype(int), axis=0)).mean()
     assert rough < 25, (name, rough)  # the garbage of a second OpenGL context is far rougher

@@ -95,7 +95,7 @@ def test_last_observations_are_converted_too():
 
 
 def test_sub_envs_in_processes_that_declare_nothing_are_described(policy):
-    """An AsyncVectorEnv asked for an attribute that its sub-envs lack kills them."""
+    """Asking an AsyncVectorEnv for an attribute that its sub-envs lack kills them."""
     envs = AsyncVectorEnv(
         [lambda: gym.make("MountainCarContinuous-v0", render_mode="rgb_array")] * 2, context="fork"
     )
@@ -396,7 +396,10 @@ def test_only_the_last_step_of_a_chunk_draws(toy):
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_no_action_of_a_vector_chunk_reaches_another_episode(mode):
-    """Each chunk carries its number: an episode's actions come from chunks predicted within it."""
+    """Every action of an episode must come from a chunk that was predicted within the episode.
+
+    The actions of a chunk carry its number.
+    """
     envs = VectorExecuteChunk(vector(mode, lengths=(4, 7)), length=3)
     envs.reset(seed=0)
     toys = [env.unwrapped for env in envs.unwrapped.envs]

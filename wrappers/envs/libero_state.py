@@ -44,5 +44,6 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     # Without rotation the axis is undefined: divide by 1 instead of 0, then return zero.
     is_identity = np.isclose(sine, 0.0)
     divisor = np.where(is_identity, 1.0, sine)
-    rotation = vector * 2.0 * np.arccos(w) / divisor
+    angle = np.arccos(w)
+    rotation = vector * 2.0 * angle / divisor
     return np.where(is_identity, 0.0, rotation)
