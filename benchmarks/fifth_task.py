@@ -11,18 +11,15 @@ resumes; the results are written to `docs/`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
-from papers_question import codec, wam
+from papers_question import codec, wam, write_rows
 
 from wam_policy.checkpoints import embedded
-from wam_policy.utils.environment import commit, versions
-from wam_policy.utils.io import write_text
 
 # Name of each way of training -> its title in the table and its options.
 WAYS = {
@@ -138,15 +135,7 @@ def main(config: FifthConfig) -> None:
         )
 
     rows = {way: learn(config, way) for way in WAYS}
-    content = {
-        "rows": rows,
-        "commit": commit(),
-        "versions": versions(),
-        "cores": os.cpu_count(),
-        "config": asdict(config),
-    }
-    config.docs.mkdir(exist_ok=True)
-    write_text(config.docs / "fifth_task.json", json.dumps(content, indent=2, default=str) + "\n")
+    write_rows(config.docs / "fifth_task.json", rows, asdict(config))
     print(table(rows.values()))
 
 

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -339,6 +339,19 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def write_rows(path: Path, rows: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Write the rows of a benchmark with the commit, versions, cores and options behind them."""
+    content = {
+        "rows": rows,
+        "commit": commit(),
+        "versions": versions(),
+        "cores": os.cpu_count(),
+        "config": config,
+    }
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
 def main(config: QuestionConfig) -> None:
     """Run what is missing, then write the table and its plot."""
     prepare(config)
@@ -355,17 +368,7 @@ def main(config: QuestionConfig) -> None:
 
     # Write the results.
     rows = {name: row(config, name) for name in CONDITIONS}
-    content = {
-        "rows": rows,
-        "commit": commit(),
-        "versions": versions(),
-        "cores": os.cpu_count(),
-        "config": asdict(config),
-    }
-    config.docs.mkdir(exist_ok=True)
-    write_text(
-        config.docs / "papers_question.json", json.dumps(content, indent=2, default=str) + "\n"
-    )
+    write_rows(config.docs / "papers_question.json", rows, asdict(config))
     write_text(config.docs / "papers_question_table.md", table(rows.values()) + "\n")
     plot(list(rows.values()), config.docs / "papers_question.png")
     Console().print(table(rows.values()))

@@ -218,6 +218,7 @@ def load_weights(
     expected = {name: x for name, x in model.state_dict().items() if name.startswith(holds)}
     check_fit(tensors, expected, str(folder / stem))
 
+    # All names were checked above; `strict=False` because only a part of them is loaded at a time.
     selected = {name: x for name, x in tensors.items() if name.startswith(only)}
     if device.type == "cpu" and all(x.dtype == dtype for x in selected.values()):
         model.load_state_dict(selected, strict=False, assign=True)

@@ -6,8 +6,8 @@ import typing
 import pytest
 
 from wam_policy import cli
-from wam_policy.cli_renames import OLD_OPTIONS, translate
 from wam_policy.evaluation import demo as demo_module
+from wam_policy.utils.renamed_options import OLD_OPTIONS, translate
 
 RENAMES = [
     pytest.param(command, old, new, id=f"{command}-{old}")

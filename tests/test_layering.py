@@ -24,7 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("profiling",),
     ("training",),
-    ("cli", "cli_renames"),
+    ("cli",),
 )
 
 # What the modules of a folder may not import, from anywhere.

@@ -7,8 +7,8 @@ import sys
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from wam_policy.cli_renames import translate
 from wam_policy.errors import WAMPolicyError
+from wam_policy.utils.renamed_options import translate
 
 
 class Command(NamedTuple):

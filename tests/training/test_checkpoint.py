@@ -20,9 +20,10 @@ from wam_policy.models.layers.transformer import Block
 from wam_policy.training import checkpoint, trainer
 from wam_policy.training import train_step as step
 from wam_policy.training.checkpoint import latest_checkpoint
-from wam_policy.training.config import RENAMED_OPTIONS, OptimizerConfig, TrainConfig
+from wam_policy.training.config import OptimizerConfig, TrainConfig
 from wam_policy.training.trainer import train
 from wam_policy.utils.io import locked
+from wam_policy.utils.renamed_options import RENAMED_OPTIONS
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.models.registry import Model
 from wam_policy.policy import WAMPolicy
-from wam_policy.training.config import RENAMED_OPTIONS
 from wam_policy.training.distributed import ProcessGroup, is_sharded, local_tensor, shard_like
 from wam_policy.utils.io import sync_tree, write_text
+from wam_policy.utils.renamed_options import RENAMED_OPTIONS
 
 CHECKPOINTS = "checkpoints"  # in the folder of a run
 STATE_DIR = "training"  # in a checkpoint

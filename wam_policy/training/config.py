@@ -16,39 +16,6 @@ from wam_policy.normalize import Mode
 Part = Literal["all", "video", "action", "embodiment", "lora"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
-# Former names of options, by which a checkpoint of an earlier version stores them in
-# training/state.json. A dot separates a nested config from its option.
-RENAMED_OPTIONS = {
-    "every": "window_stride",
-    "stride": "frame_stride",
-    "threads": "num_threads",
-    "out": "output_dir",
-    "text": "text_encoder",
-    "state_scaling": "state_normalization",
-    "action_scaling": "action_normalization",
-    "keep_scaling": "keep_normalization",
-    "weights": "dataset_weights",
-    "sampling_steps": "num_inference_steps",
-    "template": "prompt_template",
-    "accumulate": "gradient_accumulation_steps",
-    "compute": "compute_dtype",
-    "checkpointing": "gradient_checkpointing",
-    "shard": "fsdp",
-    "save_every": "save_steps",
-    "keep": "save_total_limit",
-    "validation": "validation_fraction",
-    "track": "report_to",
-    "log_every": "logging_steps",
-    "init": "pretrained_path",
-    "take": "pretrained_part",
-    "train": "trainable",
-    "sizes": "model",
-    "optimizer.warmup": "optimizer.warmup_steps",
-    "optimizer.clip": "optimizer.max_grad_norm",
-    "optimizer.ema": "optimizer.ema_decay",
-    "optimizer.decay": "optimizer.weight_decay_on",
-}
-
 # Options that must be at least 1 where they are set.
 POSITIVE_OPTIONS = (
     "steps",

@@ -1,4 +1,4 @@
-"""Old names of command-line options, which keep working for one version.
+"""Old names of options: the command line accepts them for one version, a stored run does not.
 
 `translate` runs before the options are parsed. Each use of an old name prints a line on stderr that
 names the new one.
@@ -7,6 +7,39 @@ names the new one.
 from __future__ import annotations
 
 import sys
+
+# Old -> new names of the options of `wam train`. A run of an earlier version stores the old ones in
+# training/state.json. A dot separates a nested config from its option.
+RENAMED_OPTIONS = {
+    "every": "window_stride",
+    "stride": "frame_stride",
+    "threads": "num_threads",
+    "out": "output_dir",
+    "text": "text_encoder",
+    "state_scaling": "state_normalization",
+    "action_scaling": "action_normalization",
+    "keep_scaling": "keep_normalization",
+    "weights": "dataset_weights",
+    "sampling_steps": "num_inference_steps",
+    "template": "prompt_template",
+    "accumulate": "gradient_accumulation_steps",
+    "compute": "compute_dtype",
+    "checkpointing": "gradient_checkpointing",
+    "shard": "fsdp",
+    "save_every": "save_steps",
+    "keep": "save_total_limit",
+    "validation": "validation_fraction",
+    "track": "report_to",
+    "log_every": "logging_steps",
+    "init": "pretrained_path",
+    "take": "pretrained_part",
+    "train": "trainable",
+    "sizes": "model",
+    "optimizer.warmup": "optimizer.warmup_steps",
+    "optimizer.clip": "optimizer.max_grad_norm",
+    "optimizer.ema": "optimizer.ema_decay",
+    "optimizer.decay": "optimizer.weight_decay_on",
+}
 
 OUTPUT_DIR = {"out": "output-dir"}
 
@@ -20,31 +53,13 @@ CACHE = {
 }
 
 TRAINING = {
-    **OUTPUT_DIR,
-    **CACHE,
-    "accumulate": "gradient-accumulation-steps",
-    "action-scaling": "action-normalization",
-    "checkpointing": "gradient-checkpointing",
-    "compute": "compute-dtype",
-    "keep": "save-total-limit",
-    "keep-scaling": "keep-normalization",
-    "log-every": "logging-steps",
-    "optimizer.clip": "optimizer.max-grad-norm",
-    "optimizer.decay": "optimizer.weight-decay-on",
-    "optimizer.ema": "optimizer.ema-decay",
-    "optimizer.warmup": "optimizer.warmup-steps",
-    "sampling-steps": "num-inference-steps",
-    "save-every": "save-steps",
-    "shard": "fsdp",
-    "state-scaling": "state-normalization",
-    "template": "prompt-template",
-    "text": "text-encoder",
-    "track": "report-to",
-    "validation": "validation-fraction",
-    "weights": "dataset-weights",
-    # A name that ends with a dot stands for a whole group of options.
-    "sizes.": "model.",
+    old.replace("_", "-"): new.replace("_", "-")
+    for old, new in RENAMED_OPTIONS.items()
+    # `wam train` alone has the first two; the third is a group of options.
+    if old not in ("take", "train", "sizes")
 }
+# A name that ends with a dot stands for a whole group of options.
+TRAINING["sizes."] = "model."
 
 # Old -> new name of the options of each command.
 OLD_OPTIONS: dict[str, dict[str, str]] = {
