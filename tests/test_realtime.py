@@ -80,8 +80,8 @@ def test_a_flow_head_fits_the_free_actions_to_the_fixed_ones():
         (np.zeros((4, 3)), np.full(4, 1.5)),
     ],
 )
-def test_known_actions_that_can_t_be_are_refused(actions, weights):
-    with pytest.raises(ObservationError, match="known actions"):
+def test_an_action_target_that_does_not_fit_is_refused(actions, weights):
+    with pytest.raises(ObservationError, match="action target: "):
         make_policy().predict_chunk(
             make_observation(), action_target=ActionTarget(actions, weights)
         )
