@@ -173,8 +173,8 @@ def test_what_the_policy_does_not_support_is_refused_before_any_episode(config, 
     )
     for wrong, message in (
         (replace(config, explain=True), "pools by learned queries"),
-        (replace(light, checkpoint=str(lean), imagine=True), "only acts"),
-        (replace(light, horizon=2), "`replan` is 3, a chunk holds 2"),
+        (replace(light, checkpoint=str(lean), imagine=True), "has no video head"),
+        (replace(light, horizon=2), "`replan` is 3 but a chunk holds 2 actions"),
         (replace(light, checkpoint=str(lean), horizon=9), "knows 4 steps of a chunk"),
     ):
         with pytest.raises(ConfigError, match=message):

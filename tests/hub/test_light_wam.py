@@ -589,7 +589,7 @@ def test_a_lean_checkpoint_neither_imagines_nor_grows(tmp_path):
             policy.save_pretrained(tmp_path / "other", form=form)
     with pytest.raises(ConfigError, match="only a complete Light-WAM"):
         convert(ConvertConfig(src=str(tmp_path / "lean"), dst=tmp_path / "other", form="fat"))
-    with pytest.raises(CheckpointError, match="a lean checkpoint, which only acts"):
+    with pytest.raises(CheckpointError, match="is a lean checkpoint, which can only act"):
         initialization.read_init_weights(tmp_path / "lean")
     assert not (tmp_path / "other").exists()
     with pytest.raises(CheckpointError, match="has no decoder"):
