@@ -9,9 +9,9 @@ from training_data import make_config
 
 from wam_policy.data import latent_cache
 from wam_policy.data.config import CacheConfig
-from wam_policy.data.encoded_dataset import windows_of
 from wam_policy.data.latent_cache import LatentShards, load_or_encode
 from wam_policy.data.mixture import Mixture
+from wam_policy.data.windows import policy_windows
 from wam_policy.errors import DatasetError
 from wam_policy.training import resolve
 from wam_policy.training.cache import cache
@@ -27,7 +27,7 @@ def config(data, codec, tmp_path):
 
 def encode(config, vae=None):
     dataset, config = Mixture(config.dataset), resolve.inherit_from_policy(config, None)
-    windows = windows_of(config, dataset)
+    windows = policy_windows(dataset, config)
     return load_or_encode(
         config,
         resolve.camera_config(config, dataset),
