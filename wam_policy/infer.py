@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from wam_policy.checkpoints import resolve_checkpoint
 from wam_policy.errors import ObservationError
 from wam_policy.observation import IMAGE, INSTRUCTION, STATE
 from wam_policy.policy import WAMPolicy
+from wam_policy.utils.pictures import read_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         INSTRUCTION: config.instruction,
     }
     for name, path in config.images.items():
-        observation[IMAGE + name] = _read_image(path)
+        observation[IMAGE + name] = read_picture(path, path, ObservationError)
 
     # The prediction, in the units of the training data.
     names = list(policy.config.action.layout.names)
@@ -62,14 +62,3 @@ def infer(config: InferConfig) -> dict[str, Any]:
     answer = {"names": names, "actions": actions}
     print(json.dumps(answer))
     return answer
-
-
-def _read_image(path: Path) -> np.ndarray:
-    """Return an image file as uint8 [H, W, 3]."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise ObservationError(
-            f"{path} is not an image that Pillow can read ({error}); pass a PNG or JPEG file"
-        ) from error

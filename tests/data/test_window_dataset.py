@@ -101,7 +101,7 @@ def test_actions_in_the_layout_already_are_not_touched(folder, monkeypatch):
     dataset = Mixture([folder])
     assert dataset.datasets[0].has_action_layout
     monkeypatch.setattr(mixture, "ActionMap", None)
-    assert np.array_equal(dataset.actions(RECORDED), dataset.vector("action"))
+    assert np.array_equal(dataset.actions(RECORDED), dataset.datasets[0].vector("action"))
 
 
 def test_what_actions_mean_must_be_declared_or_is_taken_from_the_policy(folder, policy):
@@ -110,7 +110,7 @@ def test_what_actions_mean_must_be_declared_or_is_taken_from_the_policy(folder, 
         WindowDataset(folder, policy.config)
     dataset = Mixture([folder])
     assert not dataset.datasets[0].has_action_layout
-    assert np.array_equal(dataset.actions(LAYOUT), dataset.vector("action"))
+    assert np.array_equal(dataset.actions(LAYOUT), dataset.datasets[0].vector("action"))
 
 
 def test_actions_that_cannot_be_mapped_are_refused(folder, policy):

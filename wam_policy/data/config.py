@@ -14,6 +14,10 @@ from wam_policy.errors import ConfigError
 
 T = TypeVar("T")
 
+# Features of the state and of the actions in LeRobot's own recordings.
+STATE_KEY = ("observation.state",)
+ACTION_KEY = ("action",)
+
 
 def check_positive(config: object, names: Iterable[str]) -> None:
     """Check that the options of these names are at least 1 where they are set.
@@ -38,7 +42,7 @@ class DataConfig:
     """Windows of a LeRobot dataset, and the codec that encodes them."""
 
     dataset: tuple[str, ...]
-    """LeRobot v2.1 or v3.0 folders or Hub ids. Each holds `meta/wam_contract.json`, which
+    """LeRobot v2 or v3 folders or Hub ids. Each holds `meta/wam_contract.json`, which
     `wam record` writes, unless `preset` is set."""
     codec: Path | None = None
     """Folder of the video codec in the diffusers layout; default: the codec of the policy that
@@ -55,6 +59,10 @@ class DataConfig:
     camera_map: dict[str, str] = field(default_factory=dict)
     """Dataset feature of each camera: name, feature, name, feature, …; default:
     `observation.images.<name>`, or the feature of an alias of the camera (`wam_policy.cameras`)."""
+    state_key: tuple[str, ...] = STATE_KEY
+    """Dataset features whose numbers, one feature after the other, are the state."""
+    action_key: tuple[str, ...] = ACTION_KEY
+    """Dataset features whose numbers, one feature after the other, are an action."""
     frames: int | None = None
     """Video frames per window, the observation included; default: as the pretrained policy,
     else 5."""
@@ -70,8 +78,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, ("frames", "frame_stride", "window_stride", "num_threads"))
-        if self.cameras == ():
-            raise ConfigError("`cameras` is empty: name at least one, or leave it out")
+        for name in ("cameras", "state_key", "action_key"):
+            if getattr(self, name) == ():
+                raise ConfigError(f"`{name}` is empty: name at least one, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,7 +141,7 @@ def encode_dataset(
     layout = contract.action.layout
     actions = padded_actions(dataset.actions(layout), windows, layout)
     action = contract.action.normalization.normalize(actions)
-    state = dataset.vector("observation.state")[windows.start]
+    state = dataset.states()[windows.start]
     proprio = contract.state.normalization.normalize(state)
 
     frame_is_pad = torch.from_numpy(windows.frame_is_pad)

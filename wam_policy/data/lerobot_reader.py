@@ -1,15 +1,11 @@
-"""Reads LeRobot datasets v2.1 and v3.0 from a folder with pyarrow and PyAV.
-
-Formats: https://github.com/huggingface/lerobot, `docs/source/lerobot-dataset-v3.mdx`. Version 2.1
-has one parquet file and one video per camera for every episode.
-"""
+"""Reads LeRobot datasets of versions 2.0, 2.1 and 3.0 from a folder with pyarrow and PyAV."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,24 +13,18 @@ from typing import Any
 import numpy as np
 
 from wam_policy.contract import ActionLayout
-from wam_policy.data.video_reader import read_frames
-from wam_policy.errors import ConfigError, DatasetError, MissingExtraError
+from wam_policy.data import lerobot_meta, tables, video_reader
+from wam_policy.data.lerobot_meta import CONTRACT_PATH
+from wam_policy.data.tables import CURE, RowError
+from wam_policy.errors import ConfigError, DatasetError
+from wam_policy.utils import documents, pictures
 from wam_policy.utils.json_dataclass import from_plain
-
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ImportError as error:
-    raise MissingExtraError("pyarrow", "train") from error
-
-# Beside LeRobot's own files, which cannot express what a gripper's numbers mean.
-CONTRACT_PATH = "meta/wam_contract.json"
 
 # Prefix of the features of cameras.
 CAMERA_PREFIX = "observation.images."
 
-# Float features that describe the recording, not the robot.
-_NON_ROBOT_FEATURES = ("timestamp", "next.reward")
+# Colour planes of a frame.
+_PLANES = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class Episode:
     """The rows and videos of one episode."""
 
     index: int
-    task: str
+    task: str  # sentence of the first row
     start: int  # first row
     stop: int  # row after the last
     # Camera feature -> video file, and the time in it at which the episode starts (seconds).
@@ -56,7 +46,7 @@ class LeRobotDataset:
         folder: Folder of the dataset.
         info: Contents of `meta/info.json`.
         fps: Rows per second.
-        cameras: Features that are videos.
+        cameras: Features that are videos, or pictures in the rows.
         names: Names of the numbers of each vector, by its feature.
         episodes: Episodes in the order of their rows.
         length: Number of rows.
@@ -70,175 +60,91 @@ class LeRobotDataset:
                 parts contradict each other.
         """
         self.folder = Path(folder)
-        info_path = self.folder / "meta/info.json"
-        if not info_path.is_file():
-            raise DatasetError(f"{self.folder} is not a LeRobot dataset: it has no meta/info.json")
-        self.info = _read_info(info_path)
-        version = self.info.get("codebase_version")
-        if version not in ("v2.1", "v3.0"):
-            raise DatasetError(
-                f"{self.folder} is a LeRobot dataset {version}; this reader knows v2.1 and v3.0: "
-                f"convert it with LeRobot"
-            )
+        self.info = lerobot_meta.read_info(self.folder)
+        self.fps = self.info.fps
+        features = self.info.features
+        self.cameras = [key for key in features if features[key].dtype in ("video", "image")]
+        self.names = lerobot_meta.vector_names(self.info)
 
-        # Features.
-        self.fps = float(self.info["fps"])
-        self.cameras = self._features_of_type("video")
-        stills = self._features_of_type("image")
-        if stills and not self.cameras:
-            raise DatasetError(
-                f"{self.folder} stores {stills} as images: write it with videos (`use_videos=True`)"
-            )
-        self.names = _vector_names(self.info["features"])
-
-        # Episodes and rows.
-        if version == "v2.1":
-            self.episodes, files = self._episodes_v21()
-            self._tasks = self._tasks_v21()
+        # What `meta/` says about episodes and files.
+        videos = [key for key in self.cameras if features[key].dtype == "video"]
+        if self.info.generation == "v2":
+            described = lerobot_meta.episodes_v2(self.folder, self.info, videos)
+            self._files = lerobot_meta.row_files_v2(self.folder, self.info, described)
         else:
-            self.episodes, files = self._episodes_v30()
-            self._tasks = self._tasks_v30()
-        columns = ["episode_index", "task_index", *self.names]
-        self._rows = pa.concat_tables([_read_table(file, columns) for file in files])
-        self.length: int = self._rows.num_rows
-        self._check_rows()
+            described = lerobot_meta.episodes_v3(self.folder, self.info, videos)
+            self._files = lerobot_meta.numbered_files(self.folder, "data")
 
-    def _features_of_type(self, dtype: str) -> list[str]:
-        features = self.info["features"]
-        return [key for key in features if features[key]["dtype"] == dtype]
+        # Rows are counted before they are read.
+        counts = [tables.count_rows(file) for file in self._files]
+        self._offsets = np.cumsum([0, *counts])
+        self.length = int(self._offsets[-1])
+        self._check_lengths(described)
 
-    def _check_rows(self) -> None:
-        """Check that rows, `info.json` and episodes agree."""
-        expected = self.info["total_frames"]
+        columns = ["episode_index", "task_index", "timestamp", *self.names]
+        self._tables = [tables.read_table(file, columns) for file in self._files]
+        self._task_index = self._integers("task_index")
+        self._tasks = lerobot_meta.read_tasks(self.folder, self.info)
+        self.episodes = self._make_episodes(described)
+
+    def _check_lengths(self, described: Sequence[lerobot_meta.EpisodeInfo]) -> None:
+        """Check that rows, `info.json` and episodes have one length."""
+        expected = self.info.total_frames
         if self.length != expected:
             raise DatasetError(
-                f"{self.folder}: info.json states {expected} frames, "
-                f"found {self.length}; download or record the dataset again"
+                f"{self.folder}: info.json states {expected} frames, found {self.length}; {CURE}"
             )
-        lengths = [episode.stop - episode.start for episode in self.episodes]
-        if sum(lengths) != self.length:
+        episodes = self.info.total_episodes
+        if episodes is not None and episodes != len(described):
+            raise DatasetError(
+                f"{self.folder}: info.json states {episodes} episodes, "
+                f"found {len(described)}; {CURE}"
+            )
+        for episode in described:
+            if episode.length < 1:
+                raise DatasetError(
+                    f"{self.folder}: episode {episode.index} has {episode.length} frames; {CURE}"
+                )
+        if sum(episode.length for episode in described) != self.length:
             raise DatasetError(
                 f"{self.folder}: the lengths of the episodes do not add up to its "
-                f"{self.length} frames; download or record the dataset again"
+                f"{self.length} frames; {CURE}"
             )
-        episode_index = self._rows["episode_index"].to_numpy()
-        for episode in self.episodes:
-            rows = episode_index[episode.start : episode.stop]
-            if (rows != episode.index).any():
+
+    def _make_episodes(self, described: Sequence[lerobot_meta.EpisodeInfo]) -> list[Episode]:
+        """Return the episodes, after a check that the rows are theirs."""
+        episode_index = self._integers("episode_index")
+        episodes = []
+        start = 0
+        for one in described:
+            stop = start + one.length
+            if (episode_index[start:stop] != one.index).any():
                 raise DatasetError(
-                    f"{self.folder}: rows {episode.start} to {episode.stop} "
-                    f"are not those of episode {episode.index}; "
-                    f"download or record the dataset again"
+                    f"{self.folder}: rows {start} to {stop} are not those of episode {one.index}; "
+                    f"{CURE}"
                 )
+            # An unknown task is reported by `instructions`, which name it.
+            task = self._tasks.get(int(self._task_index[start]), "")
+            episodes.append(Episode(one.index, task, start, stop, one.videos))
+            start = stop
+        return episodes
 
     @functools.cached_property
     def sha256(self) -> str:
-        """SHA-256 over metadata (`meta/`), rows (`data/`), and the videos' names and sizes."""
-        digest = hashlib.sha256()
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
-        for path in sorted(files):
-            name = path.relative_to(self.folder)
-            kind = name.parts[0]
-            if kind not in ("meta", "data", "videos"):
-                continue
-            size = path.stat().st_size
-            digest.update(f"{name}\0{size}\0".encode())
+        """SHA-256 over the names and contents of all files in `meta/`, `data/` and `videos/`.
 
-            # Hashing the contents of the videos would take minutes.
-            if kind != "videos":
+        Raises:
+            DatasetError: A file cannot be read.
+        """
+        digest = hashlib.sha256()
+        for name, path in _dataset_files(self.folder):
+            digest.update(f"{name}\0".encode(errors="surrogateescape"))
+            try:
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise DatasetError(f"{path} cannot be read ({error}); {CURE}") from error
         return digest.hexdigest()
-
-    def _episodes_v30(self) -> tuple[list[Episode], list[Path]]:
-        """Return the episodes and the files of their rows; a file holds many episodes."""
-        tables = [_read_table(file) for file in self._parquet_files("meta/episodes")]
-        episodes = []
-        for row in pa.concat_tables(tables).to_pylist():
-            # A video holds many episodes too: each starts at its own time.
-            videos = {}
-            for key in self.cameras:
-                name = self.info["video_path"].format(
-                    video_key=key,
-                    chunk_index=row[f"videos/{key}/chunk_index"],
-                    file_index=row[f"videos/{key}/file_index"],
-                )
-                start_time = float(row[f"videos/{key}/from_timestamp"])
-                videos[key] = (self.folder / name, start_time)
-            episode = Episode(
-                index=row["episode_index"],
-                task=row["tasks"][0],
-                start=row["dataset_from_index"],
-                stop=row["dataset_to_index"],
-                videos=videos,
-            )
-            episodes.append(episode)
-        return episodes, self._parquet_files("data")
-
-    def _parquet_files(self, subfolder: str) -> list[Path]:
-        files = sorted((self.folder / subfolder).glob("chunk-*/file-*.parquet"))
-        if not files:
-            raise DatasetError(
-                f"{self.folder}/{subfolder} holds no parquet file; "
-                f"download or record the dataset again"
-            )
-        return files
-
-    def _episodes_v21(self) -> tuple[list[Episode], list[Path]]:
-        """Return the episodes and the files of their rows; each episode has its own files."""
-        episodes = []
-        files = []
-        start = 0
-        for row in self._json_lines("episodes.jsonl"):
-            index = row["episode_index"]
-            chunk = index // self.info["chunks_size"]
-            numbers = {"episode_chunk": chunk, "episode_index": index}
-
-            # Its files; a video starts with the episode.
-            rows_name = self.info["data_path"].format(**numbers)
-            files.append(self.folder / rows_name)
-            videos = {}
-            for key in self.cameras:
-                video_name = self.info["video_path"].format(video_key=key, **numbers)
-                videos[key] = (self.folder / video_name, 0.0)
-
-            # Its rows, which follow those of the episode before.
-            stop = start + row["length"]
-            episode = Episode(
-                index=index,
-                task=row["tasks"][0],
-                start=start,
-                stop=stop,
-                videos=videos,
-            )
-            episodes.append(episode)
-            start = stop
-        return episodes, files
-
-    def _json_lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / "meta" / name
-        if not path.is_file():
-            raise DatasetError(
-                f"{self.folder} has no meta/{name}; download or record the dataset again"
-            )
-        lines = path.read_text(encoding="utf-8").splitlines()
-        try:
-            return [json.loads(line) for line in lines if line]
-        except ValueError as error:
-            raise _unreadable(path, error) from error
-
-    def _tasks_v21(self) -> dict[int, str]:
-        rows = self._json_lines("tasks.jsonl")
-        return {row["task_index"]: row["task"] for row in rows}
-
-    def _tasks_v30(self) -> dict[int, str]:
-        tasks = {}
-        table = _read_table(self.folder / "meta/tasks.parquet")
-        for row in table.to_pylist():
-            # The text is the index of a pandas frame, whose column has no fixed name.
-            index = row.pop("task_index")
-            tasks[index] = next(iter(row.values()))
-        return tasks
 
     def instructions(self) -> list[str]:
         """Return the instruction of every row.
@@ -246,7 +152,7 @@ class LeRobotDataset:
         Raises:
             DatasetError: A row refers to a task without text.
         """
-        task_index = self._rows["task_index"].to_pylist()
+        task_index = self._task_index.tolist()
         unknown = set(task_index) - self._tasks.keys()
         if unknown:
             raise DatasetError(
@@ -273,40 +179,38 @@ class LeRobotDataset:
                 f'"gripper": {{"index": 6, "open": 1.0, "closed": 0.0}}}}}}'
             )
         path = self.folder / CONTRACT_PATH
+        contract = documents.read_json_object(path, DatasetError, "correct the contract")
         try:
-            contract = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(contract, dict):
-                raise ConfigError(f"expected an object, got {type(contract).__name__}")
             return from_plain(ActionLayout, contract.get("action"), "action")
-        except ValueError as error:
+        except ConfigError as error:
             raise DatasetError(f"{path} is not a contract ({error}); correct it") from error
 
     def vector(self, key: str) -> np.ndarray:
         """Return a feature of every row, float32 [rows, numbers].
 
         Raises:
-            DatasetError: There is no such feature, or a value is not finite; the message gives its
-                episode and frame.
+            DatasetError: There is no such feature, or a value is missing, not finite, or no number;
+                the message gives its episode and frame.
         """
         if key not in self.names:
-            available = sorted(self.names)
-            raise DatasetError(f"{self.folder} has no feature {key!r}; it has {available}")
-        column = self._rows[key].combine_chunks()
-        # LeRobot stores vectors of one number as plain numbers.
-        if pa.types.is_nested(column.type):
-            column = column.flatten()
-        numbers = column.to_numpy(zero_copy_only=False)
-        values = numbers.astype(np.float32).reshape(self.length, -1)
+            dtype = self.info.features[key].dtype if key in self.info.features else None
+            problem = "no feature" if dtype is None else f"no vector (its dtype is {dtype!r})"
+            raise DatasetError(f"{self.folder} has {problem} {key!r}; it has {sorted(self.names)}")
+
+        size = len(self.names[key])
+        parts = []
+        for file, table, offset in self._parts():
+            try:
+                parts.append(tables.vector_column(table[key], size))
+            except RowError as error:
+                raise self._bad_row(key, offset + error.row, str(error)) from error
+            except TypeError as error:
+                raise DatasetError(f"{file}: {key} {error}; {CURE}") from error
+        values = np.concatenate(parts)
 
         not_finite = np.flatnonzero(~np.isfinite(values).all(1))
         if len(not_finite):
-            row = not_finite[0]
-            episode = next(one for one in self.episodes if one.start <= row < one.stop)
-            frame = row - episode.start
-            raise DatasetError(
-                f"{self.folder}: {key} is not finite in episode {episode.index}, frame {frame}; "
-                f"remove the episode or correct the value"
-            )
+            raise self._bad_row(key, int(not_finite[0]), "is not finite")
         return values
 
     def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
@@ -327,10 +231,42 @@ class LeRobotDataset:
         positions = [available.index(name) for name in names]
         return values[:, positions]
 
+    def _integers(self, name: str) -> np.ndarray:
+        """Return a column of integers of all rows, int64 [rows]."""
+        return np.concatenate(
+            [tables.integer_column(file, table, name) for file, table, _ in self._parts()]
+        )
+
+    def _parts(self) -> Iterator[tuple[Path, Any, int]]:
+        """Yield the file, the table and the first row of each part of the rows."""
+        yield from zip(self._files, self._tables, self._offsets.tolist(), strict=False)
+
+    def _bad_row(self, key: str, row: int, problem: str) -> DatasetError:
+        """Return the error of a value that cannot be used, with its episode and frame."""
+        episode = next(one for one in self.episodes if one.start <= row < one.stop)
+        frame = row - episode.start
+        return DatasetError(
+            f"{self.folder}: {key} {problem} in episode {episode.index}, frame {frame}; "
+            f"remove the episode or correct the value"
+        )
+
+    @functools.cached_property
+    def _timestamps(self) -> np.ndarray:
+        """Time of every row in its episode in seconds, float64 [rows]."""
+        parts = []
+        for file, table, _ in self._parts():
+            try:
+                parts.append(tables.vector_column(table["timestamp"], 1)[:, 0])
+            except (RowError, TypeError) as error:
+                raise DatasetError(f"{file}: timestamp {error}; {CURE}") from error
+        return np.concatenate(parts).astype(np.float64)
+
     def read_frames(
         self, key: str, episode: Episode, rows: Sequence[int] | np.ndarray
     ) -> np.ndarray:
         """Return a camera's frames at some rows of an episode; no others are kept in memory.
+
+        A row's frame is the one at its `timestamp`, within `video_reader.TOLERANCE`.
 
         Args:
             key: Feature of the camera.
@@ -341,23 +277,45 @@ class LeRobotDataset:
             Frames uint8 [len(rows), H, W, 3].
 
         Raises:
-            DatasetError: There is no such camera, or the video cannot be decoded or is truncated;
-                the message names the episode.
+            DatasetError: There is no such camera, a row is not of this episode, or the frames are
+                damaged, missing or at other times; the message names the episode.
         """
         self._check_camera(key)
-
-        # Frame number in the video = row + shift.
-        path, start_time = episode.videos[key]
-        shift = round(start_time * self.fps) - episode.start
-        numbers = [shift + int(row) for row in rows]
+        first = int(rows[0]) - episode.start
+        last = int(rows[-1]) - episode.start
+        where = f"{self.folder}, episode {episode.index}, frames {first} to {last}"
+        if first < 0 or last >= episode.stop - episode.start:
+            length = episode.stop - episode.start
+            raise DatasetError(f"{where}: the episode has the frames 0 to {length - 1}")
         try:
-            return read_frames(path, numbers, self.fps)
+            if key not in episode.videos:
+                return self._pictures(key, rows)
+            path, start_time = episode.videos[key]
+            times = self._timestamps[np.asarray(rows)] + start_time
+            if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+                raise DatasetError("the timestamps of the rows are not in ascending order")
+            return video_reader.read_frames(path, times.tolist())
         except DatasetError as error:
-            first = rows[0] - episode.start
-            last = rows[-1] - episode.start
-            raise DatasetError(
-                f"{self.folder}, episode {episode.index}, frames {first} to {last}: {error}"
-            ) from error
+            raise DatasetError(f"{where}: {error}") from error
+
+    def _pictures(self, key: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the pictures that stand in some rows, uint8 [len(rows), H, W, 3]."""
+        frames = []
+        for row in rows:
+            index = int(np.searchsorted(self._offsets, int(row), side="right")) - 1
+            file = self._files[index]
+            picture = tables.picture_column(file, key)[int(row) - int(self._offsets[index])]
+            content = picture.as_py()
+            data = content.get("bytes") if isinstance(content, dict) else content
+            if not isinstance(data, bytes):
+                raise DatasetError(
+                    f"{file}: {key} holds no picture, but {content!r:.100}; write it with the "
+                    f"pictures embedded, or with videos (`use_videos=True`)"
+                )
+            frames.append(pictures.read_picture(data, f"{file}, {key}", DatasetError))
+        if len({frame.shape for frame in frames}) > 1:
+            raise DatasetError(f"the pictures of {key} have several sizes; scale them to one")
+        return np.stack(frames)
 
     def _check_camera(self, key: str) -> None:
         """Check that a feature is a camera."""
@@ -367,20 +325,27 @@ class LeRobotDataset:
     def frame_size(self, key: str) -> tuple[int, int]:
         """Return height and width of a camera's frames, in pixels.
 
+        The declared shape may have the planes first or last; where it does not tell, the first
+        frame does.
+
         Raises:
-            DatasetError: There is no such camera.
+            DatasetError: There is no such camera, or its frames are not in colour.
         """
         self._check_camera(key)
-        feature = self.info["features"][key]
-        shape = feature["shape"]
-
-        # [H, W, 3], or [3, H, W] if the names of the axes say so.
-        axes = feature.get("names")
-        if isinstance(axes, list) and str(axes[0]).startswith("channel"):
-            _, height, width = shape
-        else:
-            height, width = shape[:2]
-        return height, width
+        shape = self.info.features[key].shape
+        places = [i for i, size in enumerate(shape) if size == _PLANES]
+        if len(shape) == 3 and places == [0]:
+            return shape[1], shape[2]
+        if len(shape) == 3 and places == [2]:
+            return shape[0], shape[1]
+        if len(shape) != 3 or not places:
+            raise DatasetError(
+                f"{self.folder}: meta/info.json declares {list(shape)} as the shape of {key!r}, "
+                f"expected height, width and {_PLANES} planes of colour"
+            )
+        episode = self.episodes[0]
+        frame = self.read_frames(key, episode, [episode.start])[0]
+        return frame.shape[0], frame.shape[1]
 
     def read_all_frames(self, key: str) -> np.ndarray:
         """Decode all frames of a camera into memory, uint8 [rows, H, W, 3]."""
@@ -391,60 +356,36 @@ class LeRobotDataset:
         return np.concatenate(frames)
 
 
-def _read_info(path: Path) -> dict[str, Any]:
-    """Read `meta/info.json` and check that it has the entries that every dataset needs."""
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    required = {"fps", "features", "total_frames"}
-    missing = sorted(required - info.keys()) if isinstance(info, dict) else sorted(required)
-    if missing:
-        raise DatasetError(f"{path} lacks {missing}; download or record the dataset again")
-    content: dict[str, Any] = info
-    return content
+def _dataset_files(folder: Path) -> list[tuple[str, Path]]:
+    """Return the names and paths of a dataset's files in order; links are followed.
 
-
-def _unreadable(path: Path, error: Exception) -> DatasetError:
-    """Return the error of a file that is damaged."""
-    return DatasetError(f"{path} cannot be read ({error}); download or record the dataset again")
-
-
-def _vector_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return the names of the numbers of each vector that describes the robot."""
-    names = {}
-    for key, feature in features.items():
-        is_float = feature["dtype"] in ("float32", "float64")
-        is_vector = len(feature["shape"]) == 1
-        if is_float and is_vector and key not in _NON_ROBOT_FEATURES:
-            names[key] = _number_names(key, feature)
-    return names
-
-
-def _number_names(key: str, feature: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a vector's numbers: the declared ones, or else "<vector>_<i>".
-
-    LeRobot declares a list, or a dict of groups of names.
+    Raises:
+        DatasetError: There is none, or a folder holds itself.
     """
-    names = feature.get("names")
-    if isinstance(names, dict):
-        groups = list(names.values())
-        names = []
-        for group in groups:
-            names += group if isinstance(group, list) else [group]
-
-    # Names that are missing, ambiguous or too few are replaced.
-    size = feature["shape"][0]
-    if not names or len(names) != size or len(set(names)) != size:
-        vector = key.removeprefix("observation.")
-        return tuple(f"{vector}_{i}" for i in range(size))
-    return tuple(map(str, names))
+    files = []
+    for kind in ("meta", "data", "videos"):
+        for path in _walk(folder / kind, frozenset()):
+            files.append((path.relative_to(folder).as_posix(), path))
+    if not files:
+        raise DatasetError(f"{folder} holds no file in meta/, data/ or videos/; {CURE}")
+    return sorted(files)
 
 
-def _read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a parquet file; `columns` selects some of its columns."""
-    selected = None if columns is None else list(columns)
-    try:
-        return pq.read_table(file, columns=selected)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(file, error) from error
+def _walk(folder: Path, parents: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files below a folder, also behind links.
+
+    Args:
+        folder: Folder to search; it need not exist.
+        parents: Folders in which it lies, with links resolved.
+    """
+    if not folder.is_dir():
+        return
+    place = folder.resolve()
+    if place in parents:
+        raise DatasetError(f"{folder} is a link to a folder in which it lies; remove it")
+    for entry in os.scandir(folder):
+        path = Path(entry.path)
+        if path.is_dir():
+            yield from _walk(path, parents | {place})
+        else:
+            yield path

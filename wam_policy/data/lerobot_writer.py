@@ -19,7 +19,8 @@ import av
 import numpy as np
 
 from wam_policy.contract import ActionLayout
-from wam_policy.data.lerobot_reader import CONTRACT_PATH, pa, pq
+from wam_policy.data.lerobot_meta import CONTRACT_PATH
+from wam_policy.data.tables import pa, pq
 from wam_policy.errors import DatasetError
 
 Arrays = Mapping[str, np.ndarray]  # by feature
@@ -260,7 +261,7 @@ class LeRobotWriter:
         return self.folder
 
     def _data_table(self) -> pa.Table:
-        """Return the table of all rows; vectors are lists of fixed size."""
+        """Return the table of all rows; vectors of several numbers are lists of fixed size."""
         columns: dict[str, pa.Array] = {}
         for key, dtype in _INDEX_COLUMNS.items():
             arrow_type = pa.from_numpy_dtype(np.dtype(dtype))
@@ -268,7 +269,11 @@ class LeRobotWriter:
         for key, names in self.vectors.items():
             values = np.concatenate(self._rows[key])
             flat = pa.array(values, type=pa.float32())
-            columns[key] = pa.FixedSizeListArray.from_arrays(flat, len(names))
+            # LeRobot stores vectors of one number as plain numbers, and casts to that type.
+            is_number = len(names) == 1
+            columns[key] = (
+                flat if is_number else pa.FixedSizeListArray.from_arrays(flat, len(names))
+            )
         return pa.table(columns)
 
     def _statistics(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from wam_policy.cameras import find_camera
 from wam_policy.contract import ActionLayout
+from wam_policy.data.config import ACTION_KEY, STATE_KEY, DataConfig
 from wam_policy.data.lerobot_reader import CAMERA_PREFIX, Episode, LeRobotDataset
 from wam_policy.errors import ConfigError, DatasetError
 from wam_policy.hub.download import DATASET_PATTERNS, DownloadOptions, resolve_folder
@@ -27,8 +28,9 @@ class Mixture:
     Attributes:
         datasets: The datasets.
         folder: Folder of the first dataset, for messages.
-        names: Names of the numbers of each vector, by its feature.
         camera_map: Feature of each camera that is not looked up by its name.
+        state_key: Features whose numbers, one after the other, are the state.
+        action_key: Features whose numbers, one after the other, are an action.
         offsets: First row of each dataset, and the row after the last one.
         length: Rows of all datasets.
         episodes: Episodes of all datasets, by their rows in the mixture.
@@ -38,6 +40,9 @@ class Mixture:
         self,
         sources: Sequence[str | Path | LeRobotDataset],
         camera_map: Mapping[str, str] | None = None,
+        *,
+        state_key: Sequence[str] = STATE_KEY,
+        action_key: Sequence[str] = ACTION_KEY,
     ) -> None:
         """Read everything but the video frames.
 
@@ -46,21 +51,26 @@ class Mixture:
                 already read.
             camera_map: Feature by camera name. A camera that is not named here is looked up by its
                 name, then by its aliases.
+            state_key: Features whose numbers, one after the other, are the state.
+            action_key: Features whose numbers, one after the other, are an action.
 
         Raises:
             DatasetError: A dataset is broken, or the datasets differ in frame rate or in the names
-                of their vectors.
+                of the numbers of state and action.
             CheckpointError: A source is not a folder and cannot be downloaded.
         """
         self.datasets = [_load_dataset(source) for source in sources]
         if not self.datasets:
             raise DatasetError("no dataset is given: name at least one with --dataset")
-        first = self.datasets[0]
-        for dataset in self.datasets[1:]:
-            _check_compatible(first, dataset)
-        self.folder = first.folder
-        self.names = first.names
+        self.state_key = tuple(state_key)
+        self.action_key = tuple(action_key)
         self.camera_map = dict(camera_map or {})
+        first = self.datasets[0]
+        self.folder = first.folder
+        for dataset in self.datasets[1:]:
+            for key in (*self.state_key, *self.action_key):
+                _check_same_names(first, dataset, key)
+            _check_same_rate(first, dataset)
 
         # Episodes, with their rows shifted by the rows of the datasets before.
         self.episodes: list[Episode] = []
@@ -85,23 +95,57 @@ class Mixture:
     def fingerprint(self) -> str:
         """Return the SHA-256 over the fingerprints of the datasets."""
         digests = [dataset.sha256 for dataset in self.datasets]
+        # The features are hashed only if they are not the usual ones, so that files written before
+        # these options existed stay valid.
+        if (self.state_key, self.action_key) != (STATE_KEY, ACTION_KEY):
+            digests.append(repr((self.state_key, self.action_key)))
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def instructions(self) -> list[str]:
         """Return the instruction of every row."""
         return [instruction for dataset in self.datasets for instruction in dataset.instructions()]
 
-    def vector(self, key: str) -> np.ndarray:
-        """Return a feature of every row, float32 [rows, numbers]."""
-        return np.concatenate([dataset.vector(key) for dataset in self.datasets])
-
-    def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
-        """Return some numbers of a feature by name, float32 [rows, len(names)].
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the numbers of the state.
 
         Raises:
-            DatasetError: The feature lacks one of them.
+            DatasetError: The datasets do not have the features of the state.
         """
-        return np.concatenate([dataset.columns(key, names) for dataset in self.datasets])
+        return _joined_names(self.datasets[0], self.state_key, "--state-key")
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the numbers of an action.
+
+        Raises:
+            DatasetError: The datasets do not have the features of the actions.
+        """
+        return _joined_names(self.datasets[0], self.action_key, "--action-key")
+
+    def states(self, names: Sequence[str] | None = None) -> np.ndarray:
+        """Return the state of every row, float32 [rows, P].
+
+        Args:
+            names: Names of the numbers, in the order to return them in; None for all.
+
+        Raises:
+            DatasetError: The datasets have no state, it lacks one of the numbers, or a value is
+                missing or not finite.
+        """
+        available = self.state_names
+        states = np.concatenate(
+            [_joined_vectors(dataset, self.state_key) for dataset in self.datasets]
+        )
+        if names is None:
+            return states
+        missing = [name for name in names if name not in available]
+        if missing:
+            raise DatasetError(
+                f"{self.folder}: the state ({', '.join(self.state_key)}) has no {missing}; "
+                f"it has {list(available)}"
+            )
+        return states[:, [available.index(name) for name in names]]
 
     def action_layout(self) -> ActionLayout:
         """Return the layout of the recorded actions.
@@ -126,7 +170,12 @@ class Mixture:
         Raises:
             ActionError: The recorded actions cannot be mapped onto the layout.
         """
-        return np.concatenate([_mapped_actions(dataset, layout) for dataset in self.datasets])
+        parts = []
+        for dataset in self.datasets:
+            _joined_names(dataset, self.action_key, "--action-key")
+            actions = _joined_vectors(dataset, self.action_key)
+            parts.append(_mapped_actions(actions, dataset, layout))
+        return np.concatenate(parts)
 
     def camera_feature(self, camera: str, dataset: LeRobotDataset) -> str:
         """Return the feature of a dataset that holds a camera's frames.
@@ -188,8 +237,12 @@ class Mixture:
         dataset = self.datasets[index]
         feature = self.camera_feature(camera, dataset)
 
-        # The dataset counts frames from the episode's start, so the shift of the rows cancels out.
-        return dataset.read_frames(feature, episode, rows)
+        # The dataset counts its own rows.
+        shift = int(self.offsets[index])
+        own_episode = dataclasses.replace(
+            episode, start=episode.start - shift, stop=episode.stop - shift
+        )
+        return dataset.read_frames(feature, own_episode, np.asarray(rows) - shift)
 
     def _common_value(self, what: str, values: Sequence[T]) -> T:
         """Return the value that all datasets have, and raise a DatasetError if they differ."""
@@ -203,6 +256,21 @@ class Mixture:
         return first
 
 
+def open_datasets(config: DataConfig) -> Mixture:
+    """Return the datasets that the options of a run name.
+
+    Raises:
+        DatasetError: See `Mixture`.
+        CheckpointError: See `Mixture`.
+    """
+    return Mixture(
+        config.dataset,
+        config.camera_map,
+        state_key=config.state_key,
+        action_key=config.action_key,
+    )
+
+
 def _load_dataset(source: str | Path | LeRobotDataset) -> LeRobotDataset:
     if isinstance(source, LeRobotDataset):
         return source
@@ -210,13 +278,51 @@ def _load_dataset(source: str | Path | LeRobotDataset) -> LeRobotDataset:
     return LeRobotDataset(folder)
 
 
-def _check_compatible(first: LeRobotDataset, other: LeRobotDataset) -> None:
-    """Check that two datasets name their vectors alike and have one frame rate."""
-    if other.names != first.names:
+def _joined_names(dataset: LeRobotDataset, keys: Sequence[str], option: str) -> tuple[str, ...]:
+    """Return the names of the numbers of some features, one feature after the other.
+
+    Args:
+        dataset: Dataset that has the features.
+        keys: Features.
+        option: Option that names the features, for the message.
+
+    Raises:
+        DatasetError: There is no such feature.
+    """
+    names = []
+    for key in keys:
+        if key not in dataset.names:
+            available = sorted(dataset.names)
+            raise DatasetError(
+                f"{dataset.folder} has no vector {key!r}; it has {available}: "
+                f"name the right ones with {option}"
+            )
+        names.append(dataset.names[key])
+    joined = [name for group in names for name in group]
+    if len(set(joined)) < len(joined):
+        # Both arms may name their joints alike.
+        joined = [f"{key}.{name}" for key, group in zip(keys, names, strict=True) for name in group]
+    return tuple(joined)
+
+
+def _joined_vectors(dataset: LeRobotDataset, keys: Sequence[str]) -> np.ndarray:
+    """Return the numbers of some features of every row, one feature after the other."""
+    return np.concatenate([dataset.vector(key) for key in keys], axis=1)
+
+
+def _check_same_names(first: LeRobotDataset, other: LeRobotDataset, key: str) -> None:
+    """Check that two datasets name the numbers of a feature alike."""
+    names = other.names.get(key)
+    expected = first.names.get(key)
+    if names != expected:
         raise DatasetError(
-            f"{other.folder} has the vectors {other.names}, "
-            f"but {first.folder} has {first.names}; name them alike in meta/info.json"
+            f"{other.folder} has the numbers {names} in {key!r}, "
+            f"but {first.folder} has {expected}; name them alike in meta/info.json"
         )
+
+
+def _check_same_rate(first: LeRobotDataset, other: LeRobotDataset) -> None:
+    """Check that two datasets have one frame rate."""
     if other.fps != first.fps:
         raise DatasetError(
             f"{other.folder} has {other.fps:g} frames per second, "
@@ -224,9 +330,10 @@ def _check_compatible(first: LeRobotDataset, other: LeRobotDataset) -> None:
         )
 
 
-def _mapped_actions(dataset: LeRobotDataset, layout: ActionLayout) -> np.ndarray:
-    """Return the actions of one dataset in a layout, float32 [rows, A]."""
-    actions = dataset.vector("action")
+def _mapped_actions(
+    actions: np.ndarray, dataset: LeRobotDataset, layout: ActionLayout
+) -> np.ndarray:
+    """Return the recorded actions of one dataset in a layout, float32 [rows, A]."""
     if not dataset.has_action_layout:
         return actions
 

@@ -1,4 +1,4 @@
-"""Decodes selected frames of a video file, and no others but those they depend on."""
+"""Decodes the frames of a video file at given times, and no others but those they depend on."""
 
 # N frames, H W pixels
 
@@ -15,32 +15,44 @@ import numpy as np
 
 from wam_policy.errors import DatasetError
 
+# Largest distance in seconds between the time of a row and that of its frame; LeRobot's.
+TOLERANCE = 1e-4
 
-def read_frames(path: Path, numbers: Sequence[int], fps: float) -> np.ndarray:
-    """Return frames of a video by number.
+# Largest picture in pixels. A frame of this size takes 100 MB in memory.
+MAX_PIXELS = 2**25
+
+
+def read_frames(path: Path, times: Sequence[float]) -> np.ndarray:
+    """Return the frames of a video at some times.
 
     Args:
         path: Video file.
-        numbers: Frame numbers from 0, in ascending order; they may repeat.
-        fps: Frames per second, which turns a frame's time into its number.
+        times: Times in seconds from the start of the video, in ascending order; they may repeat.
 
     Returns:
         Frames uint8 [N, H, W, 3], RGB.
 
     Raises:
-        DatasetError: The file cannot be decoded, or ends before the last frame.
+        DatasetError: The file cannot be decoded, is damaged, ends early, or has no frame within
+            `TOLERANCE` of a time.
     """
     import av
 
-    requested = set(numbers)
-    last = max(numbers)
-    decoded: dict[int, np.ndarray] = {}
+    frames: list[np.ndarray] = []
+    nearest: list[float] = []  # time of a frame before, and of one after, the time that is missing
     try:
-        for number, frame in _frames_from(path, min(requested), fps):
+        for time, frame in _frames_from(path, times[0]):
             # Frames in between are decoded because others depend on them.
-            if number in requested:
-                decoded[number] = frame.to_ndarray(format="rgb24")
-            if number >= last:
+            while len(frames) < len(times) and abs(time - times[len(frames)]) <= TOLERANCE:
+                is_repeated = frames and times[len(frames)] == times[len(frames) - 1]
+                pixels = frames[-1] if is_repeated else frame.to_ndarray(format="rgb24")
+                frames.append(pixels)
+            if len(frames) == len(times):
+                return np.stack(frames)
+
+            # All later frames are later than the time that is missing.
+            nearest = [*nearest[-1:], time]
+            if time > times[len(frames)] + TOLERANCE:
                 break
     except (OSError, av.error.FFmpegError) as error:
         # The decoder may be in a broken state: the next call opens the file again.
@@ -48,26 +60,111 @@ def read_frames(path: Path, numbers: Sequence[int], fps: float) -> np.ndarray:
         raise DatasetError(
             f"cannot decode {path}: {error}; download or record the dataset again"
         ) from error
-
-    missing = requested - decoded.keys()
-    if missing:
-        raise DatasetError(
-            f"{path} ends before frame {min(missing)}: it is truncated; download or record it again"
-        )
-    return np.stack([decoded[number] for number in numbers])
+    raise _no_frame(path, times[len(frames)], nearest)
 
 
-def _frames_from(path: Path, first: int, fps: float) -> Iterator[tuple[int, Any]]:
-    """Yield numbers and frames, from the key frame at or before number `first` on."""
-    container = _open_container(path, os.getpid(), threading.get_ident())
-    stream = container.streams.video[0]
+def frame_size(path: Path) -> tuple[int, int]:
+    """Return height and width of a video's frames, in pixels.
+
+    Raises:
+        DatasetError: The file is no video.
+    """
+    stream = _video_stream(path)
+    return stream.height, stream.width
+
+
+def _frames_from(path: Path, first: float) -> Iterator[tuple[float, Any]]:
+    """Yield times and frames, from the key frame at or before the time `first` on.
+
+    Raises:
+        DatasetError: A frame is damaged: what follows it until the next key frame is too.
+    """
+    stream = _video_stream(path)
+    container = stream.container
 
     # A seek takes a time in units of the stream's time base.
-    seconds = first / fps
-    timestamp = round(seconds / float(stream.time_base))
-    container.seek(timestamp, stream=stream, backward=True)
-    for frame in container.decode(stream):
-        yield round(float(frame.time) * fps), frame
+    timestamp = round((first + TOLERANCE) / float(stream.time_base))
+    container.seek(max(timestamp, 0), stream=stream, backward=True)
+    is_decodable = False
+    for frame in _decode(container, stream):
+        # Frames before the key frame may lack those that they depend on.
+        is_decodable = is_decodable or frame.key_frame
+        if frame.time is None:
+            raise DatasetError(f"{path}: a frame has no time; encode the video again with ffmpeg")
+        if is_decodable and frame.is_corrupt:
+            raise DatasetError(
+                f"{path} is damaged at {frame.time:.3f} s; download or record the dataset again"
+            )
+        yield float(frame.time), frame
+
+
+def _decode(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the frames of a stream."""
+    yield from container.decode(stream)
+
+
+def _video_stream(path: Path) -> Any:
+    """Return the video stream of a file, which stays open for the next call.
+
+    Raises:
+        DatasetError: The file is no video, its pictures are too large, or its time does not begin
+            at zero.
+    """
+    import av
+
+    try:
+        container = _open_container(path, os.getpid(), threading.get_ident())
+        stream = container.streams.video[0]
+    except (OSError, av.error.FFmpegError, IndexError) as error:
+        raise DatasetError(
+            f"cannot decode {path}: {error}; download or record the dataset again"
+        ) from error
+    if stream.width * stream.height > MAX_PIXELS:
+        raise DatasetError(
+            f"{path} has frames of {stream.width}×{stream.height}, which are not read: "
+            f"scale the video"
+        )
+
+    # Whether the first frame is then that of time 0 or a later one, no file says.
+    start = float((stream.start_time or 0) * stream.time_base)
+    if abs(start) > TOLERANCE:
+        raise DatasetError(
+            f"{path} begins at {start:.4f} s, but the first frame of a dataset's video is at 0 s; "
+            f"shift it: ffmpeg -i OLD.mp4 -c copy -avoid_negative_ts make_zero NEW.mp4"
+        )
+    return stream
+
+
+def _no_frame(path: Path, time: float, nearest: Sequence[float]) -> DatasetError:
+    """Return the error of a time at which a video has no frame.
+
+    Args:
+        path: Video file.
+        time: Time without a frame.
+        nearest: Times of the frames before and after it, as far as there are any.
+    """
+    stream = _video_stream(path)
+    if not nearest or nearest[-1] < time:
+        # The file ends. Its header says how long it should be.
+        end = nearest[-1] if nearest else 0.0
+        duration = float((stream.duration or 0) * stream.time_base)
+        rate = float(stream.average_rate or 1)
+        if duration > end + 1.5 / rate:
+            return DatasetError(
+                f"{path} ends before {time:.4f} s: it is truncated, its frames end at {end:.4f} s "
+                f"of {duration:.4f} s; download or record it again"
+            )
+        return DatasetError(
+            f"a row's timestamp is {time:.4f} s, but the last frame of {path} is at {end:.4f} s; "
+            f"correct the timestamps, or take the video that belongs to these rows"
+        )
+    closest = min(nearest, key=lambda other: abs(other - time))
+    return DatasetError(
+        f"a row's timestamp is {time:.4f} s, but the closest frame of {path} is at "
+        f"{closest:.4f} s, further than {TOLERANCE:g} s; the video has "
+        f"{float(stream.average_rate or 0):.6g} frames per second: encode it with the rate of "
+        f"meta/info.json, or correct the timestamps"
+    )
 
 
 @lru_cache(maxsize=32)

@@ -77,7 +77,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._instructions = self.dataset.instructions()
         self._state = None
         if config.state is not None:
-            self._state = self.dataset.columns("observation.state", config.state.names)
+            self._state = self.dataset.states(config.state.names)
 
     def __len__(self) -> int:
         return len(self.windows.start)
@@ -117,4 +117,6 @@ def _as_mixture(
     if not camera_map:
         return dataset
     merged = {**dataset.camera_map, **camera_map}
-    return Mixture(dataset.datasets, merged)
+    return Mixture(
+        dataset.datasets, merged, state_key=dataset.state_key, action_key=dataset.action_key
+    )

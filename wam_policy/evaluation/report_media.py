@@ -11,9 +11,11 @@ from pathlib import Path
 import av
 from PIL import Image
 
+from wam_policy.errors import ResultsError
 from wam_policy.evaluation.report_html import Html, element, image, join
 from wam_policy.evaluation.report_runs import Run, result_name
 from wam_policy.evaluation.results import Episode, last_frame_path, video_path
+from wam_policy.utils.pictures import read_picture
 
 # What the videos of a task show, by the end of their names.
 SHOWN = {
@@ -98,9 +100,8 @@ def failed_frames(run: Run, task: str) -> Html:
         if not path.is_file():
             continue
         try:
-            with Image.open(path) as picture:
-                source = still_uri(picture.convert("RGB"))
-        except OSError:
+            source = still_uri(Image.fromarray(read_picture(path, path, ResultsError)))
+        except ResultsError:
             # The other pictures are still worth showing.
             figures.append(element("p", f"{path.name} cannot be read"))
             continue

@@ -9,7 +9,7 @@ import torch
 
 from wam_policy.data.config import CacheConfig
 from wam_policy.data.latent_cache import load_or_encode
-from wam_policy.data.mixture import Mixture
+from wam_policy.data.mixture import open_datasets
 from wam_policy.data.windows import policy_windows
 from wam_policy.hub import checkpoint
 from wam_policy.training import initialization, resolve
@@ -39,7 +39,7 @@ def cache(config: CacheConfig) -> Path:
         folder = None
         policy = None
         with processes.main_first():
-            dataset = Mixture(config.dataset, config.camera_map)
+            dataset = open_datasets(config)
             if config.pretrained_path is not None:
                 folder = initialization.checkpoint_folder(config.pretrained_path)
                 policy = checkpoint.read_config(folder)

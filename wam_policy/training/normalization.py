@@ -44,7 +44,7 @@ def resolve_normalization(
         CheckpointError: The statistics file cannot be read, or does not fit the vectors.
         DatasetError: The statistics file is of other data.
     """
-    states = dataset.vector("observation.state")
+    states = dataset.states()
     actions = dataset.actions(action_layout(config, dataset))
 
     # Statistics of the same data that were computed elsewhere.

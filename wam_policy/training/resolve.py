@@ -173,7 +173,7 @@ def action_layout(config: DataConfig, dataset: Mixture) -> ActionLayout:
     """
     preset = run_preset(config)
     layout = dataset.action_layout() if preset is None else preset.layout
-    length = len(dataset.names.get("action", ()))
+    length = len(dataset.action_names)
     if length != layout.dim:
         # Only the user can tell which of the two is wrong.
         remedy = "correct meta/wam_contract.json"
@@ -193,15 +193,14 @@ def state_names(config: DataConfig, dataset: Mixture) -> tuple[str, ...]:
         DatasetError: The dataset has no state, or one of another length than the preset's.
     """
     preset = run_preset(config)
-    recorded = dataset.names.get("observation.state", ())
+    recorded = dataset.state_names
     names = recorded if preset is None else preset.state_names
-    if not recorded or len(names) != len(recorded):
-        expected = len(names) or "some"
+    if len(names) != len(recorded):
         raise DatasetError(
-            f"{dataset.folder}: expected `observation.state` with {expected} numbers, "
-            f"got {len(recorded)}; use another dataset, or another preset"
+            f"{dataset.folder}: expected a state of {len(names)} numbers, got {len(recorded)} in "
+            f"{', '.join(dataset.state_key)}; use another dataset, or another preset"
         )
-    return tuple(names)
+    return names
 
 
 def camera_config(

@@ -21,7 +21,7 @@ import torch
 from wam_policy.config import PolicyConfig
 from wam_policy.data.encoded_dataset import EncodedDataset, encode_dataset
 from wam_policy.data.latent_cache import codec_fingerprint
-from wam_policy.data.mixture import Mixture
+from wam_policy.data.mixture import Mixture, open_datasets
 from wam_policy.data.sampler import DeterministicSampler
 from wam_policy.data.windows import padded_actions, policy_windows
 from wam_policy.errors import DatasetError, TrainingError
@@ -147,7 +147,7 @@ def _prepare(config: AnyTrainConfig, processes: DistributedContext) -> _Run:
     """
     # The first process downloads; the others then find the files.
     with processes.main_first():
-        dataset = Mixture(config.dataset, config.camera_map)
+        dataset = open_datasets(config)
     config, start = _read_start(config, processes)
     if config.cache is None and processes.world_size > 1:
         config = replace(config, cache=config.output_dir / "latents")
@@ -367,7 +367,7 @@ def write_statistics(config: AnyTrainConfig, dataset: Mixture) -> None:
     steps = (padded_actions(action, windows, layout, step) for step in range(horizon))
     dataset_stats.write_stats(
         config.output_dir / normalization.STATISTICS,
-        dataset.vector("observation.state"),
+        dataset.states(),
         action,
         steps,
         episodes=len(dataset.episodes),
