@@ -6,17 +6,17 @@ encoders that no other repository provides. See docs/method.md, "Checkpoint form
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wam_policy.config import PolicyConfig, Source
-from wam_policy.errors import CheckpointError
-from wam_policy.hub import components, frozen_base, weights
+from wam_policy.config import PolicyConfig
+from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError
+from wam_policy.hub import checksums, components, frozen_base, weights
 from wam_policy.hub.card import render_card
 from wam_policy.hub.download import DownloadOptions
 from wam_policy.models.encoders.text import PromptEmbeddings, TextEncoder
@@ -24,7 +24,8 @@ from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.layers.precision import PRECISIONS
 from wam_policy.models.light_wam.model import is_trainable
 from wam_policy.models.registry import Model, build_model
-from wam_policy.utils.io import replace_files
+from wam_policy.utils import documents
+from wam_policy.utils.io import read_consistently, replace_files, version
 
 CONFIG = "config.json"
 
@@ -64,9 +65,10 @@ def is_native(folder: Path) -> bool:
     if (folder / PARTS_CONFIG).is_file():
         return True
     try:
-        return "format_version" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        config = documents.read_json_object(folder / CONFIG, CheckpointError, "")
+    except CheckpointError:
         return False
+    return "format_version" in config
 
 
 def read_config(folder: Path) -> PolicyConfig:
@@ -88,10 +90,11 @@ def read_config(folder: Path) -> PolicyConfig:
             f"folder is not a wam-policy checkpoint; in a repository of single files, name the "
             f"file with `filename=…`"
         )
+    text = documents.read_text(path, CheckpointError, "download it again")
     try:
-        return PolicyConfig.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not a text file: {error}") from error
+        return PolicyConfig.from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_checkpoint(
@@ -101,8 +104,10 @@ def read_checkpoint(
     device: torch.device,
     dtype: torch.dtype | None,
     text_device: torch.device | None = None,
+    mmap: bool = True,
+    verify: bool = False,
 ) -> PolicyParts:
-    """Read a checkpoint folder of this package's format.
+    """Read a checkpoint folder of this package's format; all of it is of one version.
 
     Args:
         folder: Folder of the checkpoint.
@@ -110,29 +115,64 @@ def read_checkpoint(
         device: Device of the model and the video VAE.
         dtype: Dtype of the model; None for that of the configuration.
         text_device: Device of the text encoder; None for `device`.
+        mmap: Leave weights that need no cast in the mapped files; False copies them into memory.
+        verify: Compare the files with their recorded SHA-256 first.
 
     Returns:
         The parts of the policy; the frozen encoders are loaded at first use.
 
     Raises:
-        CheckpointError: Files are missing, unreadable, or do not match the configuration.
+        CheckpointError: Files are missing, unreadable, changed, or do not match the configuration.
         ConfigError: The configuration is invalid.
     """
-    config = read_config(folder)
-    model = empty_model(config)
-    dtype = dtype or getattr(torch, config.dtype)
-    if config.base is None:
-        weights.load_weights(model, folder, dtype=dtype, device=device)
-    else:
-        tensors = checkpoint_tensors(folder, download)
-        weights.assign_weights(model, tensors, str(folder), dtype=dtype, device=device)
 
-    # The table of prompt embeddings is optional.
-    embeddings: dict[str, Tensor] = {}
-    if (folder / f"{PROMPTS}.safetensors").is_file():
-        embeddings = weights.read_weights(folder, PROMPTS)
+    def read() -> PolicyParts:
+        """Read the folder once."""
+        if verify:
+            checksums.verify(folder)
+        config = read_config(folder)
+        model = empty_model(config)
+        model_dtype = dtype or getattr(torch, config.dtype)
+        if config.base is None:
+            weights.load_weights(model, folder, dtype=model_dtype, device=device, mmap=mmap)
+        else:
+            tensors = checkpoint_tensors(folder, download)
+            weights.assign_weights(
+                model, tensors, str(folder), dtype=model_dtype, device=device, mmap=mmap
+            )
+        embeddings = _read_prompts(folder, config)
+        return assemble(
+            config,
+            model,
+            embeddings,
+            folder,
+            download,
+            text_device=text_device or device,
+            mmap=mmap,
+        )
 
-    return assemble(config, model, embeddings, folder, download, text_device=text_device or device)
+    return read_consistently(folder, CONFIG, read)
+
+
+def _read_prompts(folder: Path, config: PolicyConfig) -> dict[str, Tensor]:
+    """Return the known prompt embeddings of a checkpoint, by prompt.
+
+    Raises:
+        CheckpointError: There are none and no text encoder either, or they are no finite numbers.
+    """
+    is_file = (folder / f"{PROMPTS}.safetensors").is_file()
+    if not is_file and not weights.index_path(folder, PROMPTS).is_file():
+        if config.text is None:
+            raise CheckpointError(
+                f"{folder} has neither {PROMPTS}.safetensors nor a text encoder: no instruction "
+                f"could be followed; download it again"
+            )
+        return {}
+    embeddings = weights.read_weights(folder, PROMPTS)
+    what = str(folder / PROMPTS)
+    weights.check_dtype(embeddings, what)
+    weights.check_finite(embeddings.items(), what)
+    return embeddings
 
 
 def checkpoint_tensors(folder: Path, download: DownloadOptions) -> dict[str, Tensor]:
@@ -171,8 +211,13 @@ def checkpoint_tensors(folder: Path, download: DownloadOptions) -> dict[str, Ten
 
 def empty_model(config: PolicyConfig) -> Model:
     """Return the model of a configuration on the `meta` device, without weights."""
-    with torch.device("meta"):
-        return build_model(config.model, PRECISIONS[config.precision])
+    try:
+        with torch.device("meta"):
+            return build_model(config.model, PRECISIONS[config.precision])
+    except WAMPolicyError:
+        raise
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"no model has the sizes of `model` in {CONFIG}: {error}") from error
 
 
 def assemble(
@@ -183,6 +228,7 @@ def assemble(
     download: DownloadOptions,
     *,
     text_device: torch.device,
+    mmap: bool = True,
 ) -> PolicyParts:
     """Combine a loaded model with its frozen encoders, which are loaded at first use.
 
@@ -193,51 +239,62 @@ def assemble(
         folder: Folder of the checkpoint.
         download: Options for the download of encoders that are stored elsewhere.
         text_device: Device of the text encoder.
+        mmap: As in `read_checkpoint`.
 
     Returns:
         The parts of the policy.
     """
     weight = next(model.parameters())
-    device = weight.device
-    dtype = weight.dtype
 
-    def load_vae() -> VAE:
-        """Load the video VAE."""
-        return components.load_vae(
-            config.vae,
+    # Partial functions instead of local ones: a policy can be pickled.
+    check_unchanged = partial(_check_unchanged, folder, version(folder, CONFIG))
+    load_vae = partial(
+        components.load_vae,
+        config.vae,
+        folder,
+        download,
+        dtype=weight.dtype,
+        device=weight.device,
+        encoder_only=config.form == "lean",
+        mmap=mmap,
+        check_unchanged=check_unchanged,
+    )
+    load_encoder = None
+    if config.text is not None:
+        load_encoder = partial(
+            components.load_text,
+            config.text,
             folder,
             download,
-            dtype=dtype,
-            device=device,
-            encoder_only=config.form == "lean",
+            dtype=weight.dtype,
+            device=text_device,
+            clean=config.prompt.clean,
+            check_unchanged=check_unchanged,
         )
-
     prompts = PromptEmbeddings(
         table,
         token_length=config.prompt.token_length,
         text_dim=config.model.text_dim,
-        load_encoder=_text_loader(config.text, folder, download, dtype=dtype, device=text_device),
+        load_encoder=load_encoder,
     )
     return PolicyParts(config, model, load_vae, prompts)
 
 
-def _text_loader(
-    source: Source | None,
-    folder: Path,
-    download: DownloadOptions,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Callable[[], TextEncoder] | None:
-    """Return a function that loads the text encoder; None for a policy without one."""
-    if source is None:
-        return None
+def _check_unchanged(folder: Path, loaded: tuple[int, ...] | None) -> None:
+    """Check that a checkpoint is still the one whose weights were loaded.
 
-    def load() -> TextEncoder:
-        """Load the text encoder."""
-        return components.load_text(source, folder, download, dtype=dtype, device=device)
+    Args:
+        folder: Folder of the checkpoint.
+        loaded: Its version then.
 
-    return load
+    Raises:
+        CheckpointError: Another one has taken its place.
+    """
+    if version(folder, CONFIG) != loaded:
+        raise CheckpointError(
+            f"{folder} was replaced after this policy was loaded, so its encoders may be another "
+            f"policy's: load it again"
+        )
 
 
 def write_checkpoint(
@@ -251,6 +308,10 @@ def write_checkpoint(
         dtype: Dtype in which tensors are stored; None keeps their own.
         load_by: Hub id or folder that the card's example loads.
         notes: Markdown for the end of the card.
+
+    Raises:
+        CheckpointError: The folder cannot be written, or the dtype cannot hold a weight; what was
+            in the folder before is unchanged.
     """
     config = parts.config
     with replace_files(folder, CONFIG, STALE) as stage:
@@ -270,6 +331,7 @@ def write_checkpoint(
         card = render_card(config, load_by=load_by, notes=notes)
         (stage / "README.md").write_text(card, encoding="utf-8")
         (stage / CONFIG).write_text(config.to_json(), encoding="utf-8")
+        checksums.write(stage)
 
 
 def _write_vae(folder: Path, parts: PolicyParts, dtype: torch.dtype | None) -> None:

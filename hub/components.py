@@ -5,19 +5,28 @@ See docs/method.md, "Encoders".
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from torch import nn
 
 from wam_policy.config import Source
-from wam_policy.errors import CheckpointError
+from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError
 from wam_policy.hub import weights
-from wam_policy.hub.download import PATTERNS, DownloadOptions, resolve_folder
+from wam_policy.hub.download import PATTERNS, DownloadOptions, is_hub_snapshot, resolve_folder
+from wam_policy.models.config import MAX_LAYERS, MAX_SIZE
 from wam_policy.models.encoders.text import TextEncoder
 from wam_policy.models.encoders.vae import VAE, build_vae
+from wam_policy.utils import documents
+from wam_policy.utils.json_dataclass import from_plain
+
+if TYPE_CHECKING:
+    from transformers import UMT5Config
 
 # File stem of a VAE's weights in diffusers' layout.
 VAE_STEM = "diffusion_pytorch_model"
@@ -29,6 +38,42 @@ DECODER = ("decoder.", "post_quant_conv.")
 # Folder names in the layout of a diffusers pipeline.
 TEXT_ENCODER = "text_encoder"
 TOKENIZER = "tokenizer"
+
+# Names of the embedding of tokens in a text encoder.
+SHARED = "shared.weight"
+TIED = "encoder.embed_tokens.weight"
+
+# Largest number of stages of a video VAE, and of blocks in each.
+_MAX_VAE_DEPTH = 16
+
+_CURE = "download it again"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The entries of a text encoder's `config.json` that are followed.
+
+    Others could name code, another implementation of attention, or a quantisation.
+    """
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "gated-gelu"
+
+    def __post_init__(self) -> None:
+        sizes = {name: size for name, size in asdict(self).items() if isinstance(size, int)}
+        invalid = {name: size for name, size in sizes.items() if not 1 <= size <= MAX_SIZE}
+        if self.num_layers > MAX_LAYERS:
+            invalid["num_layers"] = self.num_layers
+        if invalid or not 0 < self.layer_norm_epsilon < 1:
+            raise ConfigError(f"no text encoder has the sizes {invalid or self}")
 
 
 def component_folder(
@@ -53,11 +98,13 @@ def component_folder(
 
     patterns = []
     for part in parts:
-        folder = str(PurePosixPath(source.subfolder, part))
-        prefix = "" if folder == "." else f"{folder}/"
+        place = str(PurePosixPath(source.subfolder, part))
+        prefix = "" if place == "." else f"{place}/"
         patterns += [f"{prefix}{pattern}" for pattern in PATTERNS]
     download = replace(download, revision=source.revision)
-    return resolve_folder(source.repo, download, patterns) / source.subfolder
+    may_be_local = not is_hub_snapshot(checkpoint)
+    folder = resolve_folder(source.repo, download, patterns, may_be_local=may_be_local)
+    return folder / source.subfolder
 
 
 def empty_vae(folder: Path) -> VAE:
@@ -66,12 +113,48 @@ def empty_vae(folder: Path) -> VAE:
     Raises:
         CheckpointError: Its configuration is missing or invalid.
     """
+    config = documents.read_json_object(
+        folder / "config.json", CheckpointError, f"there is no video VAE in {folder}"
+    )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _check_vae_config(config)
         with torch.device("meta"):
             return build_vae(config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"no video VAE in {folder}: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"no video VAE in {folder}: {error!s:.300}") from error
+
+
+def _check_vae_config(config: dict[str, Any]) -> None:
+    """Check the numbers of a video VAE's configuration before anything is built from them.
+
+    Raises:
+        ConfigError: A number is impossible.
+    """
+    sizes = {name: value for name, value in config.items() if type(value) is int}
+    sizes |= {
+        f"{name}[{i}]": value
+        for name, values in config.items()
+        if isinstance(values, list)
+        for i, value in enumerate(values[:MAX_LAYERS])
+        if type(value) is int
+    }
+    # No stage has more blocks, and no VAE has more stages.
+    stages = config.get("dim_mult", [])
+    too_many = len(stages) > _MAX_VAE_DEPTH or sizes.get("num_res_blocks", 1) > _MAX_VAE_DEPTH
+    invalid = {name: size for name, size in sizes.items() if not 0 < size <= MAX_SIZE}
+    if invalid or too_many:
+        raise ConfigError(f"no video VAE has the sizes {invalid or sizes}")
+
+    # Latents are standardised by these.
+    channels = config.get("z_dim", 16)
+    for name in ("latents_mean", "latents_std"):
+        values = config.get(name)
+        if values is None:
+            continue
+        numbers = np.asarray(values, np.float32)
+        is_valid = numbers.shape == (channels,) and np.isfinite(numbers).all()
+        if not is_valid or (name == "latents_std" and (numbers <= 0).any()):
+            raise ConfigError(f"`{name}` must be {channels} possible numbers, got {values!r:.200}")
 
 
 def load_vae(
@@ -82,6 +165,8 @@ def load_vae(
     dtype: torch.dtype,
     device: torch.device,
     encoder_only: bool = False,
+    mmap: bool = True,
+    check_unchanged: Callable[[], None] | None = None,
 ) -> VAE:
     """Load the video VAE from a folder in diffusers' layout; its decoder is read at first use.
 
@@ -93,12 +178,16 @@ def load_vae(
             convolutions in 16 bits take minutes per image there.
         device: Device of the VAE.
         encoder_only: Accept a VAE without a decoder, as lean checkpoints hold it.
+        mmap: Leave weights that need no cast in the mapped files; False copies them into memory.
+        check_unchanged: Called after the checkpoint's own files were read; it raises an error if
+            they may be of another version than the policy.
 
     Returns:
         The VAE.
 
     Raises:
-        CheckpointError: The VAE is missing, unreadable, or does not match its configuration.
+        CheckpointError: The VAE is missing, unreadable, not finite, or does not match its
+            configuration.
     """
     if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         dtype = torch.float32
@@ -108,27 +197,20 @@ def load_vae(
 
     # A lean checkpoint's own VAE has no decoder; one of another repository may be complete.
     has_decoder = not encoder_only or _has_decoder(folder)
-
-    def load(prefixes: tuple[str, ...]) -> None:
-        """Load the tensors with these prefixes into the model."""
-        if prefixes == DECODER and not has_decoder:
-            raise CheckpointError(
-                f"the video VAE in {folder} has no decoder: a lean checkpoint only acts; "
-                f"load the fat or the slim checkpoint to decode video"
-            )
-        expected_prefixes = ("",) if has_decoder else ENCODER
-        weights.load_weights(
-            model,
-            folder,
-            VAE_STEM,
-            dtype=dtype,
-            device=device,
-            prefixes=prefixes,
-            expected_prefixes=expected_prefixes,
-        )
-
+    if source.repo is not None:
+        check_unchanged = None
+    load = partial(
+        _load_vae_part,
+        model,
+        folder,
+        has_decoder=has_decoder,
+        dtype=dtype,
+        device=device,
+        mmap=mmap,
+        check_unchanged=check_unchanged,
+    )
     load(ENCODER)
-    vae = VAE(model, lambda: load(DECODER))
+    vae = VAE(model, partial(load, DECODER))
 
     # The latent statistics come from the configuration, not from the weights: move them too.
     vae.mean = vae.mean.to(device)
@@ -136,9 +218,45 @@ def load_vae(
     return vae
 
 
+def _load_vae_part(
+    model: nn.Module,
+    folder: Path,
+    prefixes: tuple[str, ...],
+    *,
+    has_decoder: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    mmap: bool,
+    check_unchanged: Callable[[], None] | None,
+) -> None:
+    """Load the tensors of a video VAE with these prefixes into the model.
+
+    Arguments are those of `load_vae`.
+    """
+    if prefixes == DECODER and not has_decoder:
+        raise CheckpointError(
+            f"the video VAE in {folder} has no decoder: a lean checkpoint only acts; "
+            f"load the fat or the slim checkpoint to decode video"
+        )
+    weights.load_weights(
+        model,
+        folder,
+        VAE_STEM,
+        dtype=dtype,
+        device=device,
+        prefixes=prefixes,
+        expected_prefixes=("",) if has_decoder else ENCODER,
+        mmap=mmap,
+    )
+    loaded = [(name, x) for name, x in model.named_parameters() if name.startswith(prefixes)]
+    weights.check_finite(loaded, str(folder / VAE_STEM))
+    if check_unchanged is not None:
+        check_unchanged()
+
+
 def _has_decoder(folder: Path) -> bool:
     """Return whether the weights of a VAE hold a decoder; no tensor data is read."""
-    names = weights.read_weights(folder, VAE_STEM)
+    names = weights.read_shapes(folder, VAE_STEM)
     return any(name.startswith(DECODER) for name in names)
 
 
@@ -149,8 +267,12 @@ def load_text(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    clean: bool = True,
+    check_unchanged: Callable[[], None] | None = None,
 ) -> TextEncoder:
     """Load the text encoder and its tokenizer from a folder in transformers' layout.
+
+    No code beside the weights is executed, and nothing that their configurations name is followed.
 
     Args:
         source: Source of the folder, which holds `text_encoder/` and `tokenizer/`.
@@ -158,6 +280,8 @@ def load_text(
         download: Options for the download of an encoder that is stored elsewhere.
         dtype: Dtype of the encoder.
         device: Device of the encoder.
+        clean: Whether prompts are cleaned before they are embedded.
+        check_unchanged: As in `load_vae`.
 
     Returns:
         The text encoder.
@@ -169,20 +293,59 @@ def load_text(
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     folder = component_folder(source, checkpoint, download, (TEXT_ENCODER, TOKENIZER))
+    config = _text_config(folder / TEXT_ENCODER)
     try:
-        model, report = UMT5EncoderModel.from_pretrained(
+        # An instance of its own: `from_pretrained` writes into the configuration.
+        model = UMT5EncoderModel.from_pretrained(
             folder / TEXT_ENCODER,
+            config=config,
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
-            output_loading_info=True,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"no text encoder in {folder}: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder / TOKENIZER, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        # The tokenizers library raises bare exceptions.
+        raise CheckpointError(f"no text encoder in {folder}: {error!s:.500}") from error
 
-    if report["missing_keys"] or report["unexpected_keys"]:
-        raise CheckpointError(
-            f"the text encoder in {folder} does not match its configuration: {report}"
-        )
-    return TextEncoder(model.to(device), tokenizer)
+    weights.check_finite(model.named_parameters(), str(folder / TEXT_ENCODER))
+    if source.repo is None and check_unchanged is not None:
+        check_unchanged()
+    return TextEncoder(model.to(device), tokenizer, clean=clean)
+
+
+def _text_config(folder: Path) -> UMT5Config:
+    """Return the configuration of a text encoder, after a check that its weights have its sizes.
+
+    Raises:
+        CheckpointError: The folder holds an adapter, or the two do not match.
+    """
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder} holds an adapter, which is not loaded: merge it first")
+    data = documents.read_json_object(
+        folder / "config.json", CheckpointError, f"there is no text encoder in {folder}"
+    )
+    try:
+        config = UMT5Config(**asdict(from_plain(TextConfig, data, foreign=True)))
+        with torch.device("meta"):
+            expected = UMT5EncoderModel(config).state_dict()
+            stored = {
+                name: torch.empty(shape) for name, shape in weights.read_shapes(folder).items()
+            }
+    except WAMPolicyError as error:
+        raise CheckpointError(f"no text encoder in {folder}: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"no text encoder in {folder}: {error!s:.300}") from error
+
+    # The embedding has two names in the model; a file holds it once, or under both.
+    if SHARED in stored:
+        stored.setdefault(TIED, stored[SHARED])
+    elif TIED in stored:
+        stored[SHARED] = stored[TIED]
+    weights.check_fit(stored, expected, f"the text encoder in {folder}")
+    return config

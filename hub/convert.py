@@ -5,24 +5,21 @@ A checkpoint of this package can be converted to another form (see `hub.checkpoi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from tyro.conf import Positional
 
 from wam_policy.config import FORMAT_VERSION, DtypeName, Form, PolicyConfig, Source
 from wam_policy.errors import CheckpointError, ConfigError
-from wam_policy.hub import checkpoint, checkpoint_forms, components, request, weights
+from wam_policy.hub import checkpoint, checkpoint_forms, checksums, components, request, weights
 from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.foreign import contracts, wan
 from wam_policy.hub.foreign.identify import ForeignCheckpoint
@@ -67,9 +64,9 @@ class ConvertConfig:
     filename: str | None = None
     """File to read, in a folder or Hub repository of several."""
     preset: str | None = None
-    """What a file of a reference implementation was trained for: "libero", "robotwin", or
-    "real_robot" (Light-WAM only). Not needed for the Fast-WAM releases, nor for a Light-WAM whose
-    config.yaml records it."""
+    """What a file of a reference implementation was trained for: "libero", "robotwin", "real_robot"
+    (Light-WAM only), or a JSON file with the fields of a `Preset` for your own robot. Not needed
+    for the Fast-WAM releases, nor for a Light-WAM whose config.yaml records it."""
     variant: VariantName | None = None
     """Variant of a Fast-WAM; not needed for the releases."""
     action_shift: float | None = None
@@ -81,6 +78,11 @@ class ConvertConfig:
     """Whether the policy was trained with the proprioceptive state as an input."""
     stats: Path | None = None
     """The policy's dataset_stats.json; the default is the one beside the file."""
+    state_groups: tuple[str, ...] = ()
+    """Groups of numbers in that file, in the order in which they form the state; the default is the
+    one group of the released files."""
+    action_groups: tuple[str, ...] = ()
+    """Likewise of the actions."""
     dtype: DtypeName | None = None
     """Dtype in which weights are stored and computed; the default is that of the source."""
     codec: Path | None = None
@@ -120,6 +122,8 @@ class ConvertConfig:
                 action_shift=self.action_shift,
                 head_dim=self.head_dim,
                 proprio=self.proprio,
+                state_groups=self.state_groups,
+                action_groups=self.action_groups,
             )
 
         # A variant and a shift belong together, and are nothing without a preset.
@@ -129,9 +133,11 @@ class ConvertConfig:
                 "for a Fast-WAM, pass all of --preset, --variant and --action-shift, or none of "
                 "them for a known release; for a Light-WAM, pass --preset alone"
             )
-        if release is None and not self.proprio:
+        describes = not self.proprio or self.state_groups or self.action_groups
+        if release is None and describes:
             raise ConfigError(
-                "--no-proprio describes how a policy was trained: pass its --preset too"
+                "--no-proprio, --state-groups and --action-groups describe how a policy was "
+                "trained: pass its --preset too"
             )
         if self.base_revision is not None and self.base is None:
             raise ConfigError("--base-revision is the revision of --base: pass --base too")
@@ -176,11 +182,10 @@ def convert(config: ConvertConfig) -> Path:
     foreign = read_foreign(path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
     _check_space(dst, foreign.tensors, dtype)
-    with _explained_write_errors(dst):
-        if foreign.kind == "policy":
-            _write_policy(config, checkpoint_request, foreign, path, hashes)
-        else:
-            _write_component(config, foreign, path, dtype, hashes)
+    if foreign.kind == "policy":
+        _write_policy(config, checkpoint_request, foreign, path, hashes)
+    else:
+        _write_component(config, foreign, path, dtype, hashes)
     logger.info("%s: %s, %s -> %s", path, foreign.kind, foreign.layout, dst)
     return dst
 
@@ -216,8 +221,7 @@ def _convert_native(
     if config.dtype is not None:
         parts = replace(parts, config=replace(source_config, dtype=config.dtype))
     origin = {"weights": f"a {source_config.form} checkpoint, `{path.name}`"}
-    with _explained_write_errors(config.dst):
-        _write_checkpoint(config, parts, dtype, _describe_origin(origin, hashes))
+    _write_checkpoint(config, parts, dtype, _describe_origin(origin, hashes))
     return config.dst
 
 
@@ -437,11 +441,7 @@ def _describe_origin(origin: Mapping[str, str], hashes: Mapping[str, str]) -> st
 def _hash_files(path: Path) -> dict[str, str]:
     """Return the SHA-256 of a file, or of each safetensors file in a folder, by file name."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    hashes = {}
-    for file in files:
-        with file.open("rb") as stream:
-            hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
+    return {file.name: checksums.file_sha256(file) for file in files}
 
 
 def _check_space(dst: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
@@ -463,17 +463,3 @@ def _check_space(dst: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | 
             f"{dst} needs {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB left; "
             f"free some space, or choose another disk"
         )
-
-
-@contextmanager
-def _explained_write_errors(dst: Path) -> Iterator[None]:
-    """Turn errors of a failed write into a CheckpointError; the staged files are gone by then."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        # Errors of this package explain themselves.
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"cannot write {dst}: {error}; nothing is left of it, the source is unchanged"
-        ) from error

@@ -17,10 +17,14 @@ from huggingface_hub.errors import (
 )
 
 from wam_policy.errors import CheckpointError
+from wam_policy.utils.io import COMMITTED, STAGE
 
 # Files of a checkpoint: neither pickles nor code. A pickle is downloaded only if its file name is
 # given.
-PATTERNS = ["*.json", "*.safetensors", "*.md", "*.model", "*.txt"]
+PATTERNS = ["*.json", "*.safetensors", "*.md", "*.model", "*.txt", "SHA256SUMS"]
+
+# Files of an interrupted save, which only a folder's own writer completes.
+IGNORED_PATTERNS = [f"*{STAGE}/*", f"*{COMMITTED}/*"]
 
 # Files of a LeRobot dataset.
 DATASET_PATTERNS = ["meta/*", "data/*", "videos/*"]
@@ -42,6 +46,8 @@ def resolve_folder(
     download: DownloadOptions,
     patterns: list[str] = PATTERNS,
     kind: Literal["model", "dataset"] = "model",
+    *,
+    may_be_local: bool = True,
 ) -> Path:
     """Return the local folder of a checkpoint or dataset, after a download if it is on the Hub.
 
@@ -50,6 +56,7 @@ def resolve_folder(
         download: Options of the download.
         patterns: Glob patterns of the files to download.
         kind: Type of the Hub repository.
+        may_be_local: Whether the name of a local folder counts.
 
     Returns:
         Path of the folder.
@@ -58,12 +65,14 @@ def resolve_folder(
         CheckpointError: There is no such folder or repository, access is denied, or the network
             is unreachable and the cache is empty.
     """
+    name = str(id_or_folder)
+    if "\0" in name:
+        raise CheckpointError(f"{name!r:.200} is neither a folder nor a Hub id")
     folder = Path(id_or_folder).expanduser()
-    if folder.is_dir():
+    if may_be_local and folder.is_dir():
         return folder
 
     # Report a mistyped path as such, and do not ask the Hub for it.
-    name = str(id_or_folder)
     is_path = isinstance(id_or_folder, Path) or folder.is_absolute() or name.startswith((".", "~"))
     if is_path or name.count("/") != 1:
         raise CheckpointError(
@@ -81,10 +90,20 @@ def resolve_folder(
             local_files_only=offline,
             token=download.token,
             allow_patterns=patterns,
+            ignore_patterns=IGNORED_PATTERNS,
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(_explain(error, name, download.revision, offline)) from error
     return Path(snapshot)
+
+
+def is_hub_snapshot(folder: Path) -> bool:
+    """Return whether a folder is a download in the Hub's cache.
+
+    What a checkpoint from the Hub names is on the Hub too, never a local folder.
+    """
+    *_, repository, snapshots, _ = ("", "", "", *folder.parts)
+    return snapshots == "snapshots" and repository.startswith("models--")
 
 
 def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> str:

@@ -23,6 +23,8 @@ def load_policy(
     device: torch.device,
     dtype: torch.dtype | None = None,
     text_device: torch.device | None = None,
+    mmap: bool = True,
+    verify: bool = False,
 ) -> PolicyParts:
     """Load a policy of any format.
 
@@ -32,6 +34,8 @@ def load_policy(
         device: Device of the model and the video VAE.
         dtype: Dtype of the model; None for that of the configuration.
         text_device: Device of the text encoder; None for `device`.
+        mmap: Leave weights that need no cast in the mapped files; False copies them into memory.
+        verify: Compare the files with their recorded SHA-256 first.
 
     Returns:
         The parts of the policy; the frozen encoders are loaded at first use.
@@ -45,7 +49,18 @@ def load_policy(
         if checkpoint.is_native(path):
             refuse_release_info(path, request)
         return checkpoint.read_checkpoint(
-            path, download, device=device, dtype=dtype, text_device=text_device
+            path,
+            download,
+            device=device,
+            dtype=dtype,
+            text_device=text_device,
+            mmap=mmap,
+            verify=verify,
+        )
+    if verify:
+        raise WeightsError(
+            f"{path} is a checkpoint of another project, which records no SHA-256: leave out "
+            f"`verify`, or compare its hash yourself (wam convert --sha256 …)"
         )
 
     # Parts, video VAEs and text encoders have to be converted first.
@@ -63,9 +78,11 @@ def load_policy(
     config, _ = foreign_config(foreign, path, request)
     model = checkpoint.empty_model(config)
     compute_dtype = dtype or getattr(torch, config.dtype)
-    weights.assign_weights(model, foreign.tensors, str(path), dtype=compute_dtype, device=device)
+    weights.assign_weights(
+        model, foreign.tensors, str(path), dtype=compute_dtype, device=device, mmap=mmap
+    )
     return checkpoint.assemble(
-        config, model, {}, path.parent, download, text_device=text_device or device
+        config, model, {}, path.parent, download, text_device=text_device or device, mmap=mmap
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any, Self
 import torch
 
 from wam_policy.config import Form, PolicyConfig, Source
-from wam_policy.hub import checkpoint, checkpoint_forms, frozen_base, load
+from wam_policy.errors import ConfigError
+from wam_policy.hub import checkpoint, checkpoint_forms, frozen_base, load, weights
 from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.prompt_cache import PromptCache
 from wam_policy.hub.request import CheckpointRequest
@@ -63,7 +64,9 @@ class HubMixin:
         device: str | torch.device = "cpu",
         text_device: str | torch.device | None = None,
         prompt_cache: str | Path | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        mmap: bool = True,
+        verify: bool = False,
     ) -> Self:
         """Load a policy from a folder, a file or the Hugging Face Hub.
 
@@ -85,11 +88,18 @@ class HubMixin:
             text_device: Device of the text encoder, if it is needed; the default is `device`.
             prompt_cache: Folder of prompt embeddings, in this package's format or the
                 reference implementations'; new ones are added.
-            dtype: Dtype to compute in; the default is the config's.
+            dtype: Dtype to compute in (also by name, "bfloat16"); the default is the config's.
+            mmap: Leave weights that need no cast in the mapped files, which load at once and are
+                read when they are first used. The files must not be written in place while the
+                policy lives; replacing them, as `save_pretrained` and downloads do, is safe. False
+                copies the weights into memory.
+            verify: Compare all files with the SHA-256 that `save_pretrained` recorded.
 
         Raises:
-            CheckpointError: There is no such checkpoint, or its weights do not fit.
-            ConfigError: The config is incomplete, inconsistent or of a newer format.
+            CheckpointError: There is no such checkpoint, its weights do not fit, or a file has
+                changed.
+            ConfigError: The config is incomplete, inconsistent or of a newer format, or the dtype
+                is unknown.
         """
         stats_file = None if stats is None else Path(stats)
         request = CheckpointRequest(id_or_folder, filename, release, stats_file)
@@ -103,7 +113,13 @@ class HubMixin:
         device = torch.device(device)
         text_device = None if text_device is None else torch.device(text_device)
         parts = load.load_policy(
-            request, options, device=device, text_device=text_device, dtype=dtype
+            request,
+            options,
+            device=device,
+            text_device=text_device,
+            dtype=_as_dtype(dtype),
+            mmap=mmap,
+            verify=verify,
         )
         if prompt_cache is not None:
             parts.prompts.cache = PromptCache(Path(prompt_cache), parts.config.prompt.token_length)
@@ -113,19 +129,20 @@ class HubMixin:
         self,
         folder: str | Path,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         notes: str = "",
         form: Form | None = None,
         base: Source | None = None,
     ) -> Path:
         """Write the policy as a checkpoint folder: config, weights, prompts, codec and card.
 
-        If the process is killed while writing, the folder holds the old checkpoint, or one that
-        `from_pretrained` refuses as incomplete.
+        The folder is replaced as a whole: if the process is killed, or the disk is full, it holds
+        the old checkpoint or the new one. Several processes that save into one folder wait for
+        each other.
 
         Args:
             folder: Folder to write; created if it does not exist, other files in it stay.
-            dtype: Dtype of the stored weights; the default is their own.
+            dtype: Dtype of the stored weights (also by name); the default is their own.
             notes: Markdown for the end of the card, for example results.
             form: What of a Light-WAM to write: every weight ("fat"), the trained weights ("slim"),
                 or only what inference needs ("lean"). The default is the form the policy
@@ -134,11 +151,13 @@ class HubMixin:
                 with the policy's. The default is the source that the policy's config names.
 
         Raises:
-            ConfigError: The policy does not have this form, or a slim one has no base.
-            CheckpointError: The base cannot be found or is not this policy's.
+            ConfigError: The policy does not have this form, a slim one has no base, or the dtype is
+                unknown.
+            CheckpointError: The base cannot be found or is not this policy's, the dtype cannot
+                hold a weight, or the folder cannot be written.
         """
         folder = Path(folder)
-        self._write(folder, dtype, f"path/to/{folder.name}", notes, form, base)
+        self._write(folder, _as_dtype(dtype), f"path/to/{folder.name}", notes, form, base)
         return folder
 
     def _write(
@@ -165,7 +184,7 @@ class HubMixin:
         revision: str | None = None,
         commit_message: str = "Upload policy",
         create_pr: bool = False,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         notes: str = "",
         form: Form | None = None,
         base: Source | None = None,
@@ -191,7 +210,7 @@ class HubMixin:
         """
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            config = self._write(folder, dtype, repo_id, notes, form, base)
+            config = self._write(folder, _as_dtype(dtype), repo_id, notes, form, base)
             if config.base is not None:
                 frozen_base.refuse_unpublished(config.base, repo_id)
             return upload_folder(
@@ -203,3 +222,18 @@ class HubMixin:
                 commit_message=commit_message,
                 create_pr=create_pr,
             )
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a dtype that models compute in, given as such or by its name.
+
+    Raises:
+        ConfigError: There is no such dtype, or nothing computes in it.
+    """
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if named is not None and named in weights.DTYPES:
+        return named
+    if dtype is None:
+        return None
+    names = ", ".join(str(known).removeprefix("torch.") for known in weights.DTYPES)
+    raise ConfigError(f"models compute in {names}, not in {dtype!r}")

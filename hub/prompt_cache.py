@@ -7,16 +7,15 @@ implementations (`<sha256>.t5_len128.<encoder>.pt`) are read too. See docs/metho
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from wam_policy.errors import PromptError
-from wam_policy.utils.io import write_bytes
+from wam_policy.hub.foreign.pickles import read_pickle
+from wam_policy.utils.io import explained_write_errors, write_bytes
 
 # Name of the tensor in a file.
 NAME = "embedding"
@@ -55,7 +54,7 @@ class PromptCache:
 
         path = native if is_native else reference[0]
         try:
-            return load_file(path)[NAME] if is_native else _read_reference(path)
+            embedding = load_file(path)[NAME] if is_native else _read_reference(path)
         except (
             SafetensorError,
             OSError,
@@ -64,14 +63,16 @@ class PromptCache:
             TypeError,
             ValueError,
             RuntimeError,
-            EOFError,
-            pickle.UnpicklingError,
         ) as error:
-            raise PromptError(f"{path} is broken, remove it: {error}") from error
+            raise PromptError(f"{path} is broken, remove it: {error!s:.300}") from error
+        if not embedding.is_floating_point() or not embedding.isfinite().all():
+            raise PromptError(f"{path} is broken, remove it: its numbers are not finite")
+        return embedding
 
     def put(self, prompt: str, embedding: Tensor) -> None:
         """Store the embedding [n, D] of a prompt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with explained_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {NAME: embedding.detach().cpu().contiguous()}
         data = save(tensors, metadata={"prompt": prompt})
         write_bytes(self.folder / f"{self._stem(prompt)}.safetensors", data)
@@ -79,7 +80,7 @@ class PromptCache:
 
 def _read_reference(path: Path) -> Tensor:
     """Return the embedding [n, D] in a cache file of a reference implementation."""
-    content = torch.load(path, weights_only=True, map_location="cpu")
+    content = read_pickle(path)
 
     # The rows of padding tokens are not zero in these files.
     embedding: Tensor = content["context"][content["mask"].bool()]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wam_policy.errors import WeightsError
+from wam_policy.utils import documents
+
+# Dtypes that models compute in, and in which their weights may be stored.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 SHARD_BYTES = 5 * 10**9
 
@@ -33,33 +39,78 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         Existing files, shards in the order of their names.
 
     Raises:
-        WeightsError: The files or some shards are missing, or the index is malformed.
+        WeightsError: The files or some shards are missing, both forms are there, or the index is
+            malformed.
     """
     single = folder / f"{stem}.safetensors"
-    index = folder / f"{stem}.safetensors.index.json"
-    if single.is_file():
-        return [single]
+    if not single.is_file():
+        names = sorted(set(read_index(folder, stem).values()))
+        return [folder / name for name in names]
+
+    # Which of the two is meant cannot be told.
+    others = sorted(path.name for path in folder.glob(f"{stem}-*-of-*.safetensors"))
+    if index_path(folder, stem).is_file():
+        others.append(index_path(folder, stem).name)
+    if others:
+        raise WeightsError(
+            f"{folder} holds {single.name} and also {', '.join(others[:_LISTED_NAMES])}; "
+            f"remove what belongs to another checkpoint"
+        )
+    return [single]
+
+
+def index_path(folder: Path, stem: str) -> Path:
+    """Return the path of the index of a model that is stored in shards."""
+    return folder / f"{stem}.safetensors.index.json"
+
+
+def read_index(folder: Path, stem: str) -> dict[str, str]:
+    """Return the shard of each tensor, from the index.
+
+    Raises:
+        WeightsError: The index or a shard is missing, or the index is malformed.
+    """
+    index = index_path(folder, stem)
     if not index.is_file():
         raise WeightsError(
-            f"{folder} has neither {single.name} nor {index.name}: "
+            f"{folder} has neither {stem}.safetensors nor {index.name}: "
             f"the download is incomplete, or the folder is not a checkpoint"
         )
-
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        names = sorted({str(name) for name in weight_map.values()})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    cure = "download it again"
+    weight_map = documents.read_json_object(index, WeightsError, cure).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
         raise WeightsError(
-            f"{index} is not a safetensors index ({error!r}); download it again"
-        ) from error
+            f"{index} is not a safetensors index: its `weight_map` must name the file of each "
+            f"tensor; {cure}"
+        )
 
     # A name with a folder in it could point outside the checkpoint: it counts as missing.
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise WeightsError(
-            f"{folder} lacks the shards {missing}; download them with `force_download=True`"
+            f"{folder} lacks the shards {missing[:_LISTED_NAMES]}; "
+            f"download them with `force_download=True`"
         )
-    return [folder / name for name in names]
+    return dict(weight_map)
+
+
+def read_shapes(folder: Path, stem: str = "model") -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a model, from the files' headers.
+
+    Raises:
+        WeightsError: See `read_weights`.
+    """
+    shapes = {}
+    for path in weight_files(folder, stem):
+        with _opened(path) as file:
+            for name in file.offset_keys():
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
 
 
 def read_weights(
@@ -76,12 +127,18 @@ def read_weights(
         Tensors by name.
 
     Raises:
-        WeightsError: Files are missing, truncated or not safetensors, or two shards hold the same
-            tensor.
+        WeightsError: Files are missing, truncated or not safetensors, two shards hold the same
+            tensor, or the index names another shard of a tensor.
     """
+    files = weight_files(folder, stem)
+    index = None
+    if files != [folder / f"{stem}.safetensors"]:
+        index = read_index(folder, stem)
+
     tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder, stem):
+    for path in files:
         shard = read_weights_file(path, only)
+        _check_index(path, shard, index, only)
         repeated = sorted(shard.keys() & tensors.keys())
         if repeated:
             raise WeightsError(
@@ -105,17 +162,47 @@ def read_weights_file(path: Path, only: frozenset[str] | None = None) -> dict[st
         WeightsError: The file is missing, truncated or not safetensors.
     """
     tensors = {}
+    with _opened(path) as file:
+        for name in file.offset_keys():
+            if only is None or name in only:
+                tensors[name] = file.get_tensor(name)
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; what fails while it is open is an error of the file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.offset_keys():
-                if only is None or name in only:
-                    tensors[name] = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+        # The tensors are on the CPU whatever PyTorch's default device is.
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(
             f"{path} cannot be read as safetensors ({error}): it is truncated, corrupted or in "
             f"another format; download it again with `force_download=True`"
         ) from error
-    return tensors
+
+
+def _check_index(
+    path: Path,
+    shard: Mapping[str, Tensor],
+    index: Mapping[str, str] | None,
+    only: frozenset[str] | None,
+) -> None:
+    """Check that a shard holds the tensors that the index says it does, if there is an index."""
+    if index is None:
+        return
+    expected = {name for name, file in index.items() if file == path.name}
+    if only is not None:
+        expected &= only
+    wrong = sorted(expected ^ shard.keys())
+    if wrong:
+        raise WeightsError(
+            f"{path} and the index beside it differ in {_abbreviate(wrong)}; "
+            f"take both from one checkpoint"
+        )
 
 
 def check_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
@@ -161,7 +248,7 @@ def _abbreviate(names: list[str]) -> str:
 
 
 def check_dtype(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Check that all tensors have one floating dtype.
+    """Check that all tensors have one dtype, which models compute in.
 
     No training stores several dtypes: such a file comes from a conversion that stopped half-way.
 
@@ -170,21 +257,43 @@ def check_dtype(tensors: Mapping[str, Tensor], what: str) -> None:
         what: Name of the tensors' source for the error message.
 
     Raises:
-        WeightsError: There are several dtypes, or one that is not floating; the message names a
+        WeightsError: There are several dtypes, or one that nothing computes in; the message names a
             tensor of each.
     """
     examples = {tensor.dtype: name for name, tensor in tensors.items()}
-    all_floating = all(dtype.is_floating_point for dtype in examples)
-    if len(examples) <= 1 and all_floating:
+    if len(examples) <= 1 and all(dtype in DTYPES for dtype in examples):
         return
 
+    computed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
     listed = ", ".join(
         f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in examples.items()
     )
     raise WeightsError(
-        f"{what} must hold one floating dtype, but holds {listed}; "
-        f"cast all tensors to one dtype before loading them"
+        f"{what} must store one dtype of {computed}, but stores {listed}; "
+        f"cast all tensors to one of these before loading them"
     )
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
+    """Check that tensors hold no NaN and no infinity, in one pass over their memory.
+
+    Args:
+        tensors: Names and tensors.
+        what: Name of the tensors' source for the error message.
+
+    Raises:
+        WeightsError: One is not finite; the message names it.
+    """
+    for name, tensor in tensors:
+        if tensor.numel() == 0:
+            continue
+        # Both are NaN if any number is.
+        low, high = torch.aminmax(tensor.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise WeightsError(
+                f"{what}: {name} is not finite: the training diverged, the file is damaged, or "
+                f"its dtype cannot hold the numbers; take another checkpoint"
+            )
 
 
 def load_weights(
@@ -196,6 +305,7 @@ def load_weights(
     device: torch.device,
     prefixes: tuple[str, ...] = ("",),
     expected_prefixes: tuple[str, ...] = ("",),
+    mmap: bool = True,
 ) -> None:
     """Load weights into a model that was built on the `meta` device.
 
@@ -212,6 +322,7 @@ def load_weights(
         prefixes: Prefixes of the names of the tensors to load.
         expected_prefixes: Prefixes of the names of the tensors that the files must hold, and no
             others. All of these are checked, also those that are not loaded.
+        mmap: Leave weights that have `dtype` already in the mapped file; False copies them.
 
     Raises:
         WeightsError: See `read_weights` and `check_fit`.
@@ -223,7 +334,8 @@ def load_weights(
 
     # All names were checked above; `strict=False` because only a part of them is loaded at a time.
     selected = {name: x for name, x in tensors.items() if name.startswith(prefixes)}
-    if device.type == "cpu" and all(x.dtype == dtype for x in selected.values()):
+    is_stored = device.type == "cpu" and all(x.dtype == dtype for x in selected.values())
+    if mmap and is_stored:
         model.load_state_dict(selected, strict=False, assign=True)
         return
 
@@ -254,7 +366,7 @@ def _read_cast(
 ) -> dict[str, Tensor]:
     """Read some tensors and cast them; their memory-mapped originals are gone at the return."""
     tensors = read_weights(folder, stem, names)
-    return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    return {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
 
 
 def assign_weights(
@@ -264,6 +376,7 @@ def assign_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    mmap: bool = True,
 ) -> None:
     """Assign tensors to a model that was built on the `meta` device.
 
@@ -274,12 +387,13 @@ def assign_weights(
         what: Name of the tensors' source for the error message.
         dtype: Dtype of the assigned weights.
         device: Device of the assigned weights.
+        mmap: Keep tensors that need no cast as they are; False copies them.
 
     Raises:
         WeightsError: See `check_fit`.
     """
     check_fit(tensors, model.state_dict(), what)
-    cast = {name: tensors.pop(name).to(device, dtype) for name in list(tensors)}
+    cast = {name: tensors.pop(name).to(device, dtype, copy=not mmap) for name in list(tensors)}
     model.load_state_dict(cast, assign=True)
 
 
@@ -299,6 +413,9 @@ def write_weights(
         stem: Common beginning of the file names, as in `weight_files`.
         dtype: Dtype to store the tensors in; None keeps each tensor's own.
         shard_bytes: Largest size of a shard in bytes; a larger tensor has a shard of its own.
+
+    Raises:
+        WeightsError: A tensor is not finite in that dtype.
     """
     sizes = {name: x.numel() * (dtype or x.dtype).itemsize for name, x in tensors.items()}
     shards = _split_into_shards(sizes, shard_bytes)
@@ -312,7 +429,8 @@ def write_weights(
         for name, shard in zip(names, shards, strict=True):
             weight_map.update(dict.fromkeys(shard, name))
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        text = json.dumps(index, indent=2)
+        index_path(folder, stem).write_text(text, encoding="utf-8")
 
     for name, shard in zip(names, shards, strict=True):
         _write_shard(folder / name, tensors, shard, dtype)
@@ -323,6 +441,7 @@ def _write_shard(
 ) -> None:
     """Write some of the tensors to one file; their copies on the CPU are gone at the return."""
     content = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
+    check_finite(content.items(), f"in {dtype or 'its own dtype'}, the new {path.name}")
     save_file(content, path, metadata={"format": "pt"})
 
 

@@ -71,6 +71,6 @@ def test_a_wrong_number_of_instructions_is_refused(policy):
         policy.predict_chunk(make_observation(2) | {"instruction": ("a", "b", "c")})
 
 
-@pytest.mark.parametrize("instruction", [5, np.array("reach"), {"text": "reach"}, [["reach"]]])
+@pytest.mark.parametrize("instruction", [5, b"reach", np.array(5), {"text": "reach"}, [["reach"]]])
 def test_an_instruction_of_another_type_is_refused(policy, instruction):
     refuse(policy, r"instruction: expected 1 strings", instruction=instruction)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TASK, ToyEnv, make_observation, make_policy
 
+from wam_policy.action_queue import OwnQueue
 from wam_policy.config import SamplingConfig
 from wam_policy.errors import ConfigError, ObservationError, PromptError
 from wam_policy.models.encoders.text import PromptEmbeddings, untrained_encoder
@@ -107,7 +108,7 @@ def test_episode_start_and_reset_drop_only_the_sub_envs_they_name(policy):
 def test_two_loops_can_share_a_policy_by_passing_their_state(policy):
     chunk = policy.predict_chunk(make_observation())
     _, mine = policy.predict(make_observation())
-    policy._queue = None
+    policy._own_queue = OwnQueue()
     policy.predict(make_observation(seed=5))
     action, _ = policy.predict(make_observation(seed=9), state=mine)
     assert np.allclose(action, chunk[1], atol=1e-5)

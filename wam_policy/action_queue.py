@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wam_policy.errors import ConfigError
+from wam_policy.errors import ConfigError, ObservationError
+from wam_policy.utils.locks import PicklableLock
 
 
 class ActionQueue:
@@ -34,13 +36,17 @@ class ActionQueue:
             horizon: Actions per chunk to request from the policy; None: the policy's default.
 
         Raises:
-            ConfigError: A number in `replan` is not positive.
+            ConfigError: A number in `replan` is not positive, or `ensemble` is not finite.
         """
         self.replan = np.atleast_1d(np.asarray(replan, int))
         if self.replan.ndim != 1 or not self.replan.size or (self.replan < 1).any():
             raise ConfigError(
                 f"`replan` must be positive, one number or a sequence of them, got {replan}"
             )
+        if ensemble is not None and not np.isfinite(ensemble):
+            raise ConfigError(f"`ensemble` must be a finite number, got {ensemble}")
+        if size < 1:
+            raise ConfigError(f"a queue needs at least one env, got {size}")
         self.size = size
         self.ensemble = ensemble
         self.horizon = horizon
@@ -137,6 +143,55 @@ class ActionQueue:
         weights = weights / weights.sum(1, keepdims=True)
         action = np.einsum("nk,nka->na", weights, predictions)
         return action.astype(predictions.dtype)
+
+
+class OwnQueue:
+    """The queue of the loop that names none; one thread uses it at a time.
+
+    A pickled or copied one is empty: it belongs to a loop of its own.
+    """
+
+    def __init__(self) -> None:
+        self._queue: ActionQueue | None = None
+        self._thread: int | None = None
+        self._lock = PicklableLock()
+
+    def of_size(self, size: int, make: Callable[[int], ActionQueue]) -> ActionQueue:
+        """Return the queue, made again if the number of envs has changed.
+
+        Args:
+            size: Number of envs.
+            make: Makes a queue for so many envs.
+
+        Raises:
+            ObservationError: Another thread uses the queue.
+        """
+        # Two loops would execute each other's actions.
+        with self._lock:
+            thread = threading.get_ident()
+            if self._thread not in (None, thread):
+                raise ObservationError(
+                    "another thread drives its envs by this policy's own queue: give each loop a "
+                    "queue, `policy.predict(observation, state=policy.queue(size))`, or call "
+                    "`policy.reset()` when the other loop has ended"
+                )
+            self._thread = thread
+            if self._queue is None or self._queue.size != size:
+                self._queue = make(size)
+            return self._queue
+
+    def reset(self, mask: np.ndarray | None) -> None:
+        """Begin new episodes, of all envs or of those where `mask` [N] is true.
+
+        After a reset of all, another thread may use the queue.
+        """
+        if self._queue is not None:
+            self._queue.reset(mask)
+        if mask is None:
+            self._thread = None
+
+    def __reduce__(self) -> tuple[type[OwnQueue], tuple[()]]:
+        return OwnQueue, ()
 
 
 def _insert(history: np.ndarray, mask: np.ndarray, newest: np.ndarray | int) -> None:

@@ -27,6 +27,14 @@ Family = Literal["fast_wam", "light_wam"]
 Form = Literal["fat", "slim", "lean"]
 """Weights a checkpoint holds: all; the trained ones; those that acting needs, folded together."""
 
+# Largest numbers of a contract. They bound the memory and the time of a prediction; no policy comes
+# close to them.
+MAX_SIDE = 4096  # pixels of an image
+MAX_CAMERAS = 16
+MAX_HORIZON = 4096  # env steps of a chunk
+MAX_TOKENS = 4096
+MAX_STEPS = 1000  # denoising steps
+
 SIZES: dict[str, type[FastWAMConfig] | type[LightWAMConfig]] = {
     "fast_wam": FastWAMConfig,
     "light_wam": LightWAMConfig,
@@ -59,9 +67,14 @@ class CameraConfig:
 
     def __post_init__(self) -> None:
         check_names("camera names", self.names)
-        if min(self.height, self.width, *(self.before or ())) < 1:
+        if len(self.names) > MAX_CAMERAS:
             raise ConfigError(
-                f"camera size must be positive, got {self.height}×{self.width}, "
+                f"a canvas holds at most {MAX_CAMERAS} cameras, got {len(self.names)}"
+            )
+        sides = (self.height, self.width, *(self.before or ()))
+        if not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
+            raise ConfigError(
+                f"camera size must be from 1 to {MAX_SIDE} pixels, got {self.height}×{self.width}, "
                 f"`before` {self.before}"
             )
         for name, kind in (("resize", Resize), ("layout", Layout), ("pixels", Pixels)):
@@ -131,6 +144,8 @@ class ActionConfig:
 
     def __post_init__(self) -> None:
         self.normalization.check("action", self.layout.dim)
+        if self.horizon > MAX_HORIZON:
+            raise ConfigError(f"`horizon` must be at most {MAX_HORIZON}, got {self.horizon}")
         if not 1 <= self.replan <= self.horizon:
             raise ConfigError(
                 f"`replan` must lie between 1 and the horizon {self.horizon}, got {self.replan}"
@@ -156,16 +171,21 @@ class PromptConfig:
     Attributes:
         template: Text that holds {task} once.
         token_length: Number of tokens that prompts are padded to, with zero rows, or cut to.
+        clean: Whether HTML entities and white space are cleaned before a prompt is embedded, as the
+            reference implementations do and LeRobot does not.
     """
 
     template: str
     token_length: int
+    clean: bool = True
 
     def __post_init__(self) -> None:
         if self.template.count("{task}") != 1:
             raise ConfigError(f"the prompt template must hold {{task}} once, got {self.template!r}")
-        if self.token_length < 1:
-            raise ConfigError(f"`token_length` must be positive, got {self.token_length}")
+        if not 1 <= self.token_length <= MAX_TOKENS:
+            raise ConfigError(
+                f"`token_length` must be from 1 to {MAX_TOKENS}, got {self.token_length}"
+            )
 
     def prompt(self, instruction: str) -> str:
         """Return the prompt of an instruction."""
@@ -201,6 +221,8 @@ class SamplingConfig:
             or (self.action_shift is not None and self.action_shift <= 0)
         ):
             raise ConfigError(f"steps and shifts must be positive, got {self}")
+        if self.steps > MAX_STEPS:
+            raise ConfigError(f"`steps` must be at most {MAX_STEPS}, got {self.steps}")
         if self.noise not in ("fixed", "fresh"):
             raise ConfigError(f"`noise` must be 'fixed' or 'fresh', got {self.noise!r}")
 
@@ -221,7 +243,8 @@ class Source:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.subfolder)
-        if path.is_absolute() or ".." in path.parts or "\\" in self.subfolder:
+        is_odd = "\\" in self.subfolder or "\0" in self.subfolder
+        if path.is_absolute() or ".." in path.parts or is_odd:
             raise ConfigError(
                 f"`subfolder` must stay inside its repository, got {self.subfolder!r}"
             )
@@ -376,7 +399,9 @@ class PolicyConfig:
         """
         try:
             data = json.loads(text, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"config.json is not JSON: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"config.json must hold an object, got {type(data).__name__}")
@@ -386,7 +411,7 @@ class PolicyConfig:
                 "config.json has no `format_version`: it is not a wam-policy checkpoint, perhaps "
                 "one of another project"
             )
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise ConfigError(
                 f"config.json has format version {version}, this wam-policy reads up to "
                 f"{FORMAT_VERSION}: pip install -U wam-policy"

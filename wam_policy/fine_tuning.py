@@ -23,6 +23,7 @@ from wam_policy.models.light_wam.model import LightWAM, is_trainable
 from wam_policy.models.registry import AnyLossConfig, compute_losses, sample_noise
 from wam_policy.observation import IMAGE
 from wam_policy.pipeline import PolicyLike
+from wam_policy.utils.arrays import as_array
 
 
 def trainable_parameters(policy: PolicyLike) -> list[Tensor]:
@@ -135,7 +136,7 @@ def _clips(config: PolicyConfig, batch: Mapping[str, Any]) -> dict[str, np.ndarr
     for name in config.cameras.names:
         if IMAGE + name not in batch:
             continue
-        clip = np.asarray(batch[IMAGE + name])
+        clip = as_array(batch[IMAGE + name], f"camera {name!r}", DatasetError)
         if clip.ndim != 5 or clip.shape[1] != config.video.frames:
             raise DatasetError(
                 f"camera {name!r}: expected clips [B, {config.video.frames}, H, W, 3], "
@@ -147,7 +148,10 @@ def _clips(config: PolicyConfig, batch: Mapping[str, Any]) -> dict[str, np.ndarr
 
 def _floats(batch: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return an entry of the batch as float32, checked to have this shape and to be finite."""
-    values = np.asarray(batch.get(key, ()), np.float32)
+    values = as_array(batch.get(key, ()), repr(key), DatasetError)
+    if values.dtype.kind not in "fiu":
+        raise DatasetError(f"{key!r}: expected numbers, got {values.dtype}")
+    values = values.astype(np.float32)
     if values.shape != shape:
         raise DatasetError(f"{key!r}: expected {list(shape)}, got {list(values.shape)}")
     finite = np.isfinite(values).all((1, 2))
@@ -161,7 +165,7 @@ def _flags(batch: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.nda
     """Return an entry of the batch as bool, checked to have this shape; False everywhere if it is
     absent.
     """
-    values = np.asarray(batch.get(key, np.zeros(shape, bool)))
+    values = as_array(batch.get(key, np.zeros(shape, bool)), repr(key), DatasetError)
     if values.shape != shape or values.dtype != bool:
         raise DatasetError(
             f"{key!r}: expected bool {list(shape)}, got {values.dtype} {list(values.shape)}"

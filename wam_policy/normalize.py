@@ -71,8 +71,30 @@ class Normalization:
         if len(set(lengths.values())) > 1:
             raise ConfigError(f"all statistics of a vector must have its length, got {lengths}")
         for name, values in self.statistics.items():
-            if not np.isfinite(values).all():
-                raise ConfigError(f"statistic {name!r} is not finite: {values}")
+            # Also beyond float32, in which the vectors are.
+            with np.errstate(over="ignore"):
+                is_finite = np.isfinite(np.asarray(values, np.float32)).all()
+            if not is_finite:
+                raise ConfigError(f"statistic {name!r} is not finite in float32: {values}")
+        self._check_possible()
+
+    def _check_possible(self) -> None:
+        """Check that there are vectors with these statistics."""
+        for low, high in (("min", "max"), ("q01", "q99")):
+            if low in self.statistics and high in self.statistics:
+                pairs = zip(self.statistics[low], self.statistics[high], strict=True)
+                reversed_components = [i for i, (a, b) in enumerate(pairs) if a > b]
+                if reversed_components:
+                    raise ConfigError(
+                        f"statistics: {low!r} is above {high!r} in the components "
+                        f"{reversed_components}; compute them again"
+                    )
+        impossible = [i for i, x in enumerate(self.statistics.get("std", ())) if x <= 0]
+        if impossible:
+            raise ConfigError(
+                f"statistics: 'std' is not positive in the components {impossible}; compute them "
+                f"again, or write {EPSILON:g} for components that never change"
+            )
 
     def check(self, what: str, dim: int) -> None:
         """Check that the statistics describe a vector of `dim` components.
@@ -155,14 +177,15 @@ def compute_statistics(x: np.ndarray) -> dict[str, tuple[float, ...]]:
         x: Vectors [N, D].
 
     Returns:
-        Statistic -> one number per component, rounded to float32.
+        Statistic -> one number per component, rounded to float32. The deviation of a component
+        that never changes is `EPSILON`.
     """
     x = np.asarray(x, np.float64)
     statistics = {
         "min": x.min(0),
         "max": x.max(0),
         "mean": x.mean(0),
-        "std": x.std(0),
+        "std": np.maximum(x.std(0), EPSILON),
         "q01": np.quantile(x, 0.01, axis=0),
         "q99": np.quantile(x, 0.99, axis=0),
     }

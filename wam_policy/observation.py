@@ -2,7 +2,8 @@
 
 An observation is a flat dict: `images.<camera>` uint8 [H, W, 3], `state` float [P] and
 `instruction` str. A batched observation has one more axis in front (instructions: a sequence).
-The optional entry `episode_start` marks the first observation of an episode.
+The optional entry `episode_start` marks the first observation of an episode. Without dots in its
+keys, a camera is `images_<camera>`.
 """
 
 # B batch, H W pixels, P components of the state
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from wam_policy.errors import ObservationError
+from wam_policy.utils.arrays import as_array
 
 # Keys of an observation; `IMAGE` is a prefix.
 IMAGE = "images."
+IMAGE_WITHOUT_DOT = "images_"
 STATE = "state"
 INSTRUCTION = "instruction"
 EPISODE_START = "episode_start"
@@ -39,7 +42,10 @@ class Observation:
 
 
 def check_observation(
-    observation: Any, cameras: Sequence[str], state_names: Sequence[str] | None
+    observation: Any,
+    cameras: Sequence[str],
+    state_names: Sequence[str] | None,
+    instruction: str | None = None,
 ) -> Observation:
     """Check an observation against the inputs of a policy.
 
@@ -47,6 +53,7 @@ def check_observation(
         observation: Flat dict as described at the top of this module; unknown keys are ignored.
         cameras: Required cameras.
         state_names: Name of every component of the state; None: the policy reads no state.
+        instruction: Instruction of an observation that holds none.
 
     Returns:
         The checked arrays, always with a batch axis.
@@ -65,8 +72,12 @@ def check_observation(
             f"got {type(observation).__name__}; wrap the env: `env = policy.wrap(env)`"
         )
 
+    if INSTRUCTION not in observation and instruction is not None:
+        observation = {**observation, INSTRUCTION: instruction}
     images, batched = _check_images(observation, cameras)
     size = len(next(iter(images.values())))
+    if size == 0:
+        raise ObservationError("the batch is empty: pass at least one observation")
 
     state = None
     if state_names is not None:
@@ -104,12 +115,14 @@ def _check_image(observation: Mapping[str, Any], name: str) -> np.ndarray:
     """Return the image of one camera, uint8 [H, W, 3] or [B, H, W, 3]."""
     key = IMAGE + name
     if key not in observation:
+        key = IMAGE_WITHOUT_DOT + name
+    if key not in observation:
         available = sorted(k.removeprefix(IMAGE) for k in observation if k.startswith(IMAGE))
         raise ObservationError(
             f"camera {name!r} is missing: the observation has {available or 'no cameras'}; "
             f"specify its path in `policy.wrap(env, cameras={{{name!r}: 'path'}})`"
         )
-    image = np.asarray(observation[key])
+    image = as_array(observation[key], f"camera {name!r}", ObservationError)
     if image.dtype != np.uint8:
         raise ObservationError(
             f"camera {name!r}: expected uint8 in [0, 255], got {image.dtype}; "
@@ -132,7 +145,7 @@ def _check_state(
             f"the observation has no 'state'; the policy needs the components {list(names)}: "
             f"`policy.wrap(env, state='path', state_names=(…))` adds it"
         )
-    state = np.asarray(observation[STATE])
+    state = as_array(observation[STATE], "state", ObservationError)
     expected = (size, len(names)) if batched else (len(names),)
     if state.shape != expected or state.dtype.kind not in "fiu":
         raise ObservationError(
@@ -155,9 +168,13 @@ def _check_instructions(observation: Mapping[str, Any], size: int) -> tuple[str,
     """Return one instruction per sample; a single string applies to all of them."""
     if INSTRUCTION not in observation:
         raise ObservationError(
-            "the observation has no 'instruction'; `policy.wrap(env, instruction='…')` adds one"
+            "the observation has no 'instruction'; `policy.wrap(env, instruction='…')` adds one, "
+            "and `policy.instruction` is that of observations without text"
         )
     value = observation[INSTRUCTION]
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        # What NumPy makes of a single sentence.
+        value = value.item()
     instructions: tuple[Any, ...] = ()
     if isinstance(value, str):
         instructions = (value,) * size
@@ -166,7 +183,8 @@ def _check_instructions(observation: Mapping[str, Any], size: int) -> tuple[str,
     all_strings = all(isinstance(instruction, str) for instruction in instructions)
     if len(instructions) != size or not all_strings:
         raise ObservationError(
-            f"instruction: expected {size} strings (or one for all samples), got {value!r}"
+            f"instruction: expected {size} strings (or one for all samples), got {value!r:.200}; "
+            f"`policy.wrap(env, instruction='…')` adds one"
         )
     # Plain `str`: NumPy's string type is a subclass with another representation.
     return tuple(str(instruction) for instruction in instructions)
@@ -174,7 +192,7 @@ def _check_instructions(observation: Mapping[str, Any], size: int) -> tuple[str,
 
 def _check_episode_start(value: Any, size: int) -> np.ndarray:
     """Return the flags of the first observations of episodes, bool [B]."""
-    flags = np.asarray(value)
+    flags = as_array(value, "episode_start", ObservationError)
     if flags.size != size:
         raise ObservationError(
             f"episode_start: expected {size} flags, got shape {list(flags.shape)}"

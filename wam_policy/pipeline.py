@@ -23,7 +23,7 @@ from torch import Tensor
 from wam_policy import images, sampling
 from wam_policy.action_queue import ActionQueue
 from wam_policy.config import PolicyConfig
-from wam_policy.errors import ConfigError
+from wam_policy.errors import ConfigError, WeightsError
 from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import VAE
 from wam_policy.models.fast_wam.variants import ActionMode
@@ -97,14 +97,21 @@ class PolicyLike(Protocol):
 # -- observation -> model input --------------------------------------------------------------------
 
 
-def read_observation(config: PolicyConfig, observation: Any) -> Observation:
+def read_observation(
+    config: PolicyConfig, observation: Any, instruction: str | None = None
+) -> Observation:
     """Check an observation, single or batched, against what a policy needs.
+
+    Args:
+        config: Config of the policy.
+        observation: See `wam_policy.observation`.
+        instruction: Instruction of an observation that holds none.
 
     Raises:
         ObservationError: Something is missing, has another type or shape, or is not finite.
     """
     state_names = None if config.state is None else config.state.names
-    return check_observation(observation, config.cameras.names, state_names)
+    return check_observation(observation, config.cameras.names, state_names, instruction)
 
 
 def select_observations(observation: Observation, mask: np.ndarray) -> Observation:
@@ -238,7 +245,7 @@ def make_request(
     # do.
     fixed_seed = None
     if generator is None:
-        generator = torch.Generator()
+        generator = torch.Generator("cpu")
         fixed_seed = config.sampling.seed
 
     def noise_source(given: np.ndarray | Tensor | None) -> sampling.NoiseSource:
@@ -291,6 +298,27 @@ def denormalize_actions(config: PolicyConfig, actions: Tensor) -> np.ndarray:
     if action.snap is None:
         return chunks
     return action.snap.apply(chunks, action.normalization)
+
+
+@torch.no_grad()
+def decode_frames(policy: PolicyLike, latents: Tensor) -> np.ndarray:
+    """Return the video frames of latents [B, C, f, h, w], uint8 [B, F, H, W, 3]."""
+    video = policy.vae.decode(latents.to(policy.dtype))
+    return images.to_pixels(video.float().cpu().numpy())
+
+
+def check_finite_actions(chunks: np.ndarray) -> None:
+    """Check that predicted actions are finite: nothing else may reach a robot.
+
+    Raises:
+        WeightsError: They are not.
+    """
+    if not np.isfinite(chunks).all():
+        raise WeightsError(
+            "the predicted actions are not finite: the weights of the model, the codec or the text "
+            "encoder are damaged or their training diverged, or the dtype is too small; take "
+            "another checkpoint, or load it with dtype='float32'"
+        )
 
 
 # -- chunks -> single actions ----------------------------------------------------------------------

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from wam_policy import fine_tuning, images, pipeline
-from wam_policy.action_queue import ActionQueue
+from wam_policy.action_queue import ActionQueue, OwnQueue
 from wam_policy.config import PolicyConfig
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.hub.mixin import HubMixin
+from wam_policy.hub.weights import check_finite
 from wam_policy.inference import compile_inference
 from wam_policy.models.encoders.text import PromptEmbeddings
 from wam_policy.models.encoders.vae import VAE
@@ -32,6 +33,7 @@ from wam_policy.observation import Observation, episode_flags
 from wam_policy.outputs import Explained, Imagined
 from wam_policy.sampling import ActionTarget
 from wam_policy.utils.deprecation import renamed, warn_renamed
+from wam_policy.utils.locks import PicklableLock
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -77,9 +79,12 @@ class WAMPolicy(HubMixin):
         self.model = model.eval()
         self.prompts = prompts
         self.engine = engine
+        self.instruction: str | None = None  # of observations that hold none
         self._vae = vae
-        self._queue: ActionQueue | None = None
-        self._generator = torch.Generator().manual_seed(config.sampling.seed)
+        self._lock = PicklableLock()
+        self._weights_are_finite = False
+        self._own_queue = OwnQueue()
+        self._generator = torch.Generator("cpu").manual_seed(config.sampling.seed)
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -102,14 +107,13 @@ class WAMPolicy(HubMixin):
     @property
     def vae(self) -> VAE:
         """Video codec, loaded when it is first needed."""
-        if not isinstance(self._vae, VAE):
-            self._vae = self._vae()
-        return self._vae
+        with self._lock:
+            if not isinstance(self._vae, VAE):
+                self._vae = self._vae()
+            return self._vae
 
     def add_prompt(self, instruction: str, embedding: Tensor | None = None) -> None:
-        """Add an instruction by its embedding [n, text_dim], or embed it by the checkpoint's text
-        encoder.
-        """
+        """Add an instruction by its embedding [n, text_dim], or by the text encoder."""
         prompt = self.config.prompt.prompt(instruction)
         if embedding is None:
             self.prompts.add([prompt])
@@ -117,12 +121,18 @@ class WAMPolicy(HubMixin):
             self.prompts.put(prompt, embedding)
 
     def drop_text_encoder(self) -> None:
-        """Free the text encoder; known prompts stay, and a new prompt loads it again."""
+        """Free the text encoder; known prompts stay, a new prompt loads it again."""
         self.prompts.drop_encoder()
 
     def with_engine(self, config: PolicyConfig, engine: Engine) -> Self:
         """Return a policy with the same parts that acts by a compiled engine (see `compile`)."""
         return type(self)(config, self.model, vae=self.vae, prompts=self.prompts, engine=engine)
+
+    def check_weights(self) -> None:
+        """Raise a WeightsError if a weight is NaN or infinite; the first prediction does it."""
+        if not self._weights_are_finite:
+            check_finite(self.model.named_parameters(), "the policy")
+            self._weights_are_finite = True
 
     # -- environments ------------------------------------------------------------------------------
 
@@ -136,6 +146,8 @@ class WAMPolicy(HubMixin):
         state_names: tuple[str, ...] | None = None,
         instruction: str | None = None,
         action: ActionLayout | None = None,
+        text: bool = True,
+        render_size: tuple[int, int] | None = None,
         turned: tuple[str, ...] | None = None,
     ) -> EnvT:
         """Wrap an env, single or vector, so that this policy can drive it.
@@ -152,6 +164,11 @@ class WAMPolicy(HubMixin):
             state_names: Names of its numbers; the policy picks those it was trained on.
             instruction: Instruction to follow; the default is the env's `instruction` attribute.
             action: Meaning of the env's actions.
+            text: False leaves the instruction out of the observation, whose keys then have no dots
+                ("images_front"), as Stable-Baselines3 needs it for training. The wrapper's
+                attribute `instruction` holds it: `policy.instruction = env.instruction`.
+            render_size: Height and width of the images of `env.render()`, for code that asks for
+                the observation space before the first reset. Wrapping resets and renders nothing.
             turned: Deprecated name of `rotated_cameras`.
 
         Raises:
@@ -175,6 +192,8 @@ class WAMPolicy(HubMixin):
             state_names=None if self.config.state is None else self.config.state.names,
             layout=self.config.action.layout,
             overrides={name: value for name, value in overrides.items() if value is not None},
+            text=text,
+            render_size=render_size,
         )
         return cast("EnvT", wrapped)
 
@@ -216,7 +235,7 @@ class WAMPolicy(HubMixin):
                 the model takes no noise.
         """
         target = renamed("known", known, "action_target", action_target)
-        checked = pipeline.read_observation(self.config, observation)
+        checked = pipeline.read_observation(self.config, observation, self.instruction)
         chunks, _ = self._sample(
             checked, noise=noise, seeds=seeds, action_target=target, mode=mode, horizon=horizon
         )
@@ -239,7 +258,7 @@ class WAMPolicy(HubMixin):
         Args:
             observation: One observation or a batch.
             state: Queue returned by an earlier call, to drive several loops with one policy; the
-                default is the policy's own queue.
+                default is the policy's own queue, which one thread uses at a time.
             episode_start: bool [B], true where an episode begins.
             deterministic: False draws new noise for every chunk.
 
@@ -247,13 +266,14 @@ class WAMPolicy(HubMixin):
             float32 [A] or [B, A], and the queue that the action was taken from.
 
         Raises:
-            ObservationError: The observation does not fit the config, or `state` belongs to
-                another number of envs.
+            ObservationError: The observation does not fit the config, `state` belongs to another
+                number of envs, or another thread uses the policy's own queue.
             PromptError: An instruction cannot be embedded.
+            WeightsError: A weight is not finite.
         """
-        checked = pipeline.read_observation(self.config, observation)
+        checked = pipeline.read_observation(self.config, observation, self.instruction)
         size = len(checked)
-        queue = self._queue_for(size) if state is None else state
+        queue = self._own_queue.of_size(size, self.queue) if state is None else state
         if queue.size != size:
             raise ObservationError(
                 f"`state` belongs to {queue.size} envs, the observation has {size}"
@@ -279,14 +299,7 @@ class WAMPolicy(HubMixin):
 
     def reset(self, mask: np.ndarray | None = None) -> None:
         """Begin new episodes: drop the rest of all chunks, or of those where `mask` [B] is true."""
-        if self._queue is not None:
-            self._queue.reset(mask)
-
-    def _queue_for(self, size: int) -> ActionQueue:
-        """Return the policy's own queue, created again if the number of envs has changed."""
-        if self._queue is None or self._queue.size != size:
-            self._queue = self.queue(size)
-        return self._queue
+        self._own_queue.reset(mask)
 
     def queue(
         self,
@@ -340,6 +353,7 @@ class WAMPolicy(HubMixin):
         The latents are [B, C, f, h, w]. Arguments are those of `pipeline.make_request`;
         `new_noise` draws noise from the policy's generator even if the config fixes it.
         """
+        self.check_weights()
         sampling = self.config.sampling
         if sampling.action_shift is None and (noise is not None or seeds is not None):
             raise ConfigError(
@@ -360,7 +374,9 @@ class WAMPolicy(HubMixin):
         )
         inputs = pipeline.prepare_input(self.config, observation)
         actions, latents = pipeline.sample(self, inputs, request)
-        return pipeline.denormalize_actions(self.config, actions), latents
+        chunks = pipeline.denormalize_actions(self.config, actions)
+        pipeline.check_finite_actions(chunks)
+        return chunks, latents
 
     # -- looking inside ----------------------------------------------------------------------------
 
@@ -396,7 +412,7 @@ class WAMPolicy(HubMixin):
         Raises:
             As `predict_chunk`.
         """
-        checked = pipeline.read_observation(self.config, observation)
+        checked = pipeline.read_observation(self.config, observation, self.instruction)
         chunks, latents = self._sample(
             checked,
             noise=noise,
@@ -406,9 +422,7 @@ class WAMPolicy(HubMixin):
             imagine=True,
         )
         assert latents is not None
-        with torch.no_grad():
-            video = self.vae.decode(latents.to(self.dtype))
-        frames = images.to_pixels(video.float().cpu().numpy())
+        frames = pipeline.decode_frames(self, latents)
         return Imagined(chunks, frames) if checked.batched else Imagined(chunks[0], frames[0])
 
     def explain(self, observation: Any, *, horizon: int | None = None) -> Explained:
@@ -421,17 +435,15 @@ class WAMPolicy(HubMixin):
         Raises:
             As `predict_chunk`; ConfigError: The policy has no learned queries.
         """
+        self.check_weights()
         model = check_can_explain(self.model)
-        checked = pipeline.read_observation(self.config, observation)
+        checked = pipeline.read_observation(self.config, observation, self.instruction)
         canvas = images.compose_canvas(checked.images, self.config.cameras)
         canvas = canvas.round().astype(np.uint8)
-        height, width = canvas.shape[1:3]
-
         inputs = pipeline.prepare_input(self.config, checked)
         encoded = pipeline.encode_observation(self, inputs)
-        actions, maps, weights = attention_maps(
-            model, encoded.latents, encoded.context, (height, width), self.chunk_length(horizon)
-        )
+        length = self.chunk_length(horizon)
+        actions, maps, weights = attention_maps(model, *encoded, canvas.shape[1:3], length)
         chunks = pipeline.denormalize_actions(self.config, actions)
         if checked.batched:
             return Explained(chunks, canvas, maps, weights)
@@ -444,7 +456,7 @@ class WAMPolicy(HubMixin):
         Raises:
             ObservationError: The observation does not fit the config.
         """
-        checked = pipeline.read_observation(self.config, observation)
+        checked = pipeline.read_observation(self.config, observation, self.instruction)
         canvas = images.canvas(checked.images, self.config.cameras)
         return canvas if checked.batched else canvas[0]
 
@@ -494,4 +506,5 @@ class WAMPolicy(HubMixin):
             PromptError: An instruction cannot be embedded.
             ConfigError: `loss` belongs to the other family.
         """
+        self.check_weights()
         return fine_tuning.training_step(self, batch, loss, generator)

@@ -6,6 +6,7 @@ Source: the training and evaluation configs in the repositories of Fast-WAM and 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from wam_policy.config import (
     ActionConfig,
@@ -25,6 +26,8 @@ from wam_policy.gripper import GripperSnap
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam.variants import VariantName
 from wam_policy.normalize import Mode, Normalization
+from wam_policy.utils import documents
+from wam_policy.utils.json_dataclass import from_plain
 
 # Frozen codec and text encoder of every Fast-WAM, and of every Light-WAM.
 WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
@@ -36,6 +39,7 @@ PROMPT = PromptConfig(
     ),
     token_length=128,
 )
+SAMPLING = SamplingConfig(steps=10, video_shift=5.0, action_shift=5.0)
 JOINTS = tuple(
     f"{side}_{name}"
     for side in ("left", "right")
@@ -69,8 +73,8 @@ class Preset:
     normalization: Mode
     horizon: int
     replan: int
-    prompt: PromptConfig
-    sampling: SamplingConfig
+    prompt: PromptConfig = PROMPT
+    sampling: SamplingConfig = SAMPLING
     wan: str = WAN
     snap: GripperSnap | None = None
     supervised_steps: int | None = None
@@ -107,7 +111,7 @@ PRESETS = {
         horizon=32,
         replan=10,
         prompt=PROMPT,
-        sampling=SamplingConfig(steps=10, video_shift=5.0, action_shift=5.0),
+        sampling=SAMPLING,
     ),
     "robotwin": Preset(
         cameras=CameraConfig(
@@ -129,7 +133,7 @@ PRESETS = {
         horizon=32,
         replan=24,
         prompt=PROMPT,
-        sampling=SamplingConfig(steps=10, video_shift=5.0, action_shift=5.0),
+        sampling=SAMPLING,
     ),
 }
 
@@ -184,7 +188,8 @@ class ReleaseInfo:
     """What a file of the reference implementations does not record about itself.
 
     Attributes:
-        preset: Key of `PRESETS` or `LIGHT_PRESETS`.
+        preset: Key of `PRESETS` or `LIGHT_PRESETS`, or a JSON file (`robot.json`) that holds the
+            fields of a `Preset`, for one's own robot.
         variant: Attention variant of a Fast-WAM.
         action_shift: Shift of the schedule that a Fast-WAM's actions are sampled with; releases
             differ.
@@ -193,6 +198,9 @@ class ReleaseInfo:
         trained_on: Training data, in words.
         proprio: Whether the policy was trained with a state; a file that lacks the proprio encoder
             is refused if so, because it would ignore the state.
+        state_groups: Groups of numbers in the file of statistics, in the order in which they form
+            the state; empty for the one group of the released files.
+        action_groups: Likewise of the actions.
     """
 
     preset: str
@@ -202,10 +210,15 @@ class ReleaseInfo:
     supervised_steps: int | None = None
     trained_on: str | None = None
     proprio: bool = True
+    state_groups: tuple[str, ...] = ()
+    action_groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.preset not in LIGHT_PRESETS:
-            raise ConfigError(f"no preset {self.preset!r}; there are {', '.join(LIGHT_PRESETS)}")
+        if self.preset not in LIGHT_PRESETS and not _is_file(self.preset):
+            raise ConfigError(
+                f"no preset {self.preset!r}; there are {', '.join(LIGHT_PRESETS)}, or give the "
+                f"JSON file of your own robot"
+            )
 
 
 # Released files by their names, in the Hub repository yuanty/fastwam.
@@ -268,12 +281,35 @@ def release_config(
 def preset_of(family: Family, name: str) -> Preset:
     """Return a preset of a family.
 
+    Args:
+        family: Model family.
+        name: Name of the preset, or a JSON file that holds the fields of a `Preset`.
+
     Raises:
-        ConfigError: The family has none of this name.
+        ConfigError: The family has none of this name, or the file does not hold a preset.
     """
+    if _is_file(name):
+        return _read_preset(Path(name), family)
     presets = PRESETS if family == "fast_wam" else LIGHT_PRESETS
     if name not in presets:
         raise ConfigError(
             f"no preset {name!r} of the family {family!r}; there are {', '.join(presets)}"
         )
     return presets[name]
+
+
+def _is_file(name: str) -> bool:
+    """Return whether the name of a preset is that of a file."""
+    return name.endswith(".json")
+
+
+def _read_preset(path: Path, family: Family) -> Preset:
+    """Read the preset of one's own robot."""
+    cure = "write the fields of wam_policy.presets.Preset"
+    data = documents.read_json_object(path, ConfigError, cure)
+    if family == "light_wam":
+        data = {"wan": LIGHT_WAN} | data
+    try:
+        return from_plain(Preset, data, "preset")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; {cure}") from error

@@ -27,6 +27,10 @@ from wam_policy.models.light_wam import sampling as light_sampling
 from wam_policy.models.light_wam.model import LightWAM
 from wam_policy.models.registry import Model
 from wam_policy.normalize import Normalization
+from wam_policy.utils.arrays import as_array
+
+# PyTorch takes seeds from -_SEEDS to _SEEDS - 1.
+_SEEDS = 2**63
 
 NoiseSource = Callable[[tuple[int, ...]], Tensor]
 """Returns initial noise [B, *shape] for the shape of one sample."""
@@ -179,8 +183,8 @@ def normalize_target(
     if target is None:
         return None
 
-    actions = np.asarray(target.actions, np.float32)
-    weights = np.asarray(target.weights, np.float32)
+    actions = _as_float32(target.actions, "action target")
+    weights = _as_float32(target.weights, "weights of the action target")
     if actions.shape not in (shape, shape[1:]) or weights.shape not in (shape[:2], shape[1:2]):
         raise ObservationError(
             f"action target: expected actions {list(shape)} and weights {list(shape[:2])}, "
@@ -228,12 +232,14 @@ def initial_noise(
     """
     # 1. Noise of the caller.
     if noise is not None:
-        tensor = torch.as_tensor(noise, dtype=torch.float32)
-        if tensor.shape not in (shape, (size, *shape)):
+        array = _as_float32(noise, "noise")
+        if array.shape not in (shape, (size, *shape)):
             raise ObservationError(
-                f"noise: expected {list(shape)} or {[size, *shape]}, got {list(tensor.shape)}"
+                f"noise: expected {list(shape)} or {[size, *shape]}, got {list(array.shape)}"
             )
-        return tensor.expand(size, *shape)
+        if not np.isfinite(array).all():
+            raise ObservationError("noise: every number must be finite")
+        return torch.from_numpy(array).expand(size, *shape)
 
     # 2. One seed per sample: a sample's noise then does not depend on the rest of the batch.
     if seeds is not None:
@@ -246,11 +252,27 @@ def initial_noise(
     # 3. One noise for all samples, or new noise for each.
     if fixed_seed is not None:
         return _seeded_noise(shape, fixed_seed).expand(size, *shape)
-    return torch.stack([torch.randn(shape, generator=generator) for _ in range(size)])
+    return torch.stack([_draw_noise(shape, generator) for _ in range(size)])
+
+
+def _as_float32(value: object, what: str) -> np.ndarray:
+    """Return numbers of the caller as a contiguous array, float32."""
+    array = as_array(value, what, ObservationError)
+    if array.dtype.kind not in "fiu":
+        raise ObservationError(f"{what}: expected numbers, got {array.dtype}")
+    return np.ascontiguousarray(array, np.float32)
 
 
 def _seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    """Return the noise of a seed, float32 on the CPU."""
+    if not -_SEEDS <= seed < _SEEDS:
+        raise ObservationError(f"seeds: expected integers of 64 bits, got {seed}")
+    return _draw_noise(shape, torch.Generator("cpu").manual_seed(seed))
+
+
+def _draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return new noise, float32 on the CPU whatever PyTorch's defaults are."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def sampling_dtype(model: Model) -> torch.dtype:

@@ -7,9 +7,8 @@ The entries are described in `wam_policy.observation`.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,139 +17,14 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from wam_policy.errors import EnvError
-from wam_policy.observation import EPISODE_START, IMAGE, INSTRUCTION, STATE
+from wam_policy.observation import EPISODE_START, INSTRUCTION
 from wam_policy.utils.deprecation import renamed
 from wam_policy.wrappers.autoreset import EpisodeTracker
-from wam_policy.wrappers.paths import RENDER, get_path
+from wam_policy.wrappers.observation_map import Converted, ObservationMap, checked_instruction
 
-Converted = dict[str, Any]  # flat dict of a policy's inputs
 Info = dict[str, Any]
 Step = tuple[Converted, Any, bool, bool, Info]
 VectorStep = tuple[Converted, np.ndarray, np.ndarray, np.ndarray, Info]
-
-MAX_INSTRUCTION = 1024  # characters
-
-
-class _ObservationMap(NamedTuple):
-    """Location of the policy's entries in an env's observation, for one env or a batch."""
-
-    cameras: dict[str, str]
-    rotated_cameras: tuple[str, ...]
-    state: str | None
-    state_indices: tuple[int, ...] | None
-
-    @property
-    def uses_render(self) -> bool:
-        """Whether any camera is the image of `env.render()`."""
-        return RENDER in self.cameras.values()
-
-    def space(self, inner: spaces.Space[Any], rendered: Any, instructions: str) -> spaces.Dict:
-        """Return the space of a single converted observation.
-
-        Args:
-            inner: Observation space of the env.
-            rendered: Image that `env.render()` returned; None if no camera uses it.
-            instructions: Text whose characters the instruction may contain, besides ASCII.
-
-        Raises:
-            EnvError: A path leads nowhere, or to something other than images or a vector.
-        """
-        entries: dict[str, spaces.Space[Any]] = {}
-        for name, path in self.cameras.items():
-            entries[IMAGE + name] = camera_space(name, path, inner, rendered)
-        if self.state is not None:
-            entries[STATE] = self._state_space(self.state, inner)
-
-        characters = frozenset(string.printable) | frozenset(instructions)
-        entries[INSTRUCTION] = spaces.Text(MAX_INSTRUCTION, min_length=0, charset=characters)
-        entries[EPISODE_START] = spaces.Discrete(2)
-        return spaces.Dict(entries)
-
-    def _state_space(self, path: str, inner: spaces.Space[Any]) -> spaces.Box:
-        """Return the space of the selected components of the state."""
-        space = get_path(inner, path)
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise EnvError(f"state at {path!r}: expected a vector, the env has {space}")
-        size = space.shape[0]
-        indices = self.state_indices
-        if indices is None:
-            indices = tuple(range(size))
-        outside = [index for index in indices if not 0 <= index < size]
-        if outside:
-            raise EnvError(
-                f"state at {path!r}: indices {outside} are out of range, "
-                f"the vector has {size} components"
-            )
-        return spaces.Box(-np.inf, np.inf, (len(indices),), np.float32)
-
-    def convert(self, observation: Any, rendered: Any) -> Converted:
-        """Return the images and the state of one observation or of a batch.
-
-        Args:
-            observation: Observation of the env.
-            rendered: Images that `env.render()` returned; None: rendered cameras are left out.
-
-        Returns:
-            Entry -> array: images [..., H, W, 3] and the state, float32 [..., P].
-        """
-        converted: Converted = {}
-        for name, path in self.cameras.items():
-            if path != RENDER:
-                image = np.asarray(get_path(observation, path))
-            elif rendered is not None:
-                image = np.asarray(rendered)
-            else:
-                continue
-            if name in self.rotated_cameras:
-                image = rotate_180(image)
-            converted[IMAGE + name] = image
-
-        if self.state is not None:
-            state = np.asarray(get_path(observation, self.state), np.float32)
-            if self.state_indices is not None:
-                state = state[..., list(self.state_indices)]
-            converted[STATE] = state
-        return converted
-
-
-def camera_space(name: str, path: str, inner: spaces.Space[Any], rendered: Any) -> spaces.Box:
-    """Return the space of the images of one camera.
-
-    Args:
-        name: Name of the camera, for error messages.
-        path: Path of its images in the observation, or "render()".
-        inner: Observation space of the env.
-        rendered: Image that `env.render()` returned; None if the camera does not use it.
-
-    Raises:
-        EnvError: The path leads nowhere, or to something other than images.
-    """
-    if path != RENDER:
-        space = get_path(inner, path)
-    elif isinstance(rendered, np.ndarray):
-        space = spaces.Box(0, 255, rendered.shape, rendered.dtype.type)
-    else:
-        raise EnvError(
-            f"camera {name!r}: env.render() returns no image; "
-            f"make the env with render_mode='rgb_array'"
-        )
-
-    is_image = (
-        isinstance(space, spaces.Box)
-        and space.dtype == np.uint8
-        and len(space.shape) == 3
-        and space.shape[-1] == 3
-    )
-    if not is_image:
-        raise EnvError(
-            f"camera {name!r} at {path!r}: expected images, uint8 [H, W, 3], the env has {space}"
-        )
-    return spaces.Box(0, 255, space.shape, np.uint8)
-
-
-def rotate_180(images: np.ndarray) -> np.ndarray:
-    """Rotate images [..., H, W, 3] by 180 degrees."""
-    return np.ascontiguousarray(images[..., ::-1, ::-1, :])
 
 
 def sub_env_attributes(env: VectorEnv, name: str) -> tuple[Any, ...] | None:
@@ -203,6 +77,8 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
         state: str | None = None,
         state_indices: tuple[int, ...] | None = None,
         instruction: str | None = None,
+        text: bool = True,
+        render_size: tuple[int, int] | None = None,
         turned: tuple[str, ...] | None = None,
         pick: tuple[int, ...] | None = None,
     ) -> None:
@@ -216,6 +92,10 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
             state_indices: Selected components of that vector, in this order; None: all.
             instruction: Language instruction; None: the attribute `instruction` of the env, read
                 at every reset.
+            text: Whether observations hold the instruction; without it their keys have no dots, and
+                the attribute `instruction` holds it.
+            render_size: Height and width of the images of `env.render()`; None: those of the first
+                one, after a reset. The observation space is not known before.
             turned: Deprecated name of `rotated_cameras`.
             pick: Deprecated name of `state_indices`.
 
@@ -233,35 +113,59 @@ class WAMObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.Recor
             state=state,
             state_indices=indices,
             instruction=instruction,
+            text=text,
+            render_size=render_size,
         )
         gym.Wrapper.__init__(self, env)
-        self._map = _ObservationMap(dict(cameras), rotated, state, indices)
+        self._map = ObservationMap(dict(cameras), rotated, state, indices, text)
+        self._render_size = render_size
         self._fixed_instruction = instruction
         self._instruction = self._read_instruction()
+        self._space: spaces.Dict | None = None
 
-        # The shape of rendered images is only known from a first one.
-        rendered = None
-        if self._map.uses_render:
-            env.reset()
-            rendered = env.render()
-        self.observation_space = self._map.space(env.observation_space, rendered, self._instruction)
+        # Wrong paths are reported now. The size of rendered images is only known after a reset.
+        self._map.check_render_mode(env)
+        if not self._map.uses_render or render_size is not None:
+            self._space = self._map.space(env.observation_space, render_size)
+
+    @property  # type: ignore[misc]
+    def observation_space(self) -> spaces.Dict:  # type: ignore[override]
+        """Space of the converted observations.
+
+        Raises:
+            EnvError: A camera is rendered, its size was not given, and the env was not reset yet.
+        """
+        if self._space is None:
+            self._space = self._map.space(self.env.observation_space, self._render_size)
+        return self._space
+
+    @property
+    def instruction(self) -> str:
+        """Instruction of the current episode."""
+        return self._instruction
 
     def _read_instruction(self) -> str:
         """Return the given instruction, else the current one of the env."""
         if self._fixed_instruction is not None:
-            return self._fixed_instruction
+            return checked_instruction(self._fixed_instruction)
         if not self.env.has_wrapper_attr("instruction"):
             raise EnvError(
                 "the env has no attribute `instruction`; "
                 "pass one: `policy.wrap(env, instruction='…')`"
             )
-        return str(self.env.get_wrapper_attr("instruction"))
+        return checked_instruction(self.env.get_wrapper_attr("instruction"))
 
     def _convert(self, observation: Any, start: bool) -> Converted:
         """Return the converted observation; `start`: it is the first one of an episode."""
-        rendered = self.env.render() if self._map.uses_render else None
+        rendered = None
+        if self._map.uses_render:
+            rendered = self.env.render()
         converted = self._map.convert(observation, rendered)
-        converted[INSTRUCTION] = self._instruction
+        if self._map.uses_render and self._render_size is None:
+            height, width, _ = np.asarray(rendered).shape
+            self._render_size = (height, width)
+        if self._map.text:
+            converted[INSTRUCTION] = self._instruction
         converted[EPISODE_START] = np.int64(start)
         return converted
 
@@ -312,6 +216,8 @@ class VectorWAMObservation(VectorWrapper):
         state: str | None = None,
         state_indices: tuple[int, ...] | None = None,
         instruction: str | None = None,
+        text: bool = True,
+        render_size: tuple[int, int] | None = None,
         turned: tuple[str, ...] | None = None,
         pick: tuple[int, ...] | None = None,
     ) -> None:
@@ -325,6 +231,10 @@ class VectorWAMObservation(VectorWrapper):
             state_indices: Selected components of that vector, in this order; None: all.
             instruction: Language instruction of all sub-envs; None: the attribute `instruction`
                 of each sub-env, read when an episode starts.
+            text: Whether observations hold the instruction; without it their keys have no dots, and
+                the attribute `instruction` holds it.
+            render_size: Height and width of the images of `env.render()`; None: those of the first
+                one, after a reset. The observation space is not known before.
             turned: Deprecated name of `rotated_cameras`.
             pick: Deprecated name of `state_indices`.
 
@@ -336,32 +246,54 @@ class VectorWAMObservation(VectorWrapper):
         rotated = renamed("turned", turned, "rotated_cameras", rotated_cameras or None)
         rotated = rotated or ()
         indices = renamed("pick", pick, "state_indices", state_indices)
-        self._map = _ObservationMap(dict(cameras), rotated, state, indices)
+        self._map = ObservationMap(dict(cameras), rotated, state, indices, text)
+        self._render_size = render_size
         self._fixed_instruction = instruction
         self._episodes = EpisodeTracker(env)
         self._instructions = self._read_instructions()
+        self._single_space: spaces.Dict | None = None
+        self._space: spaces.Space[Any] | None = None
 
-        # The shape of rendered images is only known from a first one.
-        rendered = None
-        if self._map.uses_render:
-            env.reset()
-            frames = env.render() or (None,)
-            rendered = frames[0]
-        space = self._map.space(env.single_observation_space, rendered, "".join(self._instructions))
-        self.single_observation_space = space
-        self.observation_space = batch_space(space, env.num_envs)
+        # Wrong paths are reported now. The size of rendered images is only known after a reset.
+        self._map.check_render_mode(env)
+        if not self._map.uses_render or render_size is not None:
+            _ = self.observation_space
+
+    @property  # type: ignore[misc]
+    def single_observation_space(self) -> spaces.Dict:  # type: ignore[override]
+        """Space of the converted observations of one sub-env.
+
+        Raises:
+            EnvError: A camera is rendered, its size was not given, and no env was reset yet.
+        """
+        if self._single_space is None:
+            inner = self.env.single_observation_space
+            self._single_space = self._map.space(inner, self._render_size)
+        return self._single_space
+
+    @property  # type: ignore[misc]
+    def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]
+        """Space of the converted observations of all sub-envs; see `single_observation_space`."""
+        if self._space is None:
+            self._space = batch_space(self.single_observation_space, self.num_envs)
+        return self._space
+
+    @property
+    def instruction(self) -> tuple[str, ...]:
+        """Instructions of the current episodes, one per sub-env."""
+        return self._instructions
 
     def _read_instructions(self) -> tuple[str, ...]:
         """Return the given instruction for all sub-envs, else the current ones of the sub-envs."""
         if self._fixed_instruction is not None:
-            return (self._fixed_instruction,) * self.num_envs
+            return (checked_instruction(self._fixed_instruction),) * self.num_envs
         instructions = sub_env_attributes(self.env, "instruction")
         if instructions is None:
             raise EnvError(
                 "the sub-envs have no attribute `instruction`; "
                 "pass one: `policy.wrap(env, instruction='…')`"
             )
-        return tuple(str(instruction) for instruction in instructions)
+        return tuple(map(checked_instruction, instructions))
 
     def _convert(self, observations: Any, start: np.ndarray) -> Converted:
         """Return the converted observations; `start` [N]: they are the first of an episode."""
@@ -369,9 +301,13 @@ class VectorWAMObservation(VectorWrapper):
             self._instructions = self._read_instructions()
         rendered = None
         if self._map.uses_render:
-            rendered = np.stack(self.env.render() or ())
+            rendered = self.env.render()
         converted = self._map.convert(observations, rendered)
-        converted[INSTRUCTION] = self._instructions
+        if self._map.uses_render and self._render_size is None:
+            _, height, width, _ = np.asarray(rendered).shape
+            self._render_size = (height, width)
+        if self._map.text:
+            converted[INSTRUCTION] = self._instructions
         converted[EPISODE_START] = start.astype(np.int64)
         return converted
 
@@ -414,7 +350,8 @@ class VectorWAMObservation(VectorWrapper):
         converted = np.full(self.num_envs, None, object)
         for i in np.flatnonzero(self._episodes.ended):
             final = self._map.convert(observations[i], None)
-            final[INSTRUCTION] = self._instructions[i]
+            if self._map.text:
+                final[INSTRUCTION] = self._instructions[i]
             final[EPISODE_START] = np.int64(0)
             converted[i] = final
         return converted

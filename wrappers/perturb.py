@@ -20,7 +20,7 @@ from gymnasium import spaces
 
 from wam_policy.contract import EnvContract
 from wam_policy.errors import EnvError
-from wam_policy.wrappers.observation import camera_space
+from wam_policy.wrappers.observation_map import camera_space
 from wam_policy.wrappers.paths import RENDER, get_path, replace_path
 from wam_policy.wrappers.perturbations import (
     IMAGE_PERTURBATIONS,

@@ -149,6 +149,8 @@ def wrap(
     state_names: tuple[str, ...] | None,
     layout: ActionLayout,
     overrides: Mapping[str, Any],
+    text: bool = True,
+    render_size: tuple[int, int] | None = None,
 ) -> AnyEnv:
     """Wrap an env so that a policy can control it.
 
@@ -158,6 +160,8 @@ def wrap(
         state_names: Components of the state that the policy reads; None: it reads no state.
         layout: Layout of the policy's actions.
         overrides: Fields of `EnvContract` that replace or complete what the env declares.
+        text: Whether observations hold the instruction.
+        render_size: Height and width of rendered images, if they must be known before a reset.
 
     Returns:
         The env in a `WAMObservation` and a `WAMAction`, or their vector counterparts.
@@ -176,6 +180,8 @@ def wrap(
         "cameras": {name: contract.cameras[env_name] for name, env_name in matched.items()},
         "rotated_cameras": tuple(rotated),
         "instruction": contract.instruction,
+        "text": text,
+        "render_size": render_size,
     }
     if state_names is not None:
         arguments["state"] = contract.state

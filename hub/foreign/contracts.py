@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from typing import cast
 
 from wam_policy.config import DtypeName, PolicyConfig
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
@@ -20,12 +19,6 @@ from wam_policy.hub.foreign.shapes import infer_config
 from wam_policy.hub.request import STATISTICS, CheckpointRequest, refuse_release_info
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.presets import PRESETS, RELEASES, ReleaseInfo, preset_of, release_config
-
-_DTYPES: dict[torch.dtype, DtypeName] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
 
 def foreign_config(
@@ -61,7 +54,7 @@ def foreign_config(
             f"{path.name} does not record what it was trained for, and is not a known release "
             f"({', '.join(RELEASES)}); pass from_pretrained(…, release=ReleaseInfo(preset=…, "
             f"variant=…, action_shift=…)), or run "
-            f"wam convert --preset {'|'.join(PRESETS)} --variant … --action-shift …"
+            f"wam convert --preset {'|'.join(PRESETS)}|robot.json --variant … --action-shift …"
         )
     model = FastWAMConfig(**infer_config(foreign.tensors, release.head_dim))
     stats = request.stats or _find_statistics(path)
@@ -120,20 +113,35 @@ def _release_config(
     state = None
     if model.proprio_dim is not None:
         state = dataset_stats.read_normalization(
-            stats, "state", preset.normalization, model.proprio_dim
+            stats,
+            "state",
+            preset.normalization,
+            model.proprio_dim,
+            groups=release.state_groups,
         )
     also = () if preset.snap is None else ("min", "max")
     action = dataset_stats.read_normalization(
-        stats, "action", preset.normalization, model.action_dim, also
+        stats,
+        "action",
+        preset.normalization,
+        model.action_dim,
+        also,
+        groups=release.action_groups,
     )
 
     try:
         dtype = _stored_dtype(foreign, path)
         return release_config(release, model, state=state, action=action, dtype=dtype)
     except ConfigError as error:
-        raise ConfigError(
-            f"{path} was not trained for the preset {release.preset!r}: {error}"
-        ) from error
+        raise ConfigError(_preset_message(path, release.preset, error)) from error
+
+
+def _preset_message(path: Path, preset: str, error: Exception) -> str:
+    """Return the error message for a policy of another robot than its preset's."""
+    return (
+        f"{path} was not trained for the preset {preset!r}: {error}; describe your own robot in a "
+        f"JSON file with the fields of wam_policy.presets.Preset, and pass its path as the preset"
+    )
 
 
 def _proprio_message(path: Path, expected: bool) -> str:
@@ -194,9 +202,4 @@ def _stored_dtype(foreign: ForeignCheckpoint, path: Path) -> DtypeName:
     """Return the dtype of a checkpoint's tensors, after checking that it is one and supported."""
     weights.check_dtype(foreign.tensors, str(path))
     dtype = next(iter(foreign.tensors.values())).dtype
-    if dtype not in _DTYPES:
-        raise WeightsError(
-            f"{path}: expected weights in {', '.join(_DTYPES.values())}, got {dtype}; "
-            f"cast them first"
-        )
-    return _DTYPES[dtype]
+    return cast(DtypeName, str(dtype).removeprefix("torch."))

@@ -25,6 +25,12 @@ Kind = Literal["policy", "part", "video VAE", "text encoder"]
 # Tensors without which a policy cannot act.
 NEEDED = ("video.patch_embedding.weight", "action.action_encoder.weight", "action.head.weight")
 
+# Groups of tensors in files of the reference implementations.
+GROUPS = {LIGHT, "mot", "dit", "backbone_state_dict"}
+
+# Dictionaries that trainers put around the weights, beside counters and the optimizer's state.
+WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "module")
+
 # Stem of the files in a folder of raw Wan weights.
 RAW_STEM = "diffusion_pytorch_model"
 
@@ -83,12 +89,8 @@ def identify(payload: Any, path: Path) -> ForeignCheckpoint:
     """
     if not isinstance(payload, Mapping):
         raise WeightsError(f"{path}: expected weights by name, got a {type(payload).__name__}")
-    for wrapper in ("model_state", "state_dict"):
-        payload = payload.get(wrapper, payload)
-        if not isinstance(payload, Mapping):
-            raise WeightsError(
-                f"{path}: expected weights by name in {wrapper!r}, got a {type(payload).__name__}"
-            )
+    payload = _unwrapped(payload, path)
+    payload = _clean_names(payload, path)
 
     # Groups of tensors: files of the reference implementations.
     if LIGHT in payload and ("mot" in payload or "dit" in payload):
@@ -97,7 +99,7 @@ def identify(payload: Any, path: Path) -> ForeignCheckpoint:
         tensors = _join_groups(payload, ("mot", "proprio_encoder"))
         return _policy_or_part(tensors, "upstream `.pt`", path)
     if "dit" in payload:
-        tensors = key_mapping.to_native(payload["dit"], key_mapping.WAN_DIT)
+        tensors = key_mapping.to_native(_group(payload, "dit"), key_mapping.WAN_DIT)
         return _part(tensors, "upstream `.pt` of a video expert", path)
     if "backbone_state_dict" in payload:
         return _action_backbone(payload, path)
@@ -112,20 +114,66 @@ def identify(payload: Any, path: Path) -> ForeignCheckpoint:
     return _policy_or_part(tensors, layout, path)
 
 
+def _unwrapped(payload: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
+    """Return the weights inside the dictionaries that trainers put around them."""
+    while not GROUPS & set(payload):
+        wrapper = next((name for name in WRAPPERS if name in payload), None)
+        if wrapper is None:
+            return payload
+        content = payload[wrapper]
+        if isinstance(content, Tensor):
+            return payload
+        if not isinstance(content, Mapping):
+            raise WeightsError(
+                f"{path}: expected weights by name in {wrapper!r}, got a {type(content).__name__}"
+            )
+        payload = content
+    return payload
+
+
+def _clean_names(payload: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
+    """Return the weights without the names of wrapped modules, in groups as well."""
+    cleaned: dict[Any, Any] = {}
+    for name, value in payload.items():
+        if isinstance(value, Mapping):
+            value = _clean_names(value, path)
+        elif isinstance(value, Tensor):
+            value = pickles.check_plain(str(name), value, path)
+        key = key_mapping.strip_modules(name) if isinstance(name, str) else name
+        if key in cleaned and not key_mapping.is_equal(cleaned[key], value):
+            raise WeightsError(
+                f"{path} holds {key!r} twice, with different values; the other name is {name!r}"
+            )
+        cleaned[key] = value
+    return cleaned
+
+
 def _join_groups(payload: Mapping[str, Any], groups: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the tensors of some groups by "group.name"; absent groups are skipped."""
     tensors = {}
     for group in groups:
-        for name, tensor in (payload.get(group) or {}).items():
+        for name, tensor in _group(payload, group).items():
             tensors[f"{group}.{name}"] = tensor
     return tensors
+
+
+def _group(payload: Mapping[str, Any], group: str) -> dict[str, Tensor]:
+    """Return the tensors of a group by name; none if the group is absent."""
+    content = payload.get(group) or {}
+    is_group = isinstance(content, Mapping)
+    if not is_group or not all(
+        isinstance(name, str) and isinstance(x, Tensor) for name, x in content.items()
+    ):
+        raise WeightsError(f"expected tensors by name in {group!r}, got {content!r:.100}")
+    return dict(content)
 
 
 def _light_wam(payload: Mapping[str, Any]) -> ForeignCheckpoint:
     """Return the policy in a file of the Light-WAM repository."""
     # Old files hold the video expert alone, without the mixture around it.
     if "dit" in payload:
-        mixture = {f"mixtures.video.{name}": x for name, x in payload["dit"].items()}
+        video = _group(payload, "dit")
+        mixture = {f"mixtures.video.{name}": x for name, x in video.items()}
         payload = {**payload, "mot": mixture}
 
     tensors = _join_groups(payload, ("mot", LIGHT, "proprio_encoder"))
@@ -137,7 +185,7 @@ def _light_wam(payload: Mapping[str, Any]) -> ForeignCheckpoint:
 def _action_backbone(payload: Mapping[str, Any], path: Path) -> ForeignCheckpoint:
     """Return the part in Fast-WAM's file of an action expert."""
     table = key_mapping.ACTION_BACKBONE
-    tensors = key_mapping.to_native(payload["backbone_state_dict"], table)
+    tensors = key_mapping.to_native(_group(payload, "backbone_state_dict"), table)
     part = _part(tensors, "upstream's action expert backbone", path)
     meta = payload.get("meta")
     head_dim = meta.get("attn_head_dim") if isinstance(meta, Mapping) else None

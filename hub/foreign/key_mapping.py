@@ -37,8 +37,11 @@ WAN_DIT = {"video.": ""}
 # `backbone_state_dict` in Fast-WAM's file of an action expert.
 ACTION_BACKBONE = {"action.": ""}
 
+# Modules that training wraps others in.
+WRAPPED = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
 # Modules inside which a policy may have been saved.
-WRAPPERS = ("module.", "policy.", "model.", "dit.", "mot.")
+WRAPPERS = ("policy.", "model.", "dit.", "mot.")
 
 # Other names of the experts in such files.
 ALIASES = {"video_expert.": "mixtures.video.", "action_expert.": "mixtures.action."}
@@ -124,11 +127,26 @@ def wan_diffusers(layers: int) -> dict[str, str]:
     return table
 
 
-def count_blocks(names: Iterable[str]) -> int:
-    """Return the number of blocks of a DiT with these foreign tensor names."""
-    matches = (re.search(r"\bblocks\.(\d+)\.", name) for name in names)
-    indices = [int(match[1]) for match in matches if match is not None]
-    return 1 + max(indices, default=-1)
+def count_blocks(names: Iterable[str], pattern: str = r".*?\bblocks\.(\d+)\.") -> int:
+    """Return the number of blocks of a model with these tensor names.
+
+    Args:
+        names: Tensor names.
+        pattern: Expression whose first group is the index of a block.
+
+    Raises:
+        WeightsError: The indices are not 0, 1, 2, …
+    """
+    matches = (re.match(pattern, name) for name in names)
+    indices = {match[1] for match in matches if match is not None}
+    count = len(indices)
+    missing = {str(i) for i in range(count)} - indices
+    if missing:
+        raise WeightsError(
+            f"the weights hold {count} blocks, but not number {min(map(int, missing))}: the file "
+            f"is partial; use the complete file"
+        )
+    return count
 
 
 def umt5(layers: int) -> dict[str, str]:
@@ -289,7 +307,7 @@ def policy_to_native(tensors: Mapping[str, T]) -> dict[str, T]:
     bare_tensors: dict[str, T] = {}
     for name, tensor in tensors.items():
         bare_name = _strip_wrappers(name)
-        if bare_name in bare_tensors and not _equal(bare_tensors[bare_name], tensor):
+        if bare_name in bare_tensors and not is_equal(bare_tensors[bare_name], tensor):
             raise WeightsError(
                 f"the weights hold {bare_name!r} twice, with different values; "
                 f"the other name is {name!r}"
@@ -297,16 +315,26 @@ def policy_to_native(tensors: Mapping[str, T]) -> dict[str, T]:
         bare_tensors[bare_name] = tensor
 
     # LeRobot's layouts contain the reference implementation's once the wrappers are removed.
-    matches = (re.match(r"layers\.(\d+)\.", name) for name in bare_tensors)
-    layers = {int(match[1]) for match in matches if match is not None}
+    layers = count_blocks(bare_tensors, r"layers\.(\d+)\.")
     table = {}
-    for native, foreign in lerobot(max(layers, default=-1) + 1).items():
+    for native, foreign in lerobot(layers).items():
         table[native] = foreign.removeprefix("model.mot.").removeprefix("model.")
     return to_native(bare_tensors, table)
 
 
+def strip_modules(name: str) -> str:
+    """Return a tensor's name without the names of the modules that training wraps others in.
+
+    They are those of `torch.compile`, DDP, FSDP and activation checkpointing, wherever they stand.
+    """
+    *modules, tensor = name.split(".")
+    kept = [module for module in modules if module not in WRAPPED]
+    return ".".join([*kept, tensor])
+
+
 def _strip_wrappers(name: str) -> str:
     """Return a tensor's name without the wrappers around a policy and with the usual expert."""
+    name = strip_modules(name)
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
     for alias, expert in ALIASES.items():
@@ -315,7 +343,7 @@ def _strip_wrappers(name: str) -> str:
     return name
 
 
-def _equal(a: T, b: T) -> bool:
+def is_equal(a: object, b: object) -> bool:
     """Return whether two values are the same object or equal tensors."""
     if a is b:
         return True

@@ -204,6 +204,7 @@ def _policy_config(
     prompt = PromptConfig(
         template=config["prompt_template"],
         token_length=config.get("tokenizer_max_len", 128),
+        clean=False,
     )
     return PolicyConfig(
         model=sizes,

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
 from wam_policy.hub.foreign.shapes import infer_light_config
 from wam_policy.models.config import LORA_TARGETS, LightWAMConfig
-from wam_policy.presets import LIGHT_PRESETS, ReleaseInfo
+from wam_policy.presets import LIGHT_PRESETS, ReleaseInfo, preset_of
+from wam_policy.utils import documents
 
 CONFIG = "config.yaml"
 
@@ -78,14 +78,7 @@ class RunFile:
             CheckpointError: The file is unreadable, or holds more than data.
         """
         self.path = path
-        try:
-            self.data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise CheckpointError(
-                f"{path} is not plain data, and nothing in it is executed: {error!s:.300}"
-            ) from error
+        self.data = documents.read_yaml(path, CheckpointError, "download it again")
         if not isinstance(self.data, dict):
             raise CheckpointError(f"{path}: expected a mapping, got {type(self.data).__name__}")
 
@@ -351,7 +344,7 @@ def run_release(run: RunFile, given: ReleaseInfo | None) -> tuple[ReleaseInfo, d
     if robot is None:
         raise ConfigError(
             f"{run.path} was trained on {datasets or 'unnamed data'}, which does not determine "
-            f"the robot; pass --preset {'|'.join(LIGHT_PRESETS)}"
+            f"the robot; pass --preset {'|'.join(LIGHT_PRESETS)}|robot.json"
         )
     _check_preset(run, robot)
 
@@ -408,12 +401,12 @@ def _check_preset(run: RunFile, robot: str) -> None:
 
     Args:
         run: Configuration of the run.
-        robot: Key of `LIGHT_PRESETS`.
+        robot: Name or file of a preset.
 
     Raises:
         ConfigError: A setting differs.
     """
-    preset = LIGHT_PRESETS[robot]
+    preset = preset_of("light_wam", robot)
     layout = preset.cameras.layout
 
     # In the T layout, the head camera has twice the size of the wrists', above them.

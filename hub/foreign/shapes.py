@@ -12,7 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from wam_policy.errors import WeightsError
+from wam_policy.hub.foreign.key_mapping import count_blocks
 from wam_policy.models.config import LORA_TARGETS
+
+# Digits of the largest index of a part that any weights hold.
+_MAX_DIGITS = 4
 
 # Prefixes of the experts' tensors, and of the experts' fields in `FastWAMConfig`.
 _EXPERTS = {"video": "video", "action": "action_expert"}
@@ -51,7 +55,7 @@ def _infer_expert(
     tensors: Mapping[str, Tensor], expert: str, prefix: str, head_dim: int
 ) -> dict[str, Any]:
     """Infer the fields that an expert's tensors determine; none if it has no blocks."""
-    blocks = _numbers(tensors, rf"{expert}\.blocks\.(\d+)\.")
+    blocks = count_blocks(tensors, rf"{expert}\.blocks\.(\d+)\.")
     if not blocks:
         return {}
 
@@ -62,7 +66,7 @@ def _infer_expert(
             f"pass another `head_dim`"
         )
     return {
-        "layers": blocks[-1] + 1,
+        "layers": blocks,
         "heads": inner_dim // head_dim,
         f"{prefix}_dim": dim,
         f"{prefix}_ffn_dim": _shape(tensors, f"{expert}.blocks.0.ffn.0.weight")[0],
@@ -179,7 +183,10 @@ def _matches(names: Iterable[str], pattern: str) -> set[str]:
 
 def _numbers(names: Iterable[str], pattern: str) -> tuple[int, ...]:
     """Return the distinct numbers that the pattern's first group matches, in ascending order."""
-    return tuple(sorted(int(number) for number in _matches(names, pattern)))
+    matches = _matches(names, pattern)
+    if any(len(number) > _MAX_DIGITS for number in matches):
+        raise WeightsError(f"the weights number their parts up to {max(matches, key=len):.20}")
+    return tuple(sorted(int(number) for number in matches))
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -152,8 +152,8 @@ def text_encoder(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
     Raises:
         WeightsError: Tensors that determine the configuration are missing.
     """
-    layers = key_mapping.count_blocks(tensors)
     try:
+        layers = key_mapping.count_blocks(tensors)
         vocabulary, width = tensors["token_embedding.weight"].shape
         buckets, heads = tensors["blocks.0.pos_embedding.embedding.weight"].shape
         inner_dim = tensors["blocks.0.attn.q.weight"].shape[0]

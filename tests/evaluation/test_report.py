@@ -405,7 +405,7 @@ def test_a_page_that_exists_is_replaced_only_on_purpose(run, tmp_path):
 def test_a_damaged_line_of_episodes_is_named(run, line):
     with (run / "episodes.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ResultsError, match=r"line 9 is no episode .* remove the line"):
+    with pytest.raises(ResultsError, match=r"line 9 (is|must) .* remove the line"):
         make(run)
 
 
@@ -413,7 +413,7 @@ def test_an_episode_that_is_there_twice_is_refused(run):
     first = (run / "episodes.jsonl").read_text().splitlines()[0]
     with (run / "episodes.jsonl").open("a") as file:
         file.write(first + "\n")
-    with pytest.raises(ResultsError, match="'reach' with seed 0 was there before"):
+    with pytest.raises(ResultsError, match="'reach' with seed 0 stands there twice"):
         make(run)
 
 
@@ -423,7 +423,7 @@ def test_a_damaged_file_is_named(run, name):
     with pytest.raises(ResultsError, match=f"{name} is not JSON .* remove it"):
         make(run)
     (run / name).write_text("[]")
-    with pytest.raises(ResultsError, match=f"{name} holds no JSON object"):
+    with pytest.raises(ResultsError, match=f"{name} must hold a JSON object"):
         make(run)
 
 

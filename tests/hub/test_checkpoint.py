@@ -49,6 +49,7 @@ def test_the_folder_holds_config_weights_prompts_codec_and_card(folder):
         "model.safetensors",
         "prompts.safetensors",
         "README.md",
+        "SHA256SUMS",
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     }
@@ -290,7 +291,8 @@ def test_weights_of_mixed_dtypes_are_refused_by_name(folder):
         lambda tensors: tensors.update({"action.head.bias": tensors["action.head.bias"].half()}),
     )
     with pytest.raises(
-        WeightsError, match=r"one floating dtype, but holds .*float16 \(action\.head\.bias\)"
+        WeightsError,
+        match=r"one dtype of .*, but stores .*float16 \(action\.head\.bias\)",
     ):
         WAMPolicy.from_pretrained(folder)
 

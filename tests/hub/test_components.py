@@ -68,7 +68,7 @@ def test_the_codec_can_live_in_another_repository(tmp_path, monkeypatch):
     own = make_policy().save_pretrained(tmp_path / "codec")
     asked = []
 
-    def locate(name, download, patterns):
+    def locate(name, download, patterns, *, may_be_local):
         asked.append((name, download.revision, patterns))
         return own
 

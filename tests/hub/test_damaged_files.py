@@ -43,15 +43,15 @@ def test_an_index_of_another_form_is_refused(policy, tmp_path, content):
     folder = policy.save_pretrained(tmp_path / "policy")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(WeightsError, match="is not a safetensors index"):
+    with pytest.raises(WeightsError, match=r"index\.json (is not a safetensors index|must hold a)"):
         WAMPolicy.from_pretrained(folder)
 
 
-def test_a_shard_whose_name_is_no_text_is_missing(policy, tmp_path):
+def test_a_shard_whose_name_is_no_text_is_refused(policy, tmp_path):
     folder = policy.save_pretrained(tmp_path / "policy")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
-    with pytest.raises(WeightsError, match=r"lacks the shards \['5'\]"):
+    with pytest.raises(WeightsError, match="must name the file of each tensor"):
         WAMPolicy.from_pretrained(folder)
 
 

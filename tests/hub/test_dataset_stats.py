@@ -40,13 +40,13 @@ def test_a_missing_file_names_the_cure(tmp_path):
     [("action", "min_max", 7), ("action", "quantile", 2), ("pose", "min_max", 2)],
 )
 def test_statistics_that_do_not_fit_are_refused(file, vector, mode, dim):
-    with pytest.raises(CheckpointError, match="does not hold the statistics of the"):
+    with pytest.raises(CheckpointError, match=r"does not hold the|holds no|`global_q01` of the"):
         dataset_stats.read_normalization(file, vector, mode, dim)
 
 
 def test_a_file_that_is_not_json_is_refused(file):
     file.write_text("{")
-    with pytest.raises(CheckpointError, match="does not hold"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         dataset_stats.read_normalization(file, "action", "min_max", 2)
 
 

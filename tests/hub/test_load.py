@@ -190,7 +190,7 @@ def test_statistics_beside_the_file_may_have_the_folder_s_name(tmp_path, ours):
 
 @pytest.mark.parametrize("stats", [statistics(action=6), statistics(state=7), {"state": {}}, {}])
 def test_statistics_that_do_not_fit_are_refused(tmp_path, ours, stats):
-    with pytest.raises(CheckpointError, match="does not hold the statistics of the"):
+    with pytest.raises(CheckpointError, match=r"(does not hold the|holds no) statistics"):
         WAMPolicy.from_pretrained(upstream(tmp_path, ours, stats=stats), release=TRAINED)
 
 
@@ -205,7 +205,7 @@ def test_a_preset_of_another_robot_is_refused(tmp_path, ours):
 def test_mixed_dtypes_are_refused_by_name(tmp_path, ours):
     ours["action.head.bias"] = ours["action.head.bias"].float()
     with pytest.raises(
-        WeightsError, match=r"one floating dtype.*bfloat16.*float32 \(action\.head\.bias\)"
+        WeightsError, match=r"must store one dtype.*bfloat16.*float32 \(action\.head\.bias\)"
     ):
         WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=TRAINED)
 

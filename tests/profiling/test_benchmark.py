@@ -201,4 +201,4 @@ def test_infer_answers_one_question_as_json(tmp_path, capsys):
     assert np.allclose(answer["actions"], policy.predict_chunk(observation), atol=1e-5)
     assert answer["names"] == ["delta_x", "delta_y", "gripper"]
     (tmp_path / "wrist.png").write_text("no picture")
-    assert main(arguments) == 1 and "is not an image" in capsys.readouterr().err
+    assert main(arguments) == 1 and "cannot be read as PNG or JPEG" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from wam_policy.hub import dataset_stats
 from wam_policy.presets import ENVS, PRESETS
 from wam_policy.wrappers.action import ActionMap
 from wam_policy.wrappers.envs.libero_state import libero_state
-from wam_policy.wrappers.observation import rotate_180
+from wam_policy.wrappers.observation_map import rotate_180
 
 
 def tensors(recorded: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -72,7 +72,7 @@ class EncodedDataset:
         """
         if not dataset_weights:
             return None
-        weight_per_dataset = torch.tensor(dataset_weights, dtype=torch.float64)
+        weight_per_dataset = torch.tensor(dataset_weights, dtype=torch.float64, device="cpu")
         # A dataset may have no window here: its weight is divided by 1 and never used.
         windows_per_dataset = torch.bincount(self.dataset_index, minlength=len(dataset_weights))
         weight_per_window = weight_per_dataset / windows_per_dataset.clamp(min=1)
@@ -130,7 +130,8 @@ def encode_dataset(
     instructions = dataset.instructions()
     tasks = sorted(set(instructions))
     task_index = {task: i for i, task in enumerate(tasks)}
-    prompt = torch.tensor([task_index[instructions[row]] for row in windows.start])
+    prompt_index = [task_index[instructions[row]] for row in windows.start]
+    prompt = torch.tensor(prompt_index, dtype=torch.int64, device="cpu")
     contexts = prompts.embed(
         [contract.prompt.prompt(task) for task in tasks],
         device=torch.device("cpu"),
@@ -147,7 +148,7 @@ def encode_dataset(
     frame_is_pad = torch.from_numpy(windows.frame_is_pad)
     return EncodedDataset(
         latents=load_or_encode(config, contract.cameras, vae, dataset, windows),
-        latent_index=torch.arange(len(windows.start)),
+        latent_index=torch.arange(len(windows.start), device="cpu"),
         latent_is_pad=latent_padding(frame_is_pad, vae.temporal_ratio),
         action=torch.from_numpy(action),
         action_is_pad=torch.from_numpy(windows.action_is_pad),

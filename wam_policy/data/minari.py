@@ -18,7 +18,7 @@ from wam_policy.data.lerobot_reader import CAMERA_PREFIX
 from wam_policy.data.lerobot_writer import LeRobotWriter
 from wam_policy.errors import DatasetError, MissingExtraError
 from wam_policy.utils.json_dataclass import from_plain
-from wam_policy.wrappers.observation import rotate_180
+from wam_policy.wrappers.observation_map import rotate_180
 from wam_policy.wrappers.paths import get_path
 
 

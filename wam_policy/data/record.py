@@ -28,7 +28,7 @@ from wam_policy.data.lerobot_reader import CAMERA_PREFIX
 from wam_policy.data.lerobot_writer import LeRobotWriter
 from wam_policy.errors import ConfigError, EnvError
 from wam_policy.wrappers.envs.make import is_success, make_env
-from wam_policy.wrappers.observation import rotate_180
+from wam_policy.wrappers.observation_map import rotate_180
 from wam_policy.wrappers.paths import get_path
 
 AnyEnv = gym.Env[Any, Any]

@@ -76,10 +76,12 @@ class DeterministicSampler:
         """Return the examples of an epoch in their order, int [N]."""
         generator = _generator(self.seed, ORDER, epoch)
         if self._cumulative is None:
-            return torch.randperm(self.num_examples, generator=generator)
+            return torch.randperm(self.num_examples, generator=generator, device="cpu")
 
         # Inverse transform sampling. Rounding may leave the last cumulative value below 1.
-        quantiles = torch.rand(self.num_examples, generator=generator, dtype=torch.float64)
+        quantiles = torch.rand(
+            self.num_examples, generator=generator, dtype=torch.float64, device="cpu"
+        )
         drawn = torch.searchsorted(self._cumulative, quantiles, right=True)
         return drawn.clamp(max=self.num_examples - 1)
 
@@ -101,4 +103,4 @@ def _generator(*numbers: int) -> torch.Generator:
     """Return a generator whose seed mixes some numbers."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     seed = int(state[0] >> np.uint64(1))  # torch takes signed seeds
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)

@@ -45,6 +45,8 @@ class CompareConfig:
     """Seed of the first episode."""
     output_dir: Path = Path("runs/compare")
     """Folder for the results, one subfolder per checkpoint; a restart resumes from it."""
+    max_steps: int | None = None
+    """Steps after which an episode is truncated, see `wam eval --help`."""
     device: str = "cpu"
     """PyTorch device that the policies run on."""
 
@@ -90,7 +92,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> dict[str, 
                 f"the evaluation of {checkpoint!r} ended with code {code}; "
                 f"its results so far are in {output_dir}, and the comparison resumes from them"
             )
-        summaries[name] = json.loads((output_dir / SUMMARY).read_text())
+        summaries[name] = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
 
     write_text(config.output_dir / SUMMARY, json.dumps(summaries, indent=2) + "\n")
     console = console or Console()
@@ -112,6 +114,8 @@ def _eval_command(config: CompareConfig, checkpoint: str, output_dir: Path) -> l
         "--device": [config.device],
         "--no-video": [],
     }
+    if config.max_steps is not None:
+        options["--max-steps"] = [str(config.max_steps)]
     if config.env_kwargs:
         options["--env-kwargs"] = [text for pair in config.env_kwargs.items() for text in pair]
     if config.protocol is not None:

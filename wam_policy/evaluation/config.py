@@ -57,6 +57,9 @@ class EvalConfig:
     """Write one mp4 per task with heat maps of a Light-WAM's attention, one per tap feature."""
     replan: int | None = None
     """Actions executed of each chunk; the default is the checkpoint's."""
+    max_steps: int | None = None
+    """Steps after which an episode is truncated; the default is the env's own limit, or 1000 for an
+    env that declares none."""
     horizon: int | None = None
     """Actions per chunk; the default is the checkpoint's."""
     mode: ActionMode | None = None
@@ -76,6 +79,8 @@ class EvalConfig:
                 f"`episodes` and `num_envs` must be positive, "
                 f"got {self.episodes} and {self.num_envs}"
             )
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"`max_steps` must be positive, got {self.max_steps}")
         if self.ray_workers < 1:
             raise ConfigError(f"`ray_workers` must be positive, got {self.ray_workers}")
         if self.timeout <= 0:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from wam_policy.errors import ResultsError
-from wam_policy.evaluation.config import EvalConfig
+from wam_policy.evaluation import results
+from wam_policy.evaluation.config import METAWORLD_TASKS, EvalConfig
 from wam_policy.evaluation.evaluate import evaluate
+from wam_policy.utils.io import explained_write_errors, locked, write_text
+
+# File that marks the folder of a demo.
+MARKER = "demo.json"
 
 # What the embedded LIBERO policies were trained on: five tasks, seen by small cameras.
 LIBERO_TASKS = tuple(f"libero_object/{index}" for index in (0, 4, 5, 7, 9))
@@ -34,15 +38,22 @@ def demo(config: DemoConfig) -> None:
     """Run the demo.
 
     Raises:
-        ResultsError: The folder exists and was not written by a demo or an evaluation.
+        ResultsError: The folder holds something else than a demo.
+        CheckpointError: Another demo uses the folder, or it cannot be written.
     """
-    # Only a folder of results may be removed.
-    if config.output_dir.exists() and not (config.output_dir / "run.json").is_file():
-        raise ResultsError(
-            f"{config.output_dir} exists but holds no demo (it has no run.json); "
-            f"choose another --output-dir"
-        )
-    shutil.rmtree(config.output_dir, ignore_errors=True)
+    # Only the results of a demo are removed.
+    folder = config.output_dir
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).is_file():
+            raise ResultsError(
+                f"{folder} holds something else than a demo (it has no {MARKER}); "
+                f"remove it yourself, or choose another --output-dir"
+            )
+        with locked(folder):
+            _remove_results(folder)
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / MARKER, "{}\n")
 
     options = EvalConfig(
         checkpoint=f"embedded:{config.env}-{config.model}-wam",
@@ -54,3 +65,13 @@ def demo(config: DemoConfig) -> None:
             options, protocol="fastwam", tasks=LIBERO_TASKS, env_kwargs=LIBERO_ENV_KWARGS
         )
     evaluate(options)
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove the files that a demo writes; others stay."""
+    for task in (*METAWORLD_TASKS, *LIBERO_TASKS):
+        results.video_path(folder, task).unlink(missing_ok=True)
+    for name in (results.RUN, results.EPISODES, results.FAILURES, results.SUMMARY):
+        (folder / name).unlink(missing_ok=True)
+    for frame in (folder / results.FAILED).glob("*.png"):
+        frame.unlink()

@@ -139,6 +139,7 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     Raises:
         ConfigError: The policy does not support what the options ask for.
         ResultsError: The folder holds results of other settings.
+        CheckpointError: Another evaluation uses the folder, or it cannot be written.
     """
     console = console or Console()
     config, protocol = apply_protocol(config)
@@ -159,23 +160,25 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     if config.perturb:
         # In the order in which they act, whatever order they are given in.
         settings["perturb"] = check_perturbations(config.perturb)
+    if config.max_steps is not None:
+        settings["max_steps"] = config.max_steps
     with locked(config.output_dir):
         finished = results.open_results(config.output_dir, settings)
         episodes = _play_missing(policy, digest, config, tasks, finished, console)
 
-    # Summarise. The peak memory is read before any video is made.
-    summary = _summarize(policy, config, tasks, episodes, digest)
-    if protocol is not None:
-        summary["protocol"] = dataclasses.asdict(protocol)
-    if config.imagine:
-        summary["imagination"] = evaluate_imaginations(policy, config, tasks)
-    if config.explain:
-        record_explanations(policy, config, tasks)
-    write_text(config.output_dir / results.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        # Summarise. The peak memory is read before any video is made.
+        summary = _summarize(policy, config, tasks, episodes, digest)
+        if protocol is not None:
+            summary["protocol"] = dataclasses.asdict(protocol)
+        if config.imagine:
+            summary["imagination"] = evaluate_imaginations(policy, config, tasks)
+        if config.explain:
+            record_explanations(policy, config, tasks)
+        write_text(config.output_dir / results.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        if config.video:
+            record_videos(policy, config, tasks)
 
-    # Record the videos and print the tables.
-    if config.video:
-        record_videos(policy, config, tasks)
+    # Print the tables.
     console.print(results.results_table(summary))
     if config.imagine:
         console.print(results.imagination_table(summary, policy.config.video.stride))

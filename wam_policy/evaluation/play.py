@@ -93,7 +93,12 @@ def play_episodes(
     """
     length = int(make_queue(policy, config, 1).replan.max())
     options = SimulatorOptions.of_policy(
-        policy.config, config.env, length, env_kwargs=config.env_kwargs, perturb=config.perturb
+        policy.config,
+        config.env,
+        length,
+        env_kwargs=config.env_kwargs,
+        perturb=config.perturb,
+        max_steps=config.max_steps,
     )
     player = _Player(policy, config, options, episodes)
     try:

@@ -43,7 +43,12 @@ def record_video(policy: WAMPolicy, config: EvalConfig, task: str | None, path: 
 def _make_simulator(policy: WAMPolicy, config: EvalConfig) -> Simulator:
     """Return a simulator whose every control step yields an observation."""
     options = SimulatorOptions.of_policy(
-        policy.config, config.env, 1, env_kwargs=config.env_kwargs, perturb=config.perturb
+        policy.config,
+        config.env,
+        1,
+        env_kwargs=config.env_kwargs,
+        perturb=config.perturb,
+        max_steps=config.max_steps,
     )
     return Simulator(options, config.timeout)
 

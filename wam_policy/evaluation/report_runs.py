@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from wam_policy.errors import ResultsError
-from wam_policy.evaluation.results import EPISODES, RUN, SUMMARY, Episode
+from wam_policy.evaluation.results import EPISODES, RUN, SUMMARY, Episode, read_episodes
+from wam_policy.utils import documents
 
-EPISODE_FIELDS = tuple(field.name for field in fields(Episode))
+CURE = "remove it and run `wam eval` again"
 
 
 @dataclass(frozen=True)
@@ -106,61 +106,19 @@ def _read_run(folder: Path) -> Run:
     """Read one folder of `wam eval`; its summary and its episodes may not be there yet."""
     summary = {}
     if (folder / SUMMARY).is_file():
-        summary = _read_object(folder / SUMMARY)
+        summary = documents.read_json_object(folder / SUMMARY, ResultsError, CURE)
 
     paths = [folder / name for name in (RUN, EPISODES, SUMMARY)]
     times = [path.stat().st_mtime for path in paths if path.is_file()]
     return Run(
         name=folder.name,
         folder=folder,
-        settings=_read_object(folder / RUN),
+        settings=documents.read_json_object(folder / RUN, ResultsError, CURE),
         summary=summary,
-        episodes=_read_episodes(folder / EPISODES),
+        episodes=read_episodes(folder),
         first_write=datetime.fromtimestamp(min(times), UTC),
         last_write=datetime.fromtimestamp(max(times), UTC),
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ResultsError(
-            f"{path} is not JSON ({error}); remove it and run `wam eval` again"
-        ) from error
-    if not isinstance(value, dict):
-        raise ResultsError(f"{path} holds no JSON object; remove it and run `wam eval` again")
-    return value
-
-
-def _read_episodes(path: Path) -> list[Episode]:
-    """Read finished episodes; an incomplete last line belongs to one that is being written."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    complete = [line for line in lines if line.endswith("\n")]
-
-    episodes: dict[tuple[str, int], Episode] = {}
-    for number, line in enumerate(complete, start=1):
-        # Fields of a later version are left out.
-        try:
-            row = json.loads(line)
-            episode = Episode(**{name: row[name] for name in EPISODE_FIELDS})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(
-                f"{path}, line {number} is no episode ({error!r}); remove the line, "
-                f"and `wam eval` plays its episode again"
-            ) from error
-
-        key = (episode.task, episode.seed)
-        if key in episodes:
-            raise ResultsError(
-                f"{path}, line {number}: task {episode.task!r} with seed {episode.seed} "
-                f"was there before; remove one of the lines"
-            )
-        episodes[key] = episode
-    return list(episodes.values())
 
 
 def task_groups(runs: Sequence[Run]) -> list[Group]:

@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from wam_policy.errors import ResultsError
+from wam_policy.errors import ConfigError, ResultsError
 from wam_policy.evaluation.metrics import wilson_interval
-from wam_policy.utils.io import write_bytes, write_text
+from wam_policy.utils import documents
+from wam_policy.utils.io import explained_write_errors, write_bytes, write_text
+from wam_policy.utils.json_dataclass import from_plain
 
 RUN = "run.json"
 EPISODES = "episodes.jsonl"
@@ -26,6 +28,8 @@ FAILURES = "failures.jsonl"
 SUMMARY = "summary.json"
 FAILED = "failed"
 HASH_BLOCK_BYTES = 2**24
+
+_CURE = "choose another folder or remove it"
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def last_frame_path(folder: Path, task: str, seed: int) -> Path:
 def write_last_frame(folder: Path, frame: LastFrame) -> None:
     """Write the last frame of an episode that failed."""
     path = last_frame_path(folder, frame.task, frame.seed)
-    path.parent.mkdir(exist_ok=True)
+    with explained_write_errors(path):
+        path.parent.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(frame.image).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
@@ -136,10 +141,11 @@ def open_results(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
     Raises:
         ResultsError: The folder holds results of other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     run_path = folder / RUN
     run_text = json.dumps(settings, indent=2)
-    if run_path.is_file() and run_path.read_text() != run_text:
+    if run_path.is_file() and documents.read_text(run_path, ResultsError, _CURE) != run_text:
         names = ", ".join(_different_settings(run_path, settings))
         raise ResultsError(
             f"{folder} holds results of other settings (different: {names}); "
@@ -151,18 +157,48 @@ def open_results(folder: Path, settings: Mapping[str, Any]) -> list[Episode]:
     episodes_path = folder / EPISODES
     lines = []
     if episodes_path.is_file():
-        lines = episodes_path.read_text().splitlines(keepends=True)
-    complete = [line for line in lines if line.endswith("\n")]
+        lines = episodes_path.read_bytes().splitlines(keepends=True)
+    complete = [line for line in lines if line.endswith(b"\n")]
     if len(complete) != len(lines):
-        write_text(episodes_path, "".join(complete))
-    return [Episode(**json.loads(line)) for line in complete]
+        write_bytes(episodes_path, b"".join(complete))
+    return read_episodes(folder)
+
+
+def read_episodes(folder: Path) -> list[Episode]:
+    """Return the finished episodes of an evaluation, in the order in which they ended.
+
+    An incomplete last line is that of an episode which is being written: it is left out.
+
+    Raises:
+        ResultsError: The file is damaged, or holds an episode twice.
+    """
+    path = folder / EPISODES
+    if not path.is_file():
+        return []
+    episodes = []
+    seen = set()
+    cure = "remove the line, and `wam eval` plays its episode again"
+    for where, row in documents.read_json_lines(path, ResultsError, cure, only_complete=True):
+        # Fields of a later version are left out.
+        try:
+            episode = from_plain(Episode, row, foreign=True)
+        except ConfigError as error:
+            raise ResultsError(f"{where} is no episode ({error}); {cure}") from error
+        if (episode.task, episode.seed) in seen:
+            raise ResultsError(
+                f"{where}: task {episode.task!r} with seed {episode.seed} stands there twice; "
+                f"remove one of the lines"
+            )
+        seen.add((episode.task, episode.seed))
+        episodes.append(episode)
+    return episodes
 
 
 def _different_settings(path: Path, settings: Mapping[str, Any]) -> list[str]:
     """Return the names of the settings that differ from those in a file."""
     try:
-        stored = json.loads(path.read_text())
-    except ValueError:
+        stored = documents.read_json_object(path, ResultsError, _CURE)
+    except ResultsError:
         return list(settings)
     names = {**settings, **stored}
     return [name for name in names if stored.get(name) != settings.get(name)]
@@ -172,7 +208,10 @@ def append(folder: Path, row: Episode | Failure) -> None:
     """Append a finished episode or a failure to its file and sync it to disk."""
     name = EPISODES if isinstance(row, Episode) else FAILURES
     line = json.dumps(dataclasses.asdict(row)) + "\n"
-    with (folder / name).open("a") as file:
+    with (
+        explained_write_errors(folder / name),
+        (folder / name).open("a", encoding="utf-8") as file,
+    ):
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
@@ -183,7 +222,7 @@ def read_failures(folder: Path) -> list[dict[str, Any]]:
     path = folder / FAILURES
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for _, row in documents.read_json_lines(path, ResultsError, _CURE)]
 
 
 def earlier_peak_memory(folder: Path, device: str) -> int | None:
@@ -199,7 +238,7 @@ def earlier_peak_memory(folder: Path, device: str) -> int | None:
     path = folder / SUMMARY
     if not path.is_file():
         return None
-    summary = json.loads(path.read_text())
+    summary = documents.read_json_object(path, ResultsError, _CURE)
     if summary.get("device") != device:
         return None
     peak: int | None = summary.get("peak_memory_bytes")

@@ -20,8 +20,8 @@ import numpy as np
 
 from wam_policy.contract import ActionLayout
 from wam_policy.errors import WAMPolicyError
-from wam_policy.wrappers.chunk import EXECUTED
-from wam_policy.wrappers.envs.make import is_success, make_env
+from wam_policy.wrappers.chunk import EXECUTED, ExecuteChunk
+from wam_policy.wrappers.envs.make import is_success, make_env, with_step_limit
 from wam_policy.wrappers.wrap import wrap
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class SimulatorOptions:
     env_kwargs: Mapping[str, str]
     perturb: Mapping[str, int]  # perturbation -> severity
     chunk_length: int  # actions executed in one step
+    max_steps: int | None  # after which an episode is truncated; None: the env's limit
     cameras: tuple[str, ...]  # of the policy
     state_names: tuple[str, ...] | None  # of the policy; None: it reads no state
     layout: ActionLayout  # of the policy's actions
@@ -55,6 +56,7 @@ class SimulatorOptions:
         *,
         env_kwargs: Mapping[str, str] | None = None,
         perturb: Mapping[str, int] | None = None,
+        max_steps: int | None = None,
     ) -> Self:
         """Return the options of envs that a policy is to control."""
         return cls(
@@ -62,6 +64,7 @@ class SimulatorOptions:
             env_kwargs=env_kwargs or {},
             perturb=perturb or {},
             chunk_length=chunk_length,
+            max_steps=max_steps,
             cameras=policy.cameras.names,
             state_names=None if policy.state is None else policy.state.names,
             layout=policy.action.layout,
@@ -195,7 +198,9 @@ def _simulate(connection: Connection, options: SimulatorOptions) -> None:
 
 def _make_wrapped_env(options: SimulatorOptions, task: str | None) -> gym.Env[Any, Any]:
     """Return an env whose steps are chunks of the policy's actions."""
-    env = make_env(options.env, task, options.chunk_length, options.env_kwargs, options.perturb)
+    env = make_env(options.env, task, None, options.env_kwargs, options.perturb)
+    env = with_step_limit(env, options.max_steps)
+    env = ExecuteChunk(env, length=options.chunk_length)
     wrapped = wrap(
         env,
         cameras=options.cameras,

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -63,6 +63,12 @@ class Engine:
     change afterwards; a call raises an error if they have. Calls from several threads run one
     after the other.
     """
+
+    def __reduce__(self) -> NoReturn:
+        raise CompileError(
+            "a compiled policy cannot be pickled or sent to another process: send the one it was "
+            "compiled from, and compile it there"
+        )
 
     def __init__(
         self,
@@ -227,11 +233,14 @@ class Engine:
 
     def _load_random_inputs(self, bucket: Bucket) -> None:
         """Fill a bucket with uniform numbers in [-1, 1] and, if one is known, a prompt."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         buffers = bucket.buffers
         for buffer in (buffers.image, buffers.proprio, buffers.noise, buffers.noise_video):
             if buffer is not None:
-                buffer.copy_(torch.rand(buffer.shape, generator=generator) * 2 - 1)
+                uniform = torch.rand(
+                    buffer.shape, generator=generator, dtype=torch.float32, device="cpu"
+                )
+                buffer.copy_(uniform * 2 - 1)
 
         first_prompt = next(iter(self._prompts.table), None)
         if first_prompt is not None:
@@ -353,7 +362,7 @@ def _download(actions: Tensor) -> Tensor:
     if actions.device.type != "cuda":
         return actions.float().clone()
     # Copy into pinned memory and wait once, for the copy and all work before it.
-    host = torch.empty(actions.shape, dtype=torch.float32, pin_memory=True)
+    host = torch.empty(actions.shape, dtype=torch.float32, device="cpu", pin_memory=True)
     host.copy_(actions.float(), non_blocking=True)
     torch.cuda.current_stream(actions.device).synchronize()
     return host

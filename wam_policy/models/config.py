@@ -7,6 +7,11 @@ from typing import Any, Literal, TypedDict, get_args
 
 from wam_policy.errors import ConfigError
 
+# Largest sizes of a model. No weights of larger ones exist: a larger number is a mistake, which is
+# refused before anything is built.
+MAX_LAYERS = 512
+MAX_SIZE = 2**20
+
 
 class SharedSizes(TypedDict):
     """Sizes that all experts of a model have in common; their widths may differ."""
@@ -52,11 +57,12 @@ def check_sizes(config: FastWAMConfig | LightWAMConfig, may_be_zero: tuple[str, 
         may_be_zero: Fields for which 0 is a valid value.
 
     Raises:
-        ConfigError: A size is not positive, a width that is split in two halves is odd, or a
-            patch spans more than one latent frame.
+        ConfigError: A size is not positive or too large, a width that is split in two halves is
+            odd, or a patch spans more than one latent frame.
     """
     sizes = {field.name: getattr(config, field.name) for field in fields(config)}
     _check_positive(sizes, may_be_zero)
+    _check_not_too_large(sizes)
 
     # Rotary and sinusoidal embeddings pair up channels.
     paired = ("head_dim", "freq_dim", "step_dim")
@@ -85,6 +91,22 @@ def _check_positive(sizes: dict[str, Any], may_be_zero: tuple[str, ...]) -> None
 
     if invalid:
         raise ConfigError(f"model sizes must be positive, got {invalid}")
+
+
+def _check_not_too_large(sizes: dict[str, Any]) -> None:
+    """Check that no number among the sizes of a model is larger than any model's."""
+    invalid = {}
+    for name, value in sizes.items():
+        largest = MAX_LAYERS if name in ("layers", "trunk_blocks") else MAX_SIZE
+        numbers = value if isinstance(value, tuple) else (value,)
+        if len(numbers) > MAX_LAYERS:
+            invalid[name] = f"{len(numbers)} values"
+        elif any(isinstance(number, int) and number > largest for number in numbers):
+            invalid[name] = value
+    if invalid:
+        raise ConfigError(
+            f"model sizes must be at most {MAX_SIZE:,}, and layers {MAX_LAYERS}, got {invalid}"
+        )
 
 
 # Fields that a video expert is built from.

@@ -59,7 +59,7 @@ def make_schedule(
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}")
 
-    uniform = torch.linspace(1, 0, steps + 1)
+    uniform = torch.linspace(1, 0, steps + 1, dtype=torch.float32, device="cpu")
     sigma = shift_time(uniform, shift)
     times = TIMESTEPS * sigma[:-1]
     deltas = sigma.diff()

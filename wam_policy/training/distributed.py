@@ -128,7 +128,7 @@ class DistributedContext:
         if self.world_size == 1:
             return flag_is_set
         # On the CPU, so that the answer does not wait for work queued on a GPU.
-        flag = torch.tensor(float(flag_is_set))
+        flag = torch.tensor(float(flag_is_set), dtype=torch.float32, device="cpu")
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.cpu_group)
         return bool(flag)
 

@@ -68,7 +68,7 @@ class MetricsLogger:
         self.progress = _progress_bar(self.is_main)
         self.sums: dict[str, Tensor] = {}
         for name, value in state.sums.items():
-            self.sums[name] = torch.tensor(value)
+            self.sums[name] = torch.tensor(value, dtype=torch.float32, device="cpu")
         self.sinks: list[Sink] = []
         if self.is_main:
             self.sinks = [make_sink(kind, config) for kind in config.report_to]
@@ -115,7 +115,8 @@ class MetricsLogger:
         """Add the scalars of a step to the sums, without waiting for the device."""
         # Tensors on the device: nothing here reads a value.
         sums = {}
-        for name, x in (numbers | {STEPS: torch.ones(())}).items():
+        one = torch.ones((), dtype=torch.float32, device="cpu")
+        for name, x in (numbers | {STEPS: one}).items():
             sums[name] = self.sums[name] + x if name in self.sums else x
         self.sums = sums
 

@@ -88,7 +88,8 @@ def validate(config: AnyTrainConfig, policy: WAMPolicy, data: EncodedDataset) ->
 def _evenly_spaced(data: EncodedDataset, count: int) -> torch.Tensor:
     """Return indices of up to `count` windows, evenly spaced over all, int [count]."""
     count = min(len(data.names), count)
-    return torch.linspace(0, len(data.names) - 1, count).round().long()
+    last = len(data.names) - 1
+    return torch.linspace(0, last, count, dtype=torch.float32, device="cpu").round().long()
 
 
 def _action_error(policy: WAMPolicy, batch: Batch) -> tuple[float, int]:

@@ -80,11 +80,17 @@ def read_json_object(path: Path, error: type[WAMPolicyError], cure: str) -> dict
 
 
 def read_json_lines(
-    path: Path, error: type[WAMPolicyError], cure: str
+    path: Path, error: type[WAMPolicyError], cure: str, *, only_complete: bool = False
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of a document with one JSON object per line; blank lines are skipped.
 
     Only a line feed ends a line: sentences may hold other separators, such as U+2028.
+
+    Args:
+        path: Document.
+        error: Class of the error to raise.
+        cure: What to do about it.
+        only_complete: Leave out a last line without a line feed, which is still being written.
 
     Yields:
         The place of each object, "<path>, line <number>", and the object.
@@ -100,6 +106,8 @@ def read_json_lines(
                 where = f"{path}, line {number}"
                 if len(line) > MAX_BYTES:
                     raise error(f"{where} is longer than {MAX_BYTES // 2**20} MiB; {cure}")
+                if only_complete and not line.endswith(b"\n"):
+                    return
                 text = _decode(line, where, error, cure).strip()
                 if text:
                     yield (

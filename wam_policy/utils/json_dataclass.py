@@ -84,6 +84,10 @@ def _value(hint: Any, value: Any, where: str, foreign: bool) -> Any:
         return tuple(
             _value(arguments[0], item, f"{where}[{i}]", foreign) for i, item in enumerate(value)
         )
+    if origin is list and isinstance(value, list):
+        return [
+            _value(arguments[0], item, f"{where}[{i}]", foreign) for i, item in enumerate(value)
+        ]
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {
             key: _value(arguments[1], item, f"{where}.{key}", foreign)

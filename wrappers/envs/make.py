@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import TimeLimit
 
 from wam_policy.errors import EnvError
 from wam_policy.wrappers.chunk import ExecuteChunk
 from wam_policy.wrappers.perturb import perturb_env
+
+logger = logging.getLogger(__name__)
+
+# Steps after which an episode of an env without a time limit is cut.
+DEFAULT_MAX_STEPS = 1000
 
 SUCCESS_KEYS = ("is_success", "success")  # info keys, in order of preference
 
@@ -55,6 +62,29 @@ def make_env(
     if chunk is not None:
         env = ExecuteChunk(env, length=chunk)
     return env
+
+
+def with_step_limit(env: gym.Env[Any, Any], max_steps: int | None) -> gym.Env[Any, Any]:
+    """Return an env whose episodes end.
+
+    Args:
+        env: Env.
+        max_steps: Steps after which an episode is truncated, whatever the env's own limit; None:
+            that of the env, or `DEFAULT_MAX_STEPS` for an env that declares none, by Gymnasium's
+            `max_episode_steps` or by an attribute `max_steps`.
+    """
+    if max_steps is not None:
+        return TimeLimit(env, max_steps)
+    has_limit = env.spec is not None and env.spec.max_episode_steps is not None
+    if has_limit or env.has_wrapper_attr("max_steps"):
+        return env
+    logger.warning(
+        "%s declares no time limit: episodes are cut after %d steps; "
+        "--max-steps sets another limit",
+        "the env" if env.spec is None else env.spec.id,
+        DEFAULT_MAX_STEPS,
+    )
+    return TimeLimit(env, DEFAULT_MAX_STEPS)
 
 
 def _literal(value: str) -> Any:

@@ -8,6 +8,8 @@ released weights. See docs/method.md, "Encoders".
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,9 +26,23 @@ if TYPE_CHECKING:
 class TextEncoder:
     """A UMT5 encoder and its tokenizer."""
 
-    def __init__(self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: UMT5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        clean: bool = True,
+    ) -> None:
+        """Combine an encoder and its tokenizer.
+
+        Args:
+            model: Encoder.
+            tokenizer: Its tokenizer.
+            clean: Clean prompts before they are embedded (see `clean_prompt`).
+        """
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.clean = clean
 
     @torch.no_grad()
     def encode(self, prompt: str, token_length: int) -> Tensor:
@@ -39,8 +55,9 @@ class TextEncoder:
         Returns:
             [n, D], including the end-of-sequence token.
         """
+        text = clean_prompt(prompt) if self.clean else prompt
         tokens = self.tokenizer(
-            prompt,
+            text,
             max_length=token_length,
             truncation=True,
             return_tensors="pt",
@@ -51,6 +68,19 @@ class TextEncoder:
             attention_mask=tokens["attention_mask"].to(device),
         )
         return output.last_hidden_state[0]
+
+
+def clean_prompt(prompt: str) -> str:
+    """Return a prompt as the reference implementations tokenise it.
+
+    HTML entities are replaced, twice because some data are escaped twice, and white space is
+    collapsed to single spaces.
+
+    Source: `wan/modules/tokenizers.py` in https://github.com/Wan-Video/Wan2.2, without its repair
+    of wrongly decoded text.
+    """
+    unescaped = html.unescape(html.unescape(prompt))
+    return re.sub(r"\s+", " ", unescaped).strip()
 
 
 class EmbeddingStore(Protocol):
@@ -92,15 +122,20 @@ class PromptEmbeddings:
         self._load_encoder = load_encoder
         self._encoder: TextEncoder | None = None
         for prompt, embedding in self.table.items():
-            self._check_shape(prompt, embedding)
+            self._check(prompt, embedding)
 
-    def _check_shape(self, prompt: str, embedding: Tensor) -> None:
-        """Check that an embedding is [n, D] with n from 1 to the padded length."""
+    def _check(self, prompt: str, embedding: Tensor) -> None:
+        """Check that an embedding is finite numbers [n, D], with n from 1 to the padded length."""
         valid = embedding.ndim == 2 and embedding.shape[1] == self.text_dim
         if not valid or not 0 < len(embedding) <= self.token_length:
             raise PromptError(
                 f"embedding of {prompt!r}: expected [1 … {self.token_length}, {self.text_dim}] "
                 f"(tokens, width), got {list(embedding.shape)}"
+            )
+        if not embedding.is_floating_point() or not embedding.isfinite().all():
+            raise PromptError(
+                f"embedding of {prompt!r}: expected finite floating numbers, got "
+                f"{embedding.dtype} with other values; embed the prompt again"
             )
 
     @property
@@ -156,7 +191,7 @@ class PromptEmbeddings:
         Raises:
             PromptError: The embedding has another shape.
         """
-        self._check_shape(prompt, embedding)
+        self._check(prompt, embedding)
         # A copy: tensors that share memory, as those of one batch do, cannot be saved.
         self.table[prompt] = embedding.detach().clone()
 

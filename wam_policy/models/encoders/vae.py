@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wam_policy.errors import ConfigError, ObservationError
 from wam_policy.models.encoders.first_frame import FirstFrameEncoder
 from wam_policy.models.layers.linear import is_slow_bfloat16
+from wam_policy.utils.locks import PicklableLock
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -30,7 +31,8 @@ INERT = {"clip_output"}
 class VAE(nn.Module):
     """Encoder and decoder between pixels in [-1, 1] and standardised latents.
 
-    Encoding is deterministic: it returns the mean of the posterior.
+    Encoding is deterministic: it returns the mean of the posterior. Several threads may use one
+    codec: they wait for each other, because diffusers' codec keeps features of the clip on itself.
     """
 
     mean: Tensor
@@ -50,6 +52,7 @@ class VAE(nn.Module):
         """
         super().__init__()
         self.model = model
+        self._lock = PicklableLock()
         self._load_decoder = load_decoder
         # Built from the codec's encoder when it is first needed.
         self._first_frame: FirstFrameEncoder | None = None
@@ -58,7 +61,9 @@ class VAE(nn.Module):
 
         for name in ("mean", "std"):
             values = model.config[f"latents_{name}"]
-            statistic = torch.tensor(values).view(1, -1, 1, 1, 1)
+            # Numbers of the configuration, also for a codec that is built on the `meta` device.
+            statistic = torch.tensor(values, dtype=torch.float32, device="cpu")
+            statistic = statistic.view(1, -1, 1, 1, 1)
             self.register_buffer(name, statistic, persistent=False)
 
     def encode(self, video: Tensor) -> Tensor:
@@ -74,7 +79,8 @@ class VAE(nn.Module):
             ObservationError: The codec cannot encode clips of this size.
         """
         self._check_size(*video.shape[2:])
-        posterior = self.model.encode(video.to(self.model.dtype)).latent_dist
+        with self._lock:
+            posterior = self.model.encode(video.to(self.model.dtype)).latent_dist
         latents = posterior.mode()
         centered = latents - self.mean.to(latents.dtype)
         inverse_std = (1 / self.std).to(latents.dtype)
@@ -112,13 +118,21 @@ class VAE(nn.Module):
 
         It is in float32 where bfloat16 convolutions are about a hundred times slower.
         """
+        # Compiled code finds it built: a lock cannot be compiled.
         if self._first_frame is None:
-            encoder = FirstFrameEncoder(self.model, self.mean, self.std)
-            if is_slow_bfloat16(next(encoder.parameters())):
-                # A copy: it shares its 2-D layers with the codec, whose type must not change.
-                encoder = copy.deepcopy(encoder).float()
-            self._first_frame = encoder
+            self._build_first_frame_encoder()
+        assert self._first_frame is not None
         return self._first_frame
+
+    def _build_first_frame_encoder(self) -> None:
+        """Build the encoder of single images; of several threads, the first one does."""
+        with self._lock:
+            if self._first_frame is None:
+                encoder = FirstFrameEncoder(self.model, self.mean, self.std)
+                if is_slow_bfloat16(next(encoder.parameters())):
+                    # A copy: it shares its 2-D layers with the codec, whose type must not change.
+                    encoder = copy.deepcopy(encoder).float()
+                self._first_frame = encoder
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode clips.
@@ -134,13 +148,15 @@ class VAE(nn.Module):
         std = self.std.to(latents.dtype)
         mean = self.mean.to(latents.dtype)
         raw = latents * std + mean
-        return self.model.decode(raw).sample.clamp(-1, 1)
+        with self._lock:
+            return self.model.decode(raw).sample.clamp(-1, 1)
 
     def load_decoder(self) -> None:
         """Load the weights of the decoder if they are not loaded; acting does not need them."""
-        if self._load_decoder is not None:
-            self._load_decoder()
-            self._load_decoder = None
+        with self._lock:
+            if self._load_decoder is not None:
+                self._load_decoder()
+                self._load_decoder = None
 
 
 def build_vae(config: dict[str, Any]) -> VAE:

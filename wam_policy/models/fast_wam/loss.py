@@ -116,7 +116,8 @@ def sample_fast_noise(
 
     def uniform() -> Tensor:
         """Draw one uniform number in [0, 1) per sample."""
-        return torch.rand(len(batch.latents), generator=generator, device=device)
+        size = len(batch.latents)
+        return torch.rand(size, generator=generator, device=device, dtype=torch.float32)
 
     noise = TrainingNoise(
         noise_video=normal(batch.latents),

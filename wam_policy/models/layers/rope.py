@@ -22,9 +22,10 @@ class Rope(NamedTuple):
 
 def _angles(positions: int, dim: int) -> Tensor:
     """Return the angles of positions 0 … positions − 1, float64 [positions, dim / 2]."""
-    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    # On the CPU whatever PyTorch's default device is.
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim
     frequencies = THETA**-exponents
-    indices = torch.arange(positions, dtype=torch.float64)
+    indices = torch.arange(positions, dtype=torch.float64, device="cpu")
     return torch.outer(indices, frequencies)
 
 

@@ -64,9 +64,9 @@ def padding_biases(copies: int, slots: int, dtype: torch.dtype) -> list[float]:
 
 def _round_down(x: float, dtype: torch.dtype) -> float:
     """Return the largest number of a type that does not exceed `x`."""
-    nearest = torch.tensor(x, dtype=dtype)
+    nearest = torch.tensor(x, dtype=dtype, device="cpu")
     if nearest.double() > x:
-        minus_infinity = torch.tensor(-math.inf, dtype=dtype)
+        minus_infinity = torch.tensor(-math.inf, dtype=dtype, device="cpu")
         nearest = torch.nextafter(nearest, minus_infinity)
     return float(nearest)
 

@@ -67,7 +67,9 @@ class LightLossConfig:
         """Return the weights [T] of the steps of a chunk, on the device of a tensor."""
         prefix_steps = horizon if self.prefix_steps is None else self.prefix_steps
         in_prefix = torch.arange(horizon, device=like.device) < prefix_steps
-        return torch.where(in_prefix, 1.0, self.tail_weight)
+        # Scalars would take PyTorch's default dtype.
+        weights = torch.ones(horizon, dtype=torch.float32, device=like.device)
+        return weights.masked_fill(~in_prefix, self.tail_weight)
 
 
 def sample_light_noise(
@@ -86,7 +88,7 @@ def sample_light_noise(
     size, channels, frames, height, width = latents.shape
     pooled_shape = (size, channels, frames, height // factor, width // factor)
 
-    u_video = torch.rand(size, generator=generator, device=latents.device)
+    u_video = torch.rand(size, generator=generator, device=latents.device, dtype=torch.float32)
     noise_video = torch.randn(
         pooled_shape,
         generator=generator,
