@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from tyro.conf import Positional
 
 from wam_policy.config import PolicyConfig, Source
 from wam_policy.errors import CheckpointError
-from wam_policy.hub import checkpoint, components, load, request, weights
+from wam_policy.hub import checkpoint, checksums, components, load, request, weights
 from wam_policy.hub.card import contract_rows
 from wam_policy.hub.download import DownloadOptions, resolve_folder
 from wam_policy.hub.foreign import contracts, lerobot_config
+from wam_policy.utils import documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class InfoConfig:
     """File to read, in a folder or Hub repository of several."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
+    verify: bool = False
+    """Compare all files of a checkpoint with the SHA-256 that were recorded when it was saved."""
 
 
 def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
@@ -51,9 +54,13 @@ def info(config: InfoConfig, console: Console | None = None) -> dict[str, str]:
     """
     download = DownloadOptions(revision=config.revision)
     rows = _describe(request.CheckpointRequest(config.src, config.filename), download)
+    if config.verify:
+        folder = resolve_folder(config.src, download)
+        rows["Verified"] = f"{checksums.verify(folder)} files by {checksums.SUMS}"
     table = Table(show_header=False)
     for aspect, text in rows.items():
-        table.add_row(aspect, text)
+        # Text of the checkpoint is printed literally: brackets in it are no markup.
+        table.add_row(aspect, Text(text))
     (console or Console()).print(table)
     return rows
 
@@ -101,13 +108,10 @@ def _describe_native(folder: Path) -> dict[str, str]:
 def _describe_parts(folder: Path) -> dict[str, str]:
     """Describe a folder that holds parts of a policy."""
     path = folder / checkpoint.PARTS_CONFIG
-    try:
-        parts_config = json.loads(path.read_text(encoding="utf-8"))
+    cure = "convert the part again"
+    parts_config = documents.read_json_object(path, CheckpointError, cure)
+    with documents.explained(path, CheckpointError, cure):
         sizes = [f"{name} {size}" for name, size in parts_config["sizes"].items()]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error!r}); convert the part again"
-        ) from error
     return {
         "Format": "wam-policy, parts to train from",
         "Sizes": ", ".join(sizes),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from wam_policy.errors import WeightsError
-from wam_policy.hub import checkpoint, weights
+from wam_policy.errors import WAMPolicyError, WeightsError
+from wam_policy.hub import adapters, checkpoint, weights
 from wam_policy.hub.checkpoint import PolicyParts
-from wam_policy.hub.download import DownloadOptions
+from wam_policy.hub.download import DownloadOptions, is_hub_snapshot
 from wam_policy.hub.foreign import identify, lerobot_config
 from wam_policy.hub.foreign.contracts import foreign_config
 from wam_policy.hub.foreign.identify import ForeignCheckpoint
 from wam_policy.hub.request import CheckpointRequest, refuse_release_info
+from wam_policy.models.config import FastWAMConfig
 
 
 def load_policy(
@@ -45,6 +49,16 @@ def load_policy(
         ConfigError: The configuration is invalid.
     """
     path = request.locate(download)
+    load = partial(
+        load_policy,
+        download=download,
+        device=device,
+        dtype=dtype,
+        text_device=text_device,
+        mmap=mmap,
+    )
+    if adapters.is_adapter(path):
+        return _load_adapter(path, load)
     if path.is_dir() and not lerobot_config.is_lerobot(path):
         if checkpoint.is_native(path):
             refuse_release_info(path, request)
@@ -84,6 +98,35 @@ def load_policy(
     return checkpoint.assemble(
         config, model, {}, path.parent, download, text_device=text_device or device, mmap=mmap
     )
+
+
+def _load_adapter(path: Path, load: Callable[[CheckpointRequest], PolicyParts]) -> PolicyParts:
+    """Load the policy that an adapter was trained on, and merge the adapter into it.
+
+    Args:
+        path: Folder of the adapter.
+        load: Loads the base.
+
+    Raises:
+        WeightsError: The base cannot be loaded, or the adapter does not fit it.
+    """
+    config = adapters.read_adapter_config(path)
+    base = str(config.base_model_name_or_path)
+    base_request = CheckpointRequest(base, may_be_local=not is_hub_snapshot(path))
+    try:
+        parts = load(base_request)
+    except WAMPolicyError as error:
+        raise adapters.base_error(path, base, error) from error
+    adapters.merge_adapter(path, config, parts.model)
+
+    # A fine-tuning by LeRobot has statistics of its own.
+    if (path / checkpoint.CONFIG).is_file() and lerobot_config.is_lerobot(path):
+        sizes = parts.config.model
+        if not isinstance(sizes, FastWAMConfig):
+            raise WeightsError(f"{path} is an adapter of LeRobot's, but {base!r} is no Fast-WAM")
+        policy_config, _ = lerobot_config.read_policy_config(path, sizes)
+        return replace(parts, config=policy_config)
+    return parts
 
 
 def read_foreign(path: Path) -> ForeignCheckpoint:

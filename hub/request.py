@@ -29,6 +29,9 @@ class CheckpointRequest:
     # Dataset statistics of such a file; None for those beside it.
     stats: Path | None = None
 
+    # Whether the source may be a local folder; a checkpoint from the Hub names none.
+    may_be_local: bool = True
+
     def locate(self, download: DownloadOptions) -> Path:
         """Return the local file or folder, after a download if it is on the Hub.
 
@@ -43,6 +46,8 @@ class CheckpointRequest:
         Raises:
             CheckpointError: There is no such file, folder or repository.
         """
+        if not self.may_be_local:
+            return resolve_folder(self.source, download, may_be_local=False)
         path = Path(self.source).expanduser()
         if path.is_file() and self.filename is None:
             return path

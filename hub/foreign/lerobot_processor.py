@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from wam_policy.errors import CheckpointError, WAMPolicyError
+from wam_policy.errors import CheckpointError
 from wam_policy.hub import weights
 from wam_policy.normalize import Mode, Normalization, required_statistics
+from wam_policy.utils import documents
+
+CURE = "download it again"
 
 # LeRobot's names of the normalisation modes, and this package's.
 MODES: dict[str, Mode] = {
@@ -98,26 +100,11 @@ class ProcessorStatistics:
         return Normalization(mode=mode, statistics=statistics, rule="lerobot")
 
 
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> AbstractContextManager[None]:
     """Report entries of a file that have another form as errors of the checkpoint."""
-    try:
-        yield
-    except WAMPolicyError:
-        # Errors of this package explain themselves.
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"{path} is incomplete or damaged ({error!r}); download it again"
-        ) from error
+    return documents.explained(path, CheckpointError, CURE)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold an object, got {type(data).__name__}")
-    return data
+    return documents.read_json_object(path, CheckpointError, CURE)

@@ -4,19 +4,21 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from rich.progress import Progress
 
 from wam_policy.contract import EnvContract
 from wam_policy.data.lerobot_reader import CAMERA_PREFIX
 from wam_policy.data.lerobot_writer import LeRobotWriter
-from wam_policy.errors import DatasetError, MissingExtraError
+from wam_policy.errors import ConfigError, DatasetError, MissingExtraError
+from wam_policy.utils import documents
+from wam_policy.utils.arrays import as_array
 from wam_policy.utils.json_dataclass import from_plain
 from wam_policy.wrappers.observation_map import rotate_180
 from wam_policy.wrappers.paths import get_path
@@ -52,6 +54,8 @@ def import_minari(config: MinariConfig) -> Path:
     """
     contract = _read_contract(config.contract)
     dataset = _open_dataset(config.dataset)
+
+    _check_action_space(dataset, config.dataset)
 
     # The first episode tells how large the frames are.
     first = next(dataset.iterate_episodes())
@@ -103,12 +107,12 @@ def _episode_vectors(episode: Any, contract: EnvContract, where: str) -> dict[st
 
 
 def _read_contract(path: Path) -> EnvContract:
+    data = documents.read_json_object(path, DatasetError, "write an `EnvContract`")
+    if "turned" in data:
+        data = _rename_turned(data, path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "turned" in data:
-            data = _rename_turned(data, path)
         contract = from_plain(EnvContract, data, "contract")
-    except (OSError, ValueError) as error:
+    except ConfigError as error:
         raise DatasetError(
             f"{path} is not a contract ({error}); see `wam_policy.contract.EnvContract`"
         ) from error
@@ -158,6 +162,16 @@ def _open_dataset(name: str) -> Any:
         ) from error
 
 
+def _check_action_space(dataset: Any, name: str) -> None:
+    """Check that actions are vectors."""
+    space = dataset.action_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise DatasetError(
+            f"{name}: actions must be vectors (a Box with one axis), but the dataset's action "
+            f"space is {space!s:.200}; convert the dataset, or choose another"
+        )
+
+
 def _camera_frames(episode: Any, path: str, where: str) -> np.ndarray:
     """Return one camera's frames of an episode, uint8 [T + 1, H, W, 3]."""
     frames = np.asarray(get_path(episode.observations, path))
@@ -171,7 +185,10 @@ def _camera_frames(episode: Any, path: str, where: str) -> np.ndarray:
 
 def _finite_vectors(values: Any, dim: int, where: str) -> np.ndarray:
     """Return the vectors of an episode, float32 [rows, dim]."""
-    vectors = np.asarray(values, np.float32)
+    vectors = as_array(values, where, DatasetError)
+    if vectors.dtype.kind not in "fiub":
+        raise DatasetError(f"{where}: expected numbers, got {vectors.dtype}")
+    vectors = vectors.astype(np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise DatasetError(
             f"{where}: the contract names {dim} numbers, the dataset has {list(vectors.shape)}; "
