@@ -6,12 +6,11 @@ See docs/method.md, "Encoders".
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -38,6 +37,31 @@ DECODER = ("decoder.", "post_quant_conv.")
 # Folder names in the layout of a diffusers pipeline.
 TEXT_ENCODER = "text_encoder"
 TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The entries of a video VAE's `config.json`, to check their types; see diffusers'
+    `AutoencoderKLWan`.
+    """
+
+    base_dim: int = 96
+    decoder_base_dim: int | None = None
+    z_dim: int = 16
+    dim_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
+    num_res_blocks: int = 2
+    attn_scales: list[float] = field(default_factory=list)
+    temperal_downsample: list[bool] = field(default_factory=lambda: [False, True, True])
+    dropout: float = 0.0
+    latents_mean: list[float] | None = None
+    latents_std: list[float] | None = None
+    is_residual: bool = False
+    in_channels: int = 3
+    out_channels: int = 3
+    patch_size: int | None = None
+    scale_factor_temporal: int | None = None
+    scale_factor_spatial: int | None = None
+
 
 # Names of the embedding of tokens in a text encoder.
 SHARED = "shared.weight"
@@ -130,31 +154,31 @@ def _check_vae_config(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: A number is impossible.
     """
-    sizes = {name: value for name, value in config.items() if type(value) is int}
-    sizes |= {
-        f"{name}[{i}]": value
-        for name, values in config.items()
-        if isinstance(values, list)
-        for i, value in enumerate(values[:MAX_LAYERS])
-        if type(value) is int
-    }
+    names = {field.name for field in fields(VAEConfig)}
+    checked = from_plain(VAEConfig, {name: x for name, x in config.items() if name in names})
+    for name in names:
+        value = getattr(checked, name)
+        numbers = value if isinstance(value, list) else [value]
+        sizes = [number for number in numbers if type(number) is int]
+        if any(not 0 < size <= MAX_SIZE for size in sizes):
+            raise ConfigError(f"no video VAE has {name} {value!r:.200}")
+
     # No stage has more blocks, and no VAE has more stages.
-    stages = config.get("dim_mult", [])
-    too_many = len(stages) > _MAX_VAE_DEPTH or sizes.get("num_res_blocks", 1) > _MAX_VAE_DEPTH
-    invalid = {name: size for name, size in sizes.items() if not 0 < size <= MAX_SIZE}
-    if invalid or too_many:
-        raise ConfigError(f"no video VAE has the sizes {invalid or sizes}")
+    if len(checked.dim_mult) > _MAX_VAE_DEPTH or checked.num_res_blocks > _MAX_VAE_DEPTH:
+        raise ConfigError(
+            f"no video VAE has {len(checked.dim_mult)} stages of {checked.num_res_blocks} blocks"
+        )
 
     # Latents are standardised by these.
-    channels = config.get("z_dim", 16)
     for name in ("latents_mean", "latents_std"):
-        values = config.get(name)
+        values = getattr(checked, name)
         if values is None:
             continue
-        numbers = np.asarray(values, np.float32)
-        is_valid = numbers.shape == (channels,) and np.isfinite(numbers).all()
-        if not is_valid or (name == "latents_std" and (numbers <= 0).any()):
-            raise ConfigError(f"`{name}` must be {channels} possible numbers, got {values!r:.200}")
+        is_possible = name == "latents_mean" or min(values, default=1.0) > 0
+        if len(values) != checked.z_dim or not is_possible:
+            raise ConfigError(
+                f"`{name}` must be {checked.z_dim} possible numbers, got {values!r:.200}"
+            )
 
 
 def load_vae(

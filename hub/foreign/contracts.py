@@ -39,6 +39,18 @@ def foreign_config(
             trained for.
         ConfigError: The caller's information contradicts the weights.
     """
+    config, origin = _foreign_config(foreign, path, request)
+    try:
+        # Entries of other projects' files have any type: check them like those of our own file.
+        return PolicyConfig.from_json(config.to_json()), origin
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is described by an impossible entry ({error})") from error
+
+
+def _foreign_config(
+    foreign: ForeignCheckpoint, path: Path, request: CheckpointRequest
+) -> tuple[PolicyConfig, Mapping[str, str]]:
+    """Return the configuration of a foreign policy before its types are checked."""
     # LeRobot's folders and Light-WAM's runs describe themselves.
     if path.is_dir():
         refuse_release_info(path, request)

@@ -87,14 +87,20 @@ class RunFile:
 
         Args:
             path: Keys from the root to the value, joined by dots.
-            default: Result if the value is absent or None.
+            default: Result if the value is absent or None; the value must have its type.
 
         Raises:
-            ConfigError: The value is an expression, which nothing here evaluates.
+            ConfigError: The value has another type, or is an expression, which nothing here
+                evaluates.
         """
         value: Any = self.data
         for part in path.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+            if value is not None and not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{self.path}: what holds `{part}` in `{path}` must be a mapping, "
+                    f"got {value!r:.100}"
+                )
+            value = value.get(part) if value is not None else None
             if isinstance(value, str) and "${" in value:
                 raise ConfigError(
                     f"{self.path}: `{part}` in `{path}` is {value!r}, an expression; "
@@ -104,7 +110,13 @@ class RunFile:
             raise ConfigError(
                 f"{self.path}: `{path}` holds an expression, {value!r}; replace it by its value"
             )
-        return default if value is None else value
+        if value is None:
+            return default
+        if default is not None and not _has_type_of(value, default):
+            raise ConfigError(
+                f"{self.path}: `{path}` must be a {type(default).__name__}, got {value!r:.100}"
+            )
+        return value
 
     def need(self, path: str) -> Any:
         """Return the value at a path, which the weights do not determine.
@@ -121,6 +133,18 @@ class RunFile:
                 f"{self.path} does not set `{path}`, which the weights do not determine; add it"
             )
         return value
+
+
+def _has_type_of(value: Any, default: Any) -> bool:
+    """Return whether a value of a document has the type of its default."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, float))
+    if isinstance(default, (list, tuple)):
+        # A list of one may be written without brackets.
+        return isinstance(value, (list, tuple, str))
+    return isinstance(value, type(default))
 
 
 def candidate_paths(path: Path, name: str) -> list[Path]:
@@ -362,7 +386,7 @@ def _dataset_names(run: RunFile) -> list[str]:
     folders = run.get("data.train.dataset_dirs", [])
     if isinstance(folders, str):
         folders = [folders]
-    if not isinstance(folders, list):
+    if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
         raise ConfigError(
             f"{run.path}: `data.train.dataset_dirs` must be a list of folders, got {folders!r}"
         )

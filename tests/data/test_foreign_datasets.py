@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import av
@@ -27,6 +29,7 @@ from foreign_datasets import (
 )
 from PIL import Image
 
+from wam_policy.data import video_reader
 from wam_policy.data.lerobot_reader import LeRobotDataset
 from wam_policy.data.mixture import Mixture
 from wam_policy.errors import DatasetError
@@ -272,6 +275,22 @@ def test_a_video_that_is_shorter_than_its_rows_is_not_called_truncated(tmp_path)
     with pytest.raises(DatasetError, match=r"timestamp is 0\.4000 s, but the last frame") as caught:
         frames_of(LeRobotDataset(folder))
     assert "truncated" not in str(caught.value)
+
+
+def test_a_forked_process_leaves_the_containers_of_its_parent_alone(tmp_path):
+    folder = write_v2(tmp_path / "d")
+    dataset = LeRobotDataset(folder)
+    assert frames_of(dataset) == [0, 1, 2, 3, 4, 5]  # opens a container in this process
+    child = os.fork()
+    if child == 0:
+        video_reader._containers.cache_clear()
+        os._exit(frames_of(dataset, 1) != [0, 1, 2, 3])
+    deadline = time.monotonic() + 30
+    while not (finished := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert finished[1] == 0
 
 
 def test_a_video_that_a_decoder_calls_corrupt_is_refused(tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_a_light_wam_run_with_datasets_of_another_form_is_refused(tmp_path):
     run["data"]["train"]["dataset_dirs"] = 5
     path = light_upstream(tmp_path, light_tensors(), run)
     release = ReleaseInfo(preset="libero", head_dim=LIGHT.head_dim)
-    with pytest.raises(ConfigError, match="dataset_dirs` must be a list of folders, got 5"):
+    with pytest.raises(ConfigError, match="dataset_dirs` must be a list, got 5"):
         WAMPolicy.from_pretrained(path, release=release)
 
 
@@ -143,7 +143,7 @@ def test_a_codec_config_of_another_form_is_refused(tmp_path, content):
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"sizes": 3}'])
 def test_a_part_whose_config_is_damaged_is_refused(tmp_path, content):
     (tmp_path / "base.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"base\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"base\.json (is|must) .* convert the part again"):
         info(InfoConfig(src=str(tmp_path)))
 
 

@@ -189,7 +189,7 @@ def test_the_real_robot_s_grippers_snap(tmp_path):
         ("model.loss", "${loss}", "an expression"),
         ("data.train.dataset_dirs", ["${oc.env:DATA}"], "holds an expression"),
         ("model.wam_adapter.lora_alpha", None, "does not set `model.wam_adapter.lora_alpha`"),
-        ("model.wam_adapter.adapter_scale", "large", "a value of an unexpected type"),
+        ("model.wam_adapter.adapter_scale", "large", "must be a float, got .large."),
         (
             "model.state_fusion_action_expert_config.feature_sources",
             5,

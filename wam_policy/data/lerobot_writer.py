@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +22,14 @@ import numpy as np
 from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_meta import CONTRACT_PATH
 from wam_policy.data.tables import pa, pq
-from wam_policy.errors import DatasetError
+from wam_policy.errors import CheckpointError, DatasetError
+from wam_policy.utils.io import LOCK, explained_write_errors, locked, sync_tree
 
 Arrays = Mapping[str, np.ndarray]  # by feature
 
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+INFO_PATH = "meta/info.json"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 
 # Columns that LeRobot needs beside the vectors, and their types.
@@ -43,7 +46,8 @@ class LeRobotWriter:
     """Collects episodes and writes them as one LeRobot v3.0 folder.
 
     Use it as a context manager: leaving it normally moves the complete folder into place, leaving
-    it by an exception removes the partial one. Videos are lossless H.264 (yuv444p), so that small
+    it by an exception removes the partial one, `<folder>.partial`. What was recorded stays there if
+    it cannot be completed or moved. Videos are lossless H.264 (yuv444p), so that small
     bright objects survive.
 
     Attributes:
@@ -76,13 +80,14 @@ class LeRobotWriter:
             action: What the actions mean, stored in `meta/wam_contract.json`.
 
         Raises:
-            DatasetError: The folder exists.
+            DatasetError: The folder exists, another process writes it, or it cannot be written.
         """
         self.folder = Path(folder)
         if self.folder.exists():
             raise DatasetError(f"{self.folder} exists; choose another folder or remove it")
         self._partial = self.folder.with_name(self.folder.name + ".partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
+        self._lock = ExitStack()
+        self._lock_partial()
 
         self.fps = fps
         self.robot_type = robot_type
@@ -101,11 +106,27 @@ class LeRobotWriter:
             self._pixels[key] = _PixelStatistics()
             self._videos[key] = self._open_video(key, height, width)
 
+    def _lock_partial(self) -> None:
+        """Take the partial folder for this process, and remove what a killed one left there."""
+        try:
+            self._lock.enter_context(locked(self._partial))
+        except CheckpointError as error:
+            raise DatasetError(f"{self.folder} cannot be recorded: {error}") from error
+        if (self._partial / INFO_PATH).is_file():
+            self._lock.close()
+            raise DatasetError(
+                f"{self._partial} is a complete recording that could not be moved to "
+                f"{self.folder}: rename it yourself, or remove it"
+            )
+        for name in ("data", "meta", "videos"):
+            shutil.rmtree(self._partial / name, ignore_errors=True)
+
     def _open_video(self, key: str, height: int, width: int) -> tuple[Any, Any]:
         """Return the container and the stream of a camera's video."""
         path = self._partial / VIDEO_PATH.format(video_key=key, chunk_index=0, file_index=0)
-        path.parent.mkdir(parents=True)
-        container = av.open(str(path), "w")
+        with explained_write_errors(self._partial, DatasetError):
+            path.parent.mkdir(parents=True)
+            container = av.open(str(path), "w")
         options = {"qp": "0", "g": "20", "preset": "veryfast"}
         stream = container.add_stream("libx264", rate=self.fps, options=options)
         stream.width = width
@@ -216,7 +237,8 @@ class LeRobotWriter:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts = number
             frame.time_base = Fraction(1, self.fps)
-            container.mux(stream.encode(frame))
+            with explained_write_errors(self._partial, DatasetError):
+                container.mux(stream.encode(frame))
 
         # Statistics of this episode, and of the whole dataset.
         pixels = _PixelStatistics()
@@ -235,12 +257,28 @@ class LeRobotWriter:
         """Complete the files, move the folder into place and return it.
 
         Raises:
-            DatasetError: There is no episode.
+            DatasetError: There is no episode, or the files cannot be written.
         """
         if not self._episodes:
             raise DatasetError(
                 f"{self.folder}: a dataset needs at least one episode; call `add_episode` first"
             )
+        try:
+            self._write_files()
+            # The lock file moves too.
+            self._partial.rename(self.folder)
+            (self.folder / LOCK).unlink()
+        except (OSError, pa.ArrowException, av.error.FFmpegError) as error:
+            raise DatasetError(
+                f"{self.folder} cannot be completed ({error}); what was recorded is in "
+                f"{self._partial}: free some space, or choose a folder that you may write"
+            ) from error
+        finally:
+            self._lock.close()
+        return self.folder
+
+    def _write_files(self) -> None:
+        """Complete the videos, and write tables and JSON files, `meta/info.json` last."""
         for container, stream in self._videos.values():
             container.mux(stream.encode())  # flushes the encoder
             container.close()
@@ -254,11 +292,8 @@ class LeRobotWriter:
         # JSON files.
         _write_json(self._partial / "meta/stats.json", self._statistics())
         _write_json(self._partial / CONTRACT_PATH, {"action": asdict(self.action)})
-        _write_json(self._partial / "meta/info.json", self._info())
-
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._partial.rename(self.folder)
-        return self.folder
+        _write_json(self._partial / INFO_PATH, self._info())
+        sync_tree(self._partial)
 
     def _data_table(self) -> pa.Table:
         """Return the table of all rows; vectors of several numbers are lists of fixed size."""
@@ -342,20 +377,19 @@ class LeRobotWriter:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc_type is not None:
+        if exc_type is not None or not self._episodes:
             self._discard()
-            return
-        try:
+        if exc_type is None:
             self.close()
-        except BaseException:
-            self._discard()
-            raise
 
     def _discard(self) -> None:
         """Close the videos and remove the partial dataset."""
         for container, _ in self._videos.values():
-            container.close()
+            # A full disk also fails here, and the error that led here is the one to report.
+            with suppress(OSError, av.error.FFmpegError):
+                container.close()
         shutil.rmtree(self._partial, ignore_errors=True)
+        self._lock.close()
 
 
 class _PixelStatistics:
@@ -467,8 +501,8 @@ def _pandas_column(
 
 def _write_table(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="snappy")
+    pq.write_table(table, path, compression="snappy", write_page_checksum=True)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2))
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

@@ -12,9 +12,12 @@ from __future__ import annotations
 import functools
 import gc
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -325,12 +328,27 @@ def _demonstrate_until_success(config: RecordConfig, item: ScheduleItem) -> Demo
     )
 
 
+def _exit_with_parent() -> None:
+    """Let this worker process end when the process that started it does, even if that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        """End this process once the parent has ended."""
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _demonstrations(config: RecordConfig) -> Iterator[Demonstration]:
     """Yield all demonstrations in the order of the schedule."""
     items = _schedule(config)
     # Forked processes would share the parent's renderer.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        config.num_workers, mp_context=context, initializer=_exit_with_parent
+    ) as pool:
         configs = [config] * len(items)
         yield from pool.map(_demonstrate_until_success, configs, items, chunksize=4)
 
@@ -343,8 +361,8 @@ def record(config: RecordConfig) -> Path:
 
     Raises:
         EnvError: The env cannot be recorded, or an episode fails with every seed.
-        DatasetError: The target folder exists, or an episode has a number that is not finite or
-            frames of another size.
+        DatasetError: The target folder exists, is in use or cannot be written, or an episode has a
+            number that is not finite or frames of another size.
     """
     writer = _open_writer(config)
     with writer, Progress() as progress:

@@ -76,7 +76,10 @@ def read_table(file: Path, columns: Sequence[str] | None = None) -> Any:
         missing = [name for name in columns or () if name not in available]
         if missing:
             raise DatasetError(f"{file} has no column {', '.join(missing)}; {CURE}")
-        table = pq.read_table(file, columns=selected, partitioning=None)
+        # Checksums are verified where the file has them.
+        table = pq.read_table(
+            file, columns=selected, partitioning=None, page_checksum_verification=True
+        )
         table.validate(full=True)
     except DatasetError:
         raise

@@ -18,6 +18,9 @@ from wam_policy.errors import DatasetError
 # Largest distance in seconds between the time of a row and that of its frame; LeRobot's.
 TOLERANCE = 1e-4
 
+# Errors of PyAV for streams without a size, a codec or a time base.
+_FORM_ERRORS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+
 # Largest picture in pixels. A frame of this size takes 100 MB in memory.
 MAX_PIXELS = 2**25
 
@@ -54,9 +57,11 @@ def read_frames(path: Path, times: Sequence[float]) -> np.ndarray:
             nearest = [*nearest[-1:], time]
             if time > times[len(frames)] + TOLERANCE:
                 break
-    except (OSError, av.error.FFmpegError) as error:
+    except DatasetError:
+        raise
+    except (OSError, av.error.FFmpegError, *_FORM_ERRORS) as error:
         # The decoder may be in a broken state: the next call opens the file again.
-        _open_container.cache_clear()
+        _containers.cache_clear()
         raise DatasetError(
             f"cannot decode {path}: {error}; download or record the dataset again"
         ) from error
@@ -113,20 +118,21 @@ def _video_stream(path: Path) -> Any:
     import av
 
     try:
-        container = _open_container(path, os.getpid(), threading.get_ident())
+        container = _containers(path, threading.get_ident())
         stream = container.streams.video[0]
-    except (OSError, av.error.FFmpegError, IndexError) as error:
+        pixels = stream.width * stream.height
+        start = float((stream.start_time or 0) * stream.time_base)
+    except (OSError, av.error.FFmpegError, *_FORM_ERRORS) as error:
         raise DatasetError(
             f"cannot decode {path}: {error}; download or record the dataset again"
         ) from error
-    if stream.width * stream.height > MAX_PIXELS:
+    if pixels > MAX_PIXELS:
         raise DatasetError(
             f"{path} has frames of {stream.width}×{stream.height}, which are not read: "
             f"scale the video"
         )
 
     # Whether the first frame is then that of time 0 or a later one, no file says.
-    start = float((stream.start_time or 0) * stream.time_base)
     if abs(start) > TOLERANCE:
         raise DatasetError(
             f"{path} begins at {start:.4f} s, but the first frame of a dataset's video is at 0 s; "
@@ -167,12 +173,31 @@ def _no_frame(path: Path, time: float, nearest: Sequence[float]) -> DatasetError
     )
 
 
-@lru_cache(maxsize=32)
-def _open_container(path: Path, process: int, thread: int) -> Any:
-    """Open a container and keep it open: the windows of an episode read the same file repeatedly.
+def _open(path: Path, thread: int) -> Any:
+    """Open a container.
 
-    Process and thread are part of the key because a container must not be shared between them.
+    The thread is a part of the cache's key, because threads must not share a container.
     """
     import av
 
     return av.open(str(path))
+
+
+# Open containers: the windows of an episode read the same file repeatedly.
+_containers = lru_cache(maxsize=32)(_open)
+
+# Caches of the processes from which this one was forked.
+_inherited: list[Any] = []
+
+
+def _leave_inherited_containers() -> None:
+    """Begin a new cache in a forked process, and never close the containers of its parent.
+
+    The threads of their decoders do not exist here, and closing one would wait for them for ever.
+    """
+    global _containers
+    _inherited.append(_containers)
+    _containers = lru_cache(maxsize=32)(_open)
+
+
+os.register_at_fork(after_in_child=_leave_inherited_containers)

@@ -27,6 +27,7 @@ from wam_policy.errors import CheckpointError, ConfigError
 from wam_policy.models.registry import Model
 from wam_policy.policy import WAMPolicy
 from wam_policy.training.distributed import DistributedContext, is_sharded, local_tensor, shard_like
+from wam_policy.utils import documents
 from wam_policy.utils.io import sync_tree, write_text
 from wam_policy.utils.renamed_options import RENAMED_OPTIONS
 
@@ -215,12 +216,8 @@ def latest_checkpoint(out: Path) -> Path | None:
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     """Return the content of a checkpoint's `state.json`."""
-    try:
-        text = (folder / STATE_DIR / FACTS).read_text(encoding="utf-8")
-        facts: dict[str, Any] = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise _read_error(folder, error) from error
-    return facts
+    cure = f"remove {folder} to resume from the checkpoint before it"
+    return documents.read_json_object(folder / STATE_DIR / FACTS, CheckpointError, cure)
 
 
 def _read_error(folder: Path, error: Exception) -> CheckpointError:
@@ -289,7 +286,7 @@ def restore_checkpoint(folder: Path, state: TrainState) -> None:
     check_same_run(folder, state.resume_fingerprint)
     facts = _read_facts(folder)
     try:
-        tensors = load_file(folder / STATE_DIR / state.file)
+        tensors = load_file(folder / STATE_DIR / state.file, device="cpu")
     except (OSError, SafetensorError) as error:
         raise _read_error(folder, error) from error
 

@@ -5,7 +5,6 @@ See docs/method.md, "Initialisation".
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +25,7 @@ from wam_policy.models.layers.precision import PRECISIONS
 from wam_policy.models.light_wam.model import LightWAM, is_trainable
 from wam_policy.models.registry import Model, build_model
 from wam_policy.normalize import Normalization
+from wam_policy.utils import documents
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,10 @@ def _read_part(folder: Path) -> InitWeights:
     base_config = folder / checkpoint.PARTS_CONFIG
     known: dict[str, Any] = {}
     if base_config.is_file():
-        sizes = json.loads(base_config.read_text(encoding="utf-8"))["sizes"]
+        cure = "convert the part again"
+        parts = documents.read_json_object(base_config, CheckpointError, cure)
+        with documents.explained(base_config, CheckpointError, cure):
+            sizes = dict(parts["sizes"])
     else:
         config = checkpoint.read_config(folder)
         sizes = asdict(config.model)

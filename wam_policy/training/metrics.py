@@ -78,7 +78,7 @@ class MetricsLogger:
         """Remove the rows after the step of the state; return the remaining ones."""
         lines = []
         if self.path.is_file():
-            lines = self.path.read_text().splitlines(keepends=True)
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
 
         remaining = []
         rows = []
@@ -181,7 +181,7 @@ class MetricsLogger:
         written = {}
         for name, value in row.items():
             written[name] = float(f"{value:.6g}") if name in ROUNDED else value
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(written) + "\n")
         for send in self.sinks:
             send(row)

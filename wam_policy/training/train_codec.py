@@ -24,6 +24,7 @@ from wam_policy.errors import DatasetError
 from wam_policy.hub import components, weights
 from wam_policy.models.encoders.vae import VAE, build_vae
 from wam_policy.training.optimizer import warmup_cosine
+from wam_policy.utils.io import replace_files
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ def train_codec(config: CodecConfig, architecture: dict[str, Any] = TINY) -> Pat
 
     Raises:
         DatasetError: The dataset is broken, or lacks a camera.
+        CheckpointError: The folder cannot be written; an older codec in it is unchanged.
     """
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
@@ -155,10 +157,10 @@ def train_codec(config: CodecConfig, architecture: dict[str, Any] = TINY) -> Pat
     mean, std = latent_statistics(vae, canvas, rows, config.batch_size)
     trained = build_vae({**architecture, "latents_mean": mean, "latents_std": std})
     trained.model.load_state_dict(vae.model.state_dict())
-    trained.model.save_pretrained(config.output_dir)
-
     lines = [json.dumps(row) + "\n" for row in curve]
-    (config.output_dir / "curve.jsonl").write_text("".join(lines))
+    with replace_files(config.output_dir, "config.json") as stage:
+        trained.model.save_pretrained(stage)
+        (stage / "curve.jsonl").write_text("".join(lines), encoding="utf-8")
     return config.output_dir
 
 

@@ -129,8 +129,8 @@ def read_yaml(path: Path, error: type[WAMPolicyError], cure: str) -> Any:
     import yaml
 
     text = read_text(path, error, cure)
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -143,8 +143,6 @@ def read_yaml(path: Path, error: type[WAMPolicyError], cure: str) -> Any:
         raise error(
             f"{path} is not plain data, and nothing in it is executed ({problem!s:.300}); {cure}"
         ) from problem
-    finally:
-        loader.dispose()
 
 
 def _count_nodes(node: Any, counts: dict[int, int]) -> int:

@@ -31,7 +31,7 @@ _MOVES = ".moves.json"
 LOCK = "run.lock"
 
 # Times that a reader begins again because another process replaces the folder.
-_ATTEMPTS = 20
+_ATTEMPTS = 3
 
 
 @contextmanager
@@ -111,7 +111,12 @@ def _complete_moves(folder: Path) -> None:
             (committed / name).chmod(0o644)
             (committed / name).replace(target)
     _sync(folder)
-    shutil.rmtree(committed)
+
+    # A rename ends the replacement: a process that is killed while it removes the rest leaves
+    # nothing that looks committed.
+    shutil.rmtree(folder / STAGE, ignore_errors=True)
+    committed.rename(folder / STAGE)
+    shutil.rmtree(folder / STAGE, ignore_errors=True)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -137,8 +142,7 @@ def read_consistently(folder: Path, marker: str, read: Callable[[], T]) -> T:
         The result of `read`.
 
     Raises:
-        CheckpointError: The folder is replaced again and again, or an interrupted replacement
-            cannot be completed.
+        CheckpointError: An interrupted replacement cannot be completed.
         WAMPolicyError: As `read` raises it.
     """
     for _ in range(_ATTEMPTS):
@@ -153,7 +157,11 @@ def read_consistently(folder: Path, marker: str, read: Callable[[], T]) -> T:
             # Without a marker the folder is not written by `replace_files`.
             if version(folder, marker) == before:
                 return result
-    raise CheckpointError(f"{folder} is replaced again and again while it is read; try again later")
+
+    # It is replaced faster than it can be read: let the writers wait.
+    with locked(folder, wait=True):
+        _complete_moves(folder)
+        return read()
 
 
 def recover(folder: Path) -> None:
@@ -216,28 +224,31 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def explained_write_errors(path: Path) -> Iterator[None]:
+def explained_write_errors(
+    path: Path, error: type[WAMPolicyError] = CheckpointError
+) -> Iterator[None]:
     """Report a full disk, a missing permission and the like as errors of this package.
 
     Args:
         path: File or folder that is written.
+        error: Class of the error to raise.
 
     Raises:
-        CheckpointError: It cannot be written.
+        WAMPolicyError: As `error`: it cannot be written.
     """
     # Imported here: not everything that writes files needs it.
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as problem:
         # Errors of this package explain themselves.
-        if isinstance(error, WAMPolicyError):
+        if isinstance(problem, WAMPolicyError):
             raise
-        raise CheckpointError(
-            f"cannot write {path} ({error}); what was there before is unchanged: free some space, "
-            f"or choose a folder that you may write"
-        ) from error
+        raise error(
+            f"cannot write {path} ({problem}); what was there before is unchanged: free some "
+            f"space, or choose a folder that you may write"
+        ) from problem
 
 
 def sync_tree(folder: Path) -> None:

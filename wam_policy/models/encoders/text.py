@@ -125,17 +125,16 @@ class PromptEmbeddings:
             self._check(prompt, embedding)
 
     def _check(self, prompt: str, embedding: Tensor) -> None:
-        """Check that an embedding is finite numbers [n, D], with n from 1 to the padded length."""
+        """Check that an embedding is [n, D] of floats, with n from 1 to the padded length."""
         valid = embedding.ndim == 2 and embedding.shape[1] == self.text_dim
         if not valid or not 0 < len(embedding) <= self.token_length:
             raise PromptError(
                 f"embedding of {prompt!r}: expected [1 … {self.token_length}, {self.text_dim}] "
                 f"(tokens, width), got {list(embedding.shape)}"
             )
-        if not embedding.is_floating_point() or not embedding.isfinite().all():
+        if not embedding.is_floating_point():
             raise PromptError(
-                f"embedding of {prompt!r}: expected finite floating numbers, got "
-                f"{embedding.dtype} with other values; embed the prompt again"
+                f"embedding of {prompt!r}: expected floating numbers, got {embedding.dtype}"
             )
 
     @property
@@ -189,9 +188,14 @@ class PromptEmbeddings:
         """Set the embedding [n, D] of a prompt.
 
         Raises:
-            PromptError: The embedding has another shape.
+            PromptError: The embedding has another shape or dtype, or is not finite.
         """
         self._check(prompt, embedding)
+        if not embedding.isfinite().all():
+            raise PromptError(
+                f"embedding of {prompt!r} is not finite: the text encoder is damaged, or its dtype "
+                f"is too small; embed the prompt again"
+            )
         # A copy: tensors that share memory, as those of one batch do, cannot be saved.
         self.table[prompt] = embedding.detach().clone()
 
