@@ -169,6 +169,21 @@ def _check_vae_config(config: dict[str, Any]) -> None:
             f"no video VAE has {len(checked.dim_mult)} stages of {checked.num_res_blocks} blocks"
         )
 
+    # What can be computed from other entries.
+    if len(checked.temperal_downsample) != len(checked.dim_mult) - 1:
+        raise ConfigError("`temperal_downsample` must be one shorter than `dim_mult`")
+    patch = checked.patch_size or 1
+    downsampled = checked.temperal_downsample
+    expected = {
+        "in_channels": 3 * patch**2,
+        "out_channels": 3 * patch**2,
+        "scale_factor_spatial": patch * 2 ** len(downsampled),
+        "scale_factor_temporal": 2 ** sum(downsampled),
+    }
+    for name, number in expected.items():
+        if getattr(checked, name) not in (None, number):
+            raise ConfigError(f"`{name}` must be {number}, got {getattr(checked, name)}")
+
     # Latents are standardised by these.
     for name in ("latents_mean", "latents_std"):
         values = getattr(checked, name)

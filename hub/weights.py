@@ -88,12 +88,13 @@ def read_index(folder: Path, stem: str) -> dict[str, str]:
             f"tensor; {cure}"
         )
 
-    # A name with a folder in it could point outside the checkpoint: it counts as missing.
+    # A name with a folder in it, which could point outside the checkpoint, counts as missing.
     names = sorted(set(weight_map.values()))
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    files = {path.name for path in folder.glob("*.safetensors") if path.is_file()}
+    missing = [name for name in names if name not in files]
     if missing:
         raise WeightsError(
-            f"{folder} lacks the shards {missing[:_LISTED_NAMES]}; "
+            f"{folder} lacks the shards {str(missing[:_LISTED_NAMES])[:500]}; "
             f"download them with `force_download=True`"
         )
     return dict(weight_map)

@@ -216,6 +216,11 @@ def same(a: WAMPolicy, b: WAMPolicy) -> bool:
     )
 
 
+def put_chunk(policy: WAMPolicy, observation: dict, answers) -> None:
+    """Put a policy's chunk into a queue; run in another process."""
+    answers.put(policy.predict_chunk(observation))
+
+
 class ToyEnv(gym.Env):
     """Nested observations: pictures of noise, and a position that actions move."""
 

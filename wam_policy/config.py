@@ -243,7 +243,7 @@ class Source:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.subfolder)
-        is_odd = "\\" in self.subfolder or "\0" in self.subfolder
+        is_odd = "\\" in self.subfolder or "\0" in self.subfolder or len(self.subfolder) > 255
         if path.is_absolute() or ".." in path.parts or is_odd:
             raise ConfigError(
                 f"`subfolder` must stay inside its repository, got {self.subfolder!r}"

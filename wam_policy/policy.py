@@ -33,6 +33,7 @@ from wam_policy.observation import Observation, episode_flags
 from wam_policy.outputs import Explained, Imagined
 from wam_policy.sampling import ActionTarget
 from wam_policy.utils.deprecation import renamed, warn_renamed
+from wam_policy.utils.generators import PicklableGenerator
 from wam_policy.utils.locks import PicklableLock
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class WAMPolicy(HubMixin):
         self._lock = PicklableLock()
         self._weights_are_finite = False
         self._own_queue = OwnQueue()
-        self._generator = torch.Generator("cpu").manual_seed(config.sampling.seed)
+        self._generator = PicklableGenerator().manual_seed(config.sampling.seed)
 
     # -- parts -------------------------------------------------------------------------------------
 
