@@ -181,6 +181,11 @@ class WAMAction(gym.ActionWrapper[Any, np.ndarray, Any], gym.utils.RecordConstru
         assert isinstance(env.action_space, spaces.Box)
         self.action_space = self._map.space(env.action_space)
 
+    @property
+    def instruction(self) -> str:
+        """Instruction of the current episode."""
+        return str(self.env.get_wrapper_attr("instruction"))
+
     def action(self, action: np.ndarray) -> np.ndarray:
         """Convert an action [A] of the policy to an action of the env."""
         return self._map(action)
@@ -216,6 +221,12 @@ class VectorWAMAction(VectorActionWrapper):
         assert isinstance(env.single_action_space, spaces.Box)
         self.single_action_space = self._map.space(env.single_action_space)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
+
+    @property
+    def instruction(self) -> tuple[str, ...]:
+        """Instructions of the current episodes, one per sub-env."""
+        instructions: Any = getattr(self.env, "instruction")  # noqa: B009
+        return tuple(instructions)
 
     def actions(self, actions: np.ndarray) -> np.ndarray:
         """Convert actions [N, A] of the policy to actions of the sub-envs."""

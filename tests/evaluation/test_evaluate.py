@@ -25,6 +25,7 @@ from wam_policy.evaluation.evaluate import evaluate
 from wam_policy.evaluation.loading import load_policy
 from wam_policy.evaluation.metrics import wilson_interval
 from wam_policy.evaluation.simulator import EpisodeStart, Simulator, SimulatorOptions
+from wam_policy.wrappers.envs.make import DEFAULT_MAX_STEPS
 
 
 @pytest.fixture
@@ -301,6 +302,49 @@ def test_checkpoints_are_compared_a_row_each(config, light, tmp_path, monkeypatc
 def test_an_env_without_a_task_argument_is_evaluated_once(config):
     summary = evaluate(replace(config, env="tiny:ToyBare-v0", tasks=(), episodes=1, num_envs=1))
     assert summary["tasks"]["tiny:ToyBare-v0"]["success"] == 1
+
+
+def test_an_env_that_never_ends_is_cut_and_says_so(config, capfd):
+    endless = replace(
+        config, env_kwargs={"length": "1000000000"}, env="tiny:ToyBare-v0", tasks=(), episodes=1
+    )
+    evaluate(replace(endless, output_dir=config.output_dir / "own", max_steps=5))
+    assert [
+        row["steps"] for row in rows(replace(config, output_dir=config.output_dir / "own"))
+    ] == [5]
+    evaluate(endless)
+    assert [row["steps"] for row in rows(config)] == [DEFAULT_MAX_STEPS]
+    assert "declares no time limit: episodes are cut after 1000 steps" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="`max_steps` must be positive"):
+        replace(config, max_steps=0)
+
+
+def test_an_episode_that_stands_twice_in_the_results_is_refused(config):
+    evaluate(config)
+    path = config.output_dir / "episodes.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[0]]))
+    with pytest.raises(ResultsError, match="stands there twice"):
+        evaluate(config)
+
+
+def test_the_demo_never_removes_results_that_are_not_a_demo_s(config, tmp_path):
+    evaluate(config)
+    before = rows(config)
+    with pytest.raises(ResultsError, match=r"holds something else than a demo"):
+        demo(DemoConfig(output_dir=config.output_dir))
+    assert rows(config) == before
+
+
+def test_a_demo_replaces_its_own_results_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("wam_policy.evaluation.demo.evaluate", lambda options: None)
+    demo(DemoConfig(output_dir=tmp_path / "demo"))
+    (tmp_path / "demo/episodes.jsonl").write_text("{}")
+    (tmp_path / "demo/reach-v3.mp4").write_text("")
+    (tmp_path / "demo/notes.txt").write_text("mine")
+    demo(DemoConfig(output_dir=tmp_path / "demo"))
+    left = sorted(path.name for path in (tmp_path / "demo").iterdir())
+    assert left == ["demo.json", "notes.txt"]
 
 
 def test_the_demo_never_removes_a_folder_that_is_not_a_demo(tmp_path):
