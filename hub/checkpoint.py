@@ -7,9 +7,10 @@ encoders that no other repository provides. See docs/method.md, "Checkpoint form
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,29 @@ class PolicyParts:
     prompts: PromptEmbeddings
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a policy is loaded."""
+
+    # Of the checkpoint, and of frozen weights that are stored elsewhere.
+    download: DownloadOptions = field(default_factory=DownloadOptions)
+
+    # Of the model and the video VAE.
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    # Of the text encoder; None for `device`.
+    text_device: torch.device | None = None
+
+    # Of the model; None for that of the configuration.
+    dtype: torch.dtype | None = None
+
+    # Leave weights that need no cast in the mapped files; False copies them into memory.
+    mmap: bool = True
+
+    # Compare the files with their recorded SHA-256 first.
+    verify: bool = False
+
+
 def is_native(folder: Path) -> bool:
     """Return whether a folder has this package's format: a policy, or parts of one.
 
@@ -97,26 +121,12 @@ def read_config(folder: Path) -> PolicyConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_checkpoint(
-    folder: Path,
-    download: DownloadOptions,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    text_device: torch.device | None = None,
-    mmap: bool = True,
-    verify: bool = False,
-) -> PolicyParts:
+def read_checkpoint(folder: Path, options: LoadOptions) -> PolicyParts:
     """Read a checkpoint folder of this package's format; all of it is of one version.
 
     Args:
         folder: Folder of the checkpoint.
-        download: Options for the download of frozen weights that are stored elsewhere.
-        device: Device of the model and the video VAE.
-        dtype: Dtype of the model; None for that of the configuration.
-        text_device: Device of the text encoder; None for `device`.
-        mmap: Leave weights that need no cast in the mapped files; False copies them into memory.
-        verify: Compare the files with their recorded SHA-256 first.
+        options: How it is loaded.
 
     Returns:
         The parts of the policy; the frozen encoders are loaded at first use.
@@ -128,28 +138,21 @@ def read_checkpoint(
 
     def read() -> PolicyParts:
         """Read the folder once."""
-        if verify:
+        if options.verify:
             checksums.verify(folder)
         config = read_config(folder)
         model = empty_model(config)
-        model_dtype = dtype or getattr(torch, config.dtype)
+        load: dict[str, Any] = {
+            "dtype": options.dtype or getattr(torch, config.dtype),
+            "device": options.device,
+            "mmap": options.mmap,
+        }
         if config.base is None:
-            weights.load_weights(model, folder, dtype=model_dtype, device=device, mmap=mmap)
+            weights.load_weights(model, folder, **load)
         else:
-            tensors = checkpoint_tensors(folder, download)
-            weights.assign_weights(
-                model, tensors, str(folder), dtype=model_dtype, device=device, mmap=mmap
-            )
-        embeddings = _read_prompts(folder, config)
-        return assemble(
-            config,
-            model,
-            embeddings,
-            folder,
-            download,
-            text_device=text_device or device,
-            mmap=mmap,
-        )
+            tensors = checkpoint_tensors(folder, options.download)
+            weights.assign_weights(model, tensors, str(folder), **load)
+        return assemble(config, model, _read_prompts(folder, config), folder, options)
 
     return read_consistently(folder, CONFIG, read)
 
@@ -225,10 +228,7 @@ def assemble(
     model: Model,
     table: dict[str, Tensor],
     folder: Path,
-    download: DownloadOptions,
-    *,
-    text_device: torch.device,
-    mmap: bool = True,
+    options: LoadOptions,
 ) -> PolicyParts:
     """Combine a loaded model with its frozen encoders, which are loaded at first use.
 
@@ -237,9 +237,7 @@ def assemble(
         model: Model with weights; the video VAE is loaded to its device and dtype.
         table: Known prompt embeddings [n, text_dim] by prompt.
         folder: Folder of the checkpoint.
-        download: Options for the download of encoders that are stored elsewhere.
-        text_device: Device of the text encoder.
-        mmap: As in `read_checkpoint`.
+        options: How the encoders are loaded.
 
     Returns:
         The parts of the policy.
@@ -252,11 +250,11 @@ def assemble(
         components.load_vae,
         config.vae,
         folder,
-        download,
+        options.download,
         dtype=weight.dtype,
         device=weight.device,
         encoder_only=config.form == "lean",
-        mmap=mmap,
+        mmap=options.mmap,
         check_unchanged=check_unchanged,
     )
     load_encoder = None
@@ -265,9 +263,9 @@ def assemble(
             components.load_text,
             config.text,
             folder,
-            download,
+            options.download,
             dtype=weight.dtype,
-            device=text_device,
+            device=options.text_device or options.device,
             clean=config.prompt.clean,
             check_unchanged=check_unchanged,
         )

@@ -217,7 +217,8 @@ def _convert_native(
         dtype = getattr(torch, config.dtype)
     _check_space(config.dst, tensors, dtype)
 
-    parts = checkpoint.read_checkpoint(path, download, device=torch.device("cpu"), dtype=dtype)
+    load_options = checkpoint.LoadOptions(download=download, dtype=dtype)
+    parts = checkpoint.read_checkpoint(path, load_options)
     if config.dtype is not None:
         parts = replace(parts, config=replace(source_config, dtype=config.dtype))
     origin = {"weights": f"a {source_config.form} checkpoint, `{path.name}`"}

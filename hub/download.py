@@ -30,7 +30,7 @@ IGNORED_PATTERNS = [f"*{STAGE}/*", f"*{COMMITTED}/*"]
 DATASET_PATTERNS = ["meta/*", "data/*", "videos/*"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DownloadOptions:
     """Options of a download, with the meaning they have in huggingface_hub."""
 

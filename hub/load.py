@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from wam_policy.errors import WAMPolicyError, WeightsError
 from wam_policy.hub import adapters, checkpoint, weights
-from wam_policy.hub.checkpoint import PolicyParts
-from wam_policy.hub.download import DownloadOptions, is_hub_snapshot
+from wam_policy.hub.checkpoint import LoadOptions, PolicyParts
+from wam_policy.hub.download import is_hub_snapshot
 from wam_policy.hub.foreign import identify, lerobot_config
 from wam_policy.hub.foreign.contracts import foreign_config
 from wam_policy.hub.foreign.identify import ForeignCheckpoint
@@ -20,26 +18,12 @@ from wam_policy.hub.request import CheckpointRequest, refuse_release_info
 from wam_policy.models.config import FastWAMConfig
 
 
-def load_policy(
-    request: CheckpointRequest,
-    download: DownloadOptions,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-    text_device: torch.device | None = None,
-    mmap: bool = True,
-    verify: bool = False,
-) -> PolicyParts:
+def load_policy(request: CheckpointRequest, options: LoadOptions) -> PolicyParts:
     """Load a policy of any format.
 
     Args:
         request: Checkpoint to load.
-        download: Options of downloads.
-        device: Device of the model and the video VAE.
-        dtype: Dtype of the model; None for that of the configuration.
-        text_device: Device of the text encoder; None for `device`.
-        mmap: Leave weights that need no cast in the mapped files; False copies them into memory.
-        verify: Compare the files with their recorded SHA-256 first.
+        options: How it is loaded.
 
     Returns:
         The parts of the policy; the frozen encoders are loaded at first use.
@@ -48,35 +32,24 @@ def load_policy(
         CheckpointError: The checkpoint is missing, unreadable, or only a part of a policy.
         ConfigError: The configuration is invalid.
     """
-    path = request.locate(download)
-    load = partial(
-        load_policy,
-        download=download,
-        device=device,
-        dtype=dtype,
-        text_device=text_device,
-        mmap=mmap,
-    )
-    if adapters.is_adapter(path):
-        return _load_adapter(path, load)
-    if path.is_dir() and not lerobot_config.is_lerobot(path):
+    path = request.locate(options.download)
+    is_other = lerobot_config.is_lerobot(path) or adapters.is_adapter(path)
+    if path.is_dir() and not is_other:
         if checkpoint.is_native(path):
             refuse_release_info(path, request)
-        return checkpoint.read_checkpoint(
-            path,
-            download,
-            device=device,
-            dtype=dtype,
-            text_device=text_device,
-            mmap=mmap,
-            verify=verify,
-        )
-    if verify:
+        return checkpoint.read_checkpoint(path, options)
+    if options.verify:
         raise WeightsError(
             f"{path} is a checkpoint of another project, which records no SHA-256: leave out "
             f"`verify`, or compare its hash yourself (wam convert --sha256 …)"
         )
+    if adapters.is_adapter(path):
+        return _load_adapter(path, options)
+    return _load_foreign(path, request, options)
 
+
+def _load_foreign(path: Path, request: CheckpointRequest, options: LoadOptions) -> PolicyParts:
+    """Load a policy of another project; arguments are those of `load_policy`."""
     # Parts, video VAEs and text encoders have to be converted first.
     foreign = read_foreign(path)
     if foreign.kind != "policy":
@@ -91,21 +64,23 @@ def load_policy(
     # Another project's file holds no prompt embeddings; its encoders are on the Hub.
     config, _ = foreign_config(foreign, path, request)
     model = checkpoint.empty_model(config)
-    compute_dtype = dtype or getattr(torch, config.dtype)
     weights.assign_weights(
-        model, foreign.tensors, str(path), dtype=compute_dtype, device=device, mmap=mmap
+        model,
+        foreign.tensors,
+        str(path),
+        dtype=options.dtype or getattr(torch, config.dtype),
+        device=options.device,
+        mmap=options.mmap,
     )
-    return checkpoint.assemble(
-        config, model, {}, path.parent, download, text_device=text_device or device, mmap=mmap
-    )
+    return checkpoint.assemble(config, model, {}, path.parent, options)
 
 
-def _load_adapter(path: Path, load: Callable[[CheckpointRequest], PolicyParts]) -> PolicyParts:
+def _load_adapter(path: Path, options: LoadOptions) -> PolicyParts:
     """Load the policy that an adapter was trained on, and merge the adapter into it.
 
     Args:
         path: Folder of the adapter.
-        load: Loads the base.
+        options: How the base is loaded.
 
     Raises:
         WeightsError: The base cannot be loaded, or the adapter does not fit it.
@@ -114,7 +89,7 @@ def _load_adapter(path: Path, load: Callable[[CheckpointRequest], PolicyParts]) 
     base = str(config.base_model_name_or_path)
     base_request = CheckpointRequest(base, may_be_local=not is_hub_snapshot(path))
     try:
-        parts = load(base_request)
+        parts = load_policy(base_request, options)
     except WAMPolicyError as error:
         raise adapters.base_error(path, base, error) from error
     adapters.merge_adapter(path, config, parts.model)

@@ -70,9 +70,8 @@ class HubMixin:
     ) -> Self:
         """Load a policy from a folder, a file or the Hugging Face Hub.
 
-        Reads checkpoints of this package, LeRobot's `fastwam` folders, and the `.pt` files of the
-        reference implementations with their `dataset_stats.json` (and, for a Light-WAM,
-        `config.yaml`) beside them. No code in a file is executed.
+        Reads checkpoints of this package, LeRobot's `fastwam` folders, and files of the reference
+        implementations with those of their run beside them. No code in a file is executed.
 
         Args:
             id_or_folder: Local folder or file, or Hub id "organisation/name".
@@ -86,41 +85,27 @@ class HubMixin:
             stats: `dataset_stats.json` of such a file; the default is that of its run.
             device: Device of the policy.
             text_device: Device of the text encoder, if it is needed; the default is `device`.
-            prompt_cache: Folder of prompt embeddings, in this package's format or the
-                reference implementations'; new ones are added.
+            prompt_cache: Folder of prompt embeddings; new ones are added.
             dtype: Dtype to compute in (also by name, "bfloat16"); the default is the config's.
-            mmap: Leave weights that need no cast in the mapped files, which load at once and are
-                read when they are first used. The files must not be written in place while the
-                policy lives; replacing them, as `save_pretrained` and downloads do, is safe. False
-                copies the weights into memory.
+            mmap: Leave weights that need no cast in the files; see docs/checkpoints.md.
             verify: Compare all files with the SHA-256 that `save_pretrained` recorded.
 
         Raises:
-            CheckpointError: There is no such checkpoint, its weights do not fit, or a file has
-                changed.
-            ConfigError: The config is incomplete, inconsistent or of a newer format, or the dtype
-                is unknown.
+            CheckpointError: There is no such checkpoint, its weights do not fit, or it has changed.
+            ConfigError: The config is incomplete, inconsistent or of a newer format.
         """
-        stats_file = None if stats is None else Path(stats)
-        request = CheckpointRequest(id_or_folder, filename, release, stats_file)
-        options = DownloadOptions(
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        device = torch.device(device)
-        text_device = None if text_device is None else torch.device(text_device)
-        parts = load.load_policy(
-            request,
-            options,
-            device=device,
-            text_device=text_device,
+        download = DownloadOptions(revision, cache_dir, force_download, local_files_only, token)
+        options = checkpoint.LoadOptions(
+            download=download,
+            device=torch.device(device),
+            text_device=None if text_device is None else torch.device(text_device),
             dtype=_as_dtype(dtype),
             mmap=mmap,
             verify=verify,
         )
+        stats_file = None if stats is None else Path(stats)
+        request = CheckpointRequest(id_or_folder, filename, release, stats_file)
+        parts = load.load_policy(request, options)
         if prompt_cache is not None:
             parts.prompts.cache = PromptCache(Path(prompt_cache), parts.config.prompt.token_length)
         return cls(parts.config, parts.model, vae=parts.vae, prompts=parts.prompts)

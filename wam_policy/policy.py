@@ -73,7 +73,7 @@ class WAMPolicy(HubMixin):
             config: Config of the policy: cameras, state, actions, prompt, sampling.
             model: Model on its device and in its dtype.
             vae: Video codec, or a function that loads it when it is first needed.
-            prompts: Prompt embeddings, with or without a text encoder behind them.
+            prompts: Prompt embeddings.
             engine: Compiled forward pass of the same model (see `compile`).
         """
         self.config = config
@@ -162,19 +162,15 @@ class WAMPolicy(HubMixin):
                 aliases of the policy's camera names are accepted (`wam_policy.cameras`).
             rotated_cameras: Cameras whose images are upside down, as LIBERO's are.
             state: Path of the state vector.
-            state_names: Names of its numbers; the policy picks those it was trained on.
+            state_names: Names of its numbers.
             instruction: Instruction to follow; the default is the env's `instruction` attribute.
             action: Meaning of the env's actions.
-            text: False leaves the instruction out of the observation, whose keys then have no dots
-                ("images_front"), as Stable-Baselines3 needs it for training. The wrapper's
-                attribute `instruction` holds it: `policy.instruction = env.instruction`.
-            render_size: Height and width of the images of `env.render()`, for code that asks for
-                the observation space before the first reset. Wrapping resets and renders nothing.
+            text: Whether observations hold the instruction (see docs/environments.md).
+            render_size: Size of `env.render()`, where the space is needed before the first reset.
             turned: Deprecated name of `rotated_cameras`.
 
         Raises:
-            EnvError: The contract is missing, incomplete or invalid, or cameras, state or
-                instruction are missing or swapped.
+            EnvError: The contract is incomplete or invalid, or something is missing or swapped.
             ActionError: The policy's actions cannot be mapped onto the env's.
         """
         from wam_policy.wrappers.wrap import wrap
@@ -270,7 +266,6 @@ class WAMPolicy(HubMixin):
             ObservationError: The observation does not fit the config, `state` belongs to another
                 number of envs, or another thread uses the policy's own queue.
             PromptError: An instruction cannot be embedded.
-            WeightsError: A weight is not finite.
         """
         checked = pipeline.read_observation(self.config, observation, self.instruction)
         size = len(checked)
@@ -319,8 +314,7 @@ class WAMPolicy(HubMixin):
             horizon: Actions per chunk; the default is as in `predict_chunk`.
 
         Raises:
-            ConfigError: `replan` or `horizon` is not positive, more actions would be executed
-                than a chunk holds, or snapping grippers would be averaged.
+            ConfigError: A number is impossible, or snapping grippers would be averaged.
 
         Warns:
             UserWarning: More actions would be executed than were trained.
@@ -328,8 +322,7 @@ class WAMPolicy(HubMixin):
         return pipeline.make_queue(self, size, replan, ensemble, horizon)
 
     def chunk_length(self, horizon: int | None = None) -> int:
-        """Return the actions per chunk: `horizon` if given, else what was compiled, else the
-        config's.
+        """Return the actions per chunk: `horizon`, else what was compiled, else the config's.
 
         Raises:
             ConfigError: It is not positive, or more than a lean Light-WAM knows.
@@ -349,10 +342,10 @@ class WAMPolicy(HubMixin):
         new_noise: bool = False,
         imagine: bool = False,
     ) -> tuple[np.ndarray, Tensor | None]:
-        """Return chunks [B, T, A] of checked observations, and latents if they are requested.
+        """Return chunks [B, T, A], and latents [B, C, f, h, w] if they are requested.
 
-        The latents are [B, C, f, h, w]. Arguments are those of `pipeline.make_request`;
-        `new_noise` draws noise from the policy's generator even if the config fixes it.
+        Arguments are those of `pipeline.make_request`; `new_noise` draws noise from the policy's
+        generator even if the config fixes it.
         """
         self.check_weights()
         sampling = self.config.sampling
@@ -402,8 +395,7 @@ class WAMPolicy(HubMixin):
             noise_video: Initial noise of the clip's latents, [C, f, h, w] or [B, C, f, h, w], whose
                 first frame is not used; the default follows the config. A Light-WAM's h and w are
                 those of its pooled grid.
-            mode: As in `predict_chunk`.
-            horizon: As in `predict_chunk`; the frames are those of the config.
+            mode, horizon: As in `predict_chunk`.
 
         Returns:
             The actions of `predict_chunk` for the same noise, and frames `config.video.stride` env
@@ -451,8 +443,7 @@ class WAMPolicy(HubMixin):
         return Explained(chunks[0], canvas[0], maps[0], weights)
 
     def canvas(self, observation: Any) -> np.ndarray:
-        """Return the canvas the model sees: float32 [3, H, W], or [B, 3, H, W] for a batch, in [-1,
-        1].
+        """Return the canvas the model sees: float32 [3, H, W] or [B, 3, H, W], in [-1, 1].
 
         Raises:
             ObservationError: The observation does not fit the config.
@@ -468,8 +459,7 @@ class WAMPolicy(HubMixin):
         return compile_inference(self, **options)
 
     def trainable_parameters(self) -> list[Tensor]:
-        """Return the weights to give to an optimizer; a Light-WAM's frozen video expert is frozen
-        here.
+        """Return the weights to give to an optimizer; those of a frozen video expert are frozen.
 
         Raises:
             ConfigError: The policy is a lean Light-WAM, which only acts.

@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from wam_policy.contract import ActionLayout
+from wam_policy.data.feature_statistics import PixelStatistics, vector_statistics
 from wam_policy.data.lerobot_meta import CONTRACT_PATH
 from wam_policy.data.tables import pa, pq
 from wam_policy.errors import CheckpointError, DatasetError
@@ -100,10 +101,10 @@ class LeRobotWriter:
         self._rows: dict[str, list[Any]] = {key: [] for key in self._columns}
         self._episodes: list[dict[str, Any]] = []
         self._tasks: dict[str, int] = {}
-        self._pixels: dict[str, _PixelStatistics] = {}
+        self._pixels: dict[str, PixelStatistics] = {}
         self._videos: dict[str, tuple[Any, Any]] = {}
         for key, (height, width) in self.cameras.items():
-            self._pixels[key] = _PixelStatistics()
+            self._pixels[key] = PixelStatistics()
             self._videos[key] = self._open_video(key, height, width)
 
     def _lock_partial(self) -> None:
@@ -168,7 +169,7 @@ class LeRobotWriter:
         for key in self.cameras:
             row |= self._append_frames(key, images[key], start)
         for key in self._columns:
-            statistics = _vector_statistics(self._rows[key][start:])
+            statistics = vector_statistics(self._rows[key][start:])
             row |= _with_prefix(f"stats/{key}/", statistics)
         self._episodes.append(row)
 
@@ -241,7 +242,7 @@ class LeRobotWriter:
                 container.mux(stream.encode(frame))
 
         # Statistics of this episode, and of the whole dataset.
-        pixels = _PixelStatistics()
+        pixels = PixelStatistics()
         pixels.add(images)
         self._pixels[key].add(images)
 
@@ -317,7 +318,7 @@ class LeRobotWriter:
         for key, pixels in self._pixels.items():
             statistics[key] = pixels.result()
         for key in self._columns:
-            statistics[key] = _vector_statistics(self._rows[key])
+            statistics[key] = vector_statistics(self._rows[key])
         return statistics
 
     def _info(self) -> dict[str, Any]:
@@ -390,70 +391,6 @@ class LeRobotWriter:
                 container.close()
         shutil.rmtree(self._partial, ignore_errors=True)
         self._lock.close()
-
-
-class _PixelStatistics:
-    """Running minimum, maximum, mean and standard deviation per colour channel.
-
-    Values lie in [0, 1], as LeRobot stores them.
-    """
-
-    def __init__(self) -> None:
-        self.low = np.full(3, np.inf)
-        self.high = np.full(3, -np.inf)
-        self.total = np.zeros(3)
-        self.total_squares = np.zeros(3)
-        self.pixels = 0
-        self.frames = 0
-
-    def add(self, images: np.ndarray) -> None:
-        """Add frames, uint8 [T, H, W, 3]."""
-        x = images.reshape(-1, 3) / 255.0
-        self.low = np.minimum(self.low, x.min(0))
-        self.high = np.maximum(self.high, x.max(0))
-        self.total = self.total + x.sum(0)
-        self.total_squares = self.total_squares + (x**2).sum(0)
-        self.pixels += len(x)
-        self.frames += len(images)
-
-    def result(self) -> dict[str, Any]:
-        """Return the statistics by name, each of shape [3, 1, 1], and the number of frames."""
-        mean = self.total / self.pixels
-        mean_square = self.total_squares / self.pixels
-        # Rounding may leave a small negative variance.
-        variance = np.maximum(mean_square - mean**2, 0)
-        values = {
-            "min": self.low,
-            "max": self.high,
-            "mean": mean,
-            "std": np.sqrt(variance),
-        }
-        result: dict[str, Any] = {}
-        for name, value in values.items():
-            result[name] = value.reshape(3, 1, 1).tolist()
-        result["count"] = [self.frames]
-        return result
-
-
-def _vector_statistics(rows: Sequence[Any]) -> dict[str, Any]:
-    """Return the statistics of vectors or of single numbers, as LeRobot stores them."""
-    x = np.asarray(rows, np.float64)
-    x = x.reshape(len(rows), -1)  # [rows, numbers]
-    values = {
-        "min": x.min(0),
-        "max": x.max(0),
-        "mean": x.mean(0),
-        "std": x.std(0),
-    }
-    for percent in (1, 10, 50, 90, 99):
-        name = f"q{percent:02d}"
-        values[name] = np.quantile(x, percent / 100, axis=0)
-
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        result[name] = value.tolist()
-    result["count"] = [len(x)]
-    return result
 
 
 def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
