@@ -14,12 +14,15 @@ from wam_policy.utils import documents
 
 SUMS = "SHA256SUMS"
 
+# Files that do not change what a policy does.
+CARDS = ("README.md", SUMS)
+
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def write(folder: Path) -> None:
-    """Write the SHA-256 of every file of a new checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Write the SHA-256 of every file of a new checkpoint but the card, which people edit."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in CARDS)
     lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 

@@ -122,7 +122,7 @@ class WAMPolicy(HubMixin):
             self.prompts.put(prompt, embedding)
 
     def drop_text_encoder(self) -> None:
-        """Free the text encoder; known prompts stay, a new prompt loads it again."""
+        """Free the text encoder; a new prompt loads it again."""
         self.prompts.drop_encoder()
 
     def with_engine(self, config: PolicyConfig, engine: Engine) -> Self:
