@@ -74,7 +74,7 @@ class WAMPolicy(HubMixin):
             model: Model on its device and in its dtype.
             vae: Video codec, or a function that loads it when it is first needed.
             prompts: Prompt embeddings.
-            engine: Compiled forward pass of the same model (see `compile`).
+            engine: Compiled forward pass (see `compile`).
         """
         self.config = config
         self.model = model.eval()
@@ -214,12 +214,11 @@ class WAMPolicy(HubMixin):
             noise: Initial noise [T, A] or [B, T, A] of a Fast-WAM; the default follows the config:
                 fixed by its seed and the same for every sample, or new for every call.
             seeds: One seed per observation to draw its initial noise from.
-            action_target: Actions that the chunk continues. A Fast-WAM fits the other actions to
-                them, a Light-WAM's are interpolated.
+            action_target: Actions that the chunk continues: a Fast-WAM's fit, a Light-WAM's are
+                interpolated.
             mode: What the actions attend to, for variants that were trained for several modes.
-            horizon: Actions per chunk, T; the default is that of a compiled policy, else the
-                config's, which the policy was trained with. The first actions of a Light-WAM do not
-                depend on it, all actions of a Fast-WAM do.
+            horizon: Actions per chunk, T; the default is the compiled one, else the config's. The
+                first actions of a Light-WAM do not depend on it, all actions of a Fast-WAM do.
             known: Deprecated name of `action_target`.
 
         Returns:
@@ -395,7 +394,8 @@ class WAMPolicy(HubMixin):
             noise_video: Initial noise of the clip's latents, [C, f, h, w] or [B, C, f, h, w], whose
                 first frame is not used; the default follows the config. A Light-WAM's h and w are
                 those of its pooled grid.
-            mode, horizon: As in `predict_chunk`.
+            mode: As in `predict_chunk`.
+            horizon: As in `predict_chunk`; the frames are those of the config.
 
         Returns:
             The actions of `predict_chunk` for the same noise, and frames `config.video.stride` env
@@ -465,7 +465,7 @@ class WAMPolicy(HubMixin):
             ConfigError: The policy is a lean Light-WAM, which only acts.
 
         Warns:
-            UserWarning: The weights are not float32, so that small updates would be lost.
+            UserWarning: The weights are not float32: small updates would be lost.
         """
         return fine_tuning.trainable_parameters(self)
 
