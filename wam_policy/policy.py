@@ -343,8 +343,7 @@ class WAMPolicy(HubMixin):
     ) -> tuple[np.ndarray, Tensor | None]:
         """Return chunks [B, T, A], and latents [B, C, f, h, w] if they are requested.
 
-        Arguments are those of `pipeline.make_request`; `new_noise` draws noise from the policy's
-        generator even if the config fixes it.
+        Arguments are those of `pipeline.make_request`; `new_noise` overrules a fixed noise.
         """
         self.check_weights()
         sampling = self.config.sampling

@@ -1,5 +1,6 @@
 """Tests of the evaluation on the toy env: results, videos, comparisons, and resuming."""
 
+import io
 import json
 import os
 import signal
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from tiny import make_light_policy, make_observation, make_policy
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, EnvError, ResultsError
+from wam_policy.evaluation import results
 from wam_policy.evaluation.compare import CompareConfig, compare
 from wam_policy.evaluation.config import EvalConfig
 from wam_policy.evaluation.demo import DemoConfig, demo
@@ -377,3 +380,16 @@ def test_the_interval_holds_the_rate_and_narrows_with_more_episodes(episodes, wi
 
 def test_the_interval_is_wilson_s():
     assert wilson_interval(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)
+
+
+def test_names_of_tasks_are_printed_literally():
+    task = "[red]touch[/red] [link=http://x]y"
+    row = {"interval": [0, 1], "success": 1.0, "episodes": 1, "mean_steps_of_successes": 3.0}
+    latency = {"median": 1.0, "p95": 1.0}
+    summary = {"tasks": {task: row}, "latency_ms": latency, "mean_success": 1.0}
+    summary["imagination"] = {task: {"psnr_db": [1.0], "still_psnr_db": [1.0]}}
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    console.print(results.results_table(summary))
+    console.print(results.imagination_table(summary, 1))
+    assert text.getvalue().count(task) == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wam_policy.errors import ConfigError, ResultsError
@@ -145,14 +146,14 @@ def comparison_table(summaries: dict[str, Any]) -> Table:
     )
     table.add_column("checkpoint", justify="left")
     for column in ("parameters", *tasks, "mean", "median ms", "p95 ms", "peak MiB"):
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")
 
     # One row per checkpoint.
     for name, summary in summaries.items():
         success_rates = [f"{summary['tasks'][task]['success']:.0%}" for task in tasks]
         peak = summary["peak_memory_bytes"]
         table.add_row(
-            name,
+            escape(name),
             f"{summary['parameters'] / 1e6:.2f} M",
             *success_rates,
             f"{summary['mean_success']:.1%}",

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from wam_policy.evaluation import results
@@ -64,7 +65,7 @@ def _play_missing(
         bars = {}
         for task in tasks:
             completed = sum((task, seed) in done for seed in seeds)
-            bars[task] = progress.add_task(task, total=config.episodes, completed=completed)
+            bars[task] = progress.add_task(escape(task), total=config.episodes, completed=completed)
 
         # An episode counts as soon as it is in the file: a killed run loses none.
         if config.ray is None:
@@ -77,11 +78,12 @@ def _play_missing(
                 continue
             results.append(config.output_dir, result)
             if isinstance(result, Failure):
-                progress.console.print(f"{result.task} seed {result.seed}: {result.reason}")
+                failure = f"{result.task} seed {result.seed}: {result.reason}"
+                progress.console.print(escape(failure))
                 continue
             episodes.append(result)
             successes = sum(e.success and e.task == result.task for e in episodes)
-            description = f"{result.task} {successes} succeeded"
+            description = f"{escape(result.task)} {successes} succeeded"
             progress.update(bars[result.task], advance=1, description=description)
     return episodes
 
@@ -182,5 +184,5 @@ def evaluate(config: EvalConfig, console: Console | None = None) -> dict[str, An
     console.print(results.results_table(summary))
     if config.imagine:
         console.print(results.imagination_table(summary, policy.config.video.stride))
-    console.print(f"results, episodes and videos: {config.output_dir}/")
+    console.print(f"results, episodes and videos: {escape(str(config.output_dir))}/")
     return summary

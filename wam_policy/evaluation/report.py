@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from wam_policy.errors import ResultsError
 from wam_policy.evaluation.config import ReportConfig
@@ -73,7 +74,7 @@ def report(config: ReportConfig, console: Console | None = None) -> Path:
     write_text(config.output, page)
     size = config.output.stat().st_size
     console = console or Console()
-    console.print(f"report: {config.output} ({size / 2**20:.1f} MiB)")
+    console.print(f"report: {escape(str(config.output))} ({size / 2**20:.1f} MiB)")
     return config.output
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.markup import escape
 from rich.table import Table
 
 from wam_policy.errors import ConfigError, ResultsError
@@ -304,7 +305,7 @@ def results_table(summary: dict[str, Any]) -> Table:
         low, high = row["interval"]
         steps = row["mean_steps_of_successes"]
         table.add_row(
-            task,
+            escape(task),
             f"{row['success']:.0%}",
             f"{low:.0%} … {high:.0%}",
             str(row["episodes"]),
@@ -333,5 +334,5 @@ def imagination_table(summary: dict[str, Any], stride: int) -> Table:
     for task, score in scores.items():
         pairs = zip(score["psnr_db"], score["still_psnr_db"], strict=True)
         cells = [f"{imagined:.1f} ({still:.1f})" for imagined, still in pairs]
-        table.add_row(task, *cells)
+        table.add_row(escape(task), *cells)
     return table

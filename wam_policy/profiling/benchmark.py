@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from wam_policy import pipeline, sampling
@@ -293,7 +294,7 @@ def bench(config: BenchConfig, console: Console | None = None) -> dict[str, Any]
     results = _results(session, machine)
     _write_results(config.output_dir, session.rows, results)
     console.print(benchmark_table(session.rows, machine))
-    console.print(f"results and chart: {config.output_dir}/")
+    console.print(f"results and chart: {escape(str(config.output_dir))}/")
     return results
 
 
@@ -304,7 +305,7 @@ def _observation_source(
     if config.env is None:
         return random_observations(policy)
     count = config.repeats + max(config.batch_sizes)
-    with console.status(f"playing {config.task or config.env}"):
+    with console.status(f"playing {escape(config.task or config.env)}"):
         return rollout_observations(policy, config.env, config.task, count)
 
 
