@@ -446,7 +446,9 @@ def test_the_sentence_of_an_episode_is_that_of_its_rows(tmp_path, tasks):
         ({"features": {"action": 3}}, "'features.action': expected an object"),
         ({"features": {"action": {"shape": [3]}}}, r"'features.action': missing \['dtype'\]"),
         ({"features": {"action": {"dtype": "float32", "shape": None}}}, "'features.action.shape'"),
-        ({"features": {"action": {"dtype": "float32", "shape": [-3]}}}, "must be positive"),
+        ({"features": {"action": {"dtype": "float32", "shape": [-3]}}}, "must be from 1 to 65536"),
+        ({"features": {"action": {"dtype": "float32", "shape": [10**9]}}}, "must be from 1 to"),
+        ({"features": {"action": {"dtype": "float32", "shape": [1] * 99}}}, "must be from 1 to"),
     ],
 )
 def test_an_entry_of_the_info_file_that_is_wrong_is_named(tmp_path, changes, match):

@@ -36,6 +36,10 @@ VIDEO_PATHS = {
     "v3": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
 
+# Largest size of a feature along an axis, and number of axes; names are made for every number.
+MAX_SIZE = 2**16
+MAX_AXES = 8
+
 # Features that LeRobot adds to every dataset, and those that describe a task's outcome.
 _NON_ROBOT_FEATURES = re.compile(
     r"timestamp|frame_index|episode_index|index|task_index|next\..*|.*is_pad"
@@ -113,9 +117,10 @@ def read_info(folder: Path) -> DatasetInfo:
         if value is not None and value <= 0:
             raise DatasetError(f"{path}: `{name}` must be positive, got {value:g}; {CURE}")
     for key, feature in info.features.items():
-        if any(size < 1 for size in feature.shape):
+        if len(feature.shape) > MAX_AXES or not all(1 <= n <= MAX_SIZE for n in feature.shape):
             raise DatasetError(
-                f"{path}: the shape of {key!r} must be positive, got {list(feature.shape)}; {CURE}"
+                f"{path}: the sizes of {key!r} must be from 1 to {MAX_SIZE}, "
+                f"got {list(feature.shape)!s:.200}; {CURE}"
             )
     return info
 
