@@ -16,7 +16,7 @@ from torch import nn
 
 from wam_policy.config import Source
 from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError
-from wam_policy.hub import weights
+from wam_policy.hub import adapters, weights
 from wam_policy.hub.download import PATTERNS, DownloadOptions, is_hub_snapshot, resolve_folder
 from wam_policy.models.config import MAX_LAYERS, MAX_SIZE
 from wam_policy.models.encoders.text import TextEncoder
@@ -364,7 +364,7 @@ def _text_config(folder: Path) -> UMT5Config:
     """
     from transformers import UMT5Config, UMT5EncoderModel
 
-    if (folder / "adapter_config.json").exists():
+    if (folder / adapters.CONFIG).exists():
         raise CheckpointError(f"{folder} holds an adapter, which is not loaded: merge it first")
     data = documents.read_json_object(
         folder / "config.json", CheckpointError, f"there is no text encoder in {folder}"

@@ -102,8 +102,8 @@ def is_hub_snapshot(folder: Path) -> bool:
 
     What a checkpoint from the Hub names is on the Hub too, never a local folder.
     """
-    *_, repository, snapshots, _ = ("", "", "", *folder.parts)
-    return snapshots == "snapshots" and repository.startswith("models--")
+    snapshots = folder.parent
+    return snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
 
 
 def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> str:

@@ -202,7 +202,7 @@ def episodes_v2(folder: Path, info: DatasetInfo, cameras: list[str]) -> list[Epi
     """
     episodes = []
     for where, row in documents.read_json_lines(_jsonl(folder, "episodes"), DatasetError, CURE):
-        _check_tasks(row, where)
+        _check_tasks(row.get("tasks"), where)
         index = _integer(row, "episode_index", where)
         videos = {}
         for key in cameras:
@@ -242,7 +242,7 @@ def episodes_v3(folder: Path, info: DatasetInfo, cameras: list[str]) -> list[Epi
         table = read_table(file, columns)
         _check_present(file, table)
         for i, tasks in enumerate(table["tasks"].to_pylist()):
-            _check_tasks({"tasks": tasks}, f"{file}, row {i}")
+            _check_tasks(tasks, f"{file}, row {i}")
         integers = {
             name: integer_column(file, table, name)
             for name in columns
@@ -409,12 +409,11 @@ def _integer(row: Mapping[str, Any], name: str, where: str) -> int:
     return value
 
 
-def _check_tasks(row: Mapping[str, Any], where: str) -> None:
+def _check_tasks(tasks: Any, where: str) -> None:
     """Check that the tasks of an episode are text, or none.
 
     Which sentence a row has is said by its `task_index`.
     """
-    tasks = row.get("tasks")
     if isinstance(tasks, str):
         return
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):

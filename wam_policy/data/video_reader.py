@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from wam_policy.errors import DatasetError
+from wam_policy.utils import pictures
 
 # Largest distance in seconds between the time of a row and that of its frame; LeRobot's.
 TOLERANCE = 1e-4
 
 # Errors of PyAV for streams without a size, a codec or a time base.
 _FORM_ERRORS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
-
-# Largest picture in pixels. A frame of this size takes 100 MB in memory.
-MAX_PIXELS = 2**25
 
 
 def read_frames(path: Path, times: Sequence[float]) -> np.ndarray:
@@ -66,16 +64,6 @@ def read_frames(path: Path, times: Sequence[float]) -> np.ndarray:
             f"cannot decode {path}: {error}; download or record the dataset again"
         ) from error
     raise _no_frame(path, times[len(frames)], nearest)
-
-
-def frame_size(path: Path) -> tuple[int, int]:
-    """Return height and width of a video's frames, in pixels.
-
-    Raises:
-        DatasetError: The file is no video.
-    """
-    stream = _video_stream(path)
-    return stream.height, stream.width
 
 
 def _frames_from(path: Path, first: float) -> Iterator[tuple[float, Any]]:
@@ -126,7 +114,7 @@ def _video_stream(path: Path) -> Any:
         raise DatasetError(
             f"cannot decode {path}: {error}; download or record the dataset again"
         ) from error
-    if pixels > MAX_PIXELS:
+    if pixels > pictures.MAX_PIXELS:
         raise DatasetError(
             f"{path} has frames of {stream.width}×{stream.height}, which are not read: "
             f"scale the video"

@@ -109,11 +109,10 @@ def read_json_lines(
                 if only_complete and not line.endswith(b"\n"):
                     return
                 text = _decode(line, where, error, cure).strip()
-                if text:
-                    yield (
-                        where,
-                        _as_object(_parse_json(text, where, error, cure), where, error, cure),
-                    )
+                if not text:
+                    continue
+                data = _parse_json(text, where, error, cure)
+                yield where, _as_object(data, where, error, cure)
     except OSError as problem:
         if isinstance(problem, WAMPolicyError):
             raise
