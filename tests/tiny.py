@@ -1,8 +1,10 @@
 """A policy that fits in a second, and an env that it can drive."""
 
+import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,6 +205,14 @@ def make_observation(
         "state": rng.uniform(-1, 1, (*shape, 2)).astype(np.float32),
         "instruction": task if size is None else (task,) * size,
     }
+
+
+def change_config(folder: Path, change: Callable[[dict], object]) -> None:
+    """Change the config of a saved policy in place."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
 
 
 def same(a: WAMPolicy, b: WAMPolicy) -> bool:

@@ -94,20 +94,17 @@ def options(config, prefix=""):
     """A config as words of the command line."""
     words = []
     for field in fields(config):
-        value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
+        value = getattr(config, field.name)
+        word = field.name.replace("_", "-")
+        name = prefix + word
         if is_dataclass(value):
             words += options(value, f"{name}.")
         elif isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
+            words.append(f"--{name}" if value else f"--{prefix}no-{word}")
         elif isinstance(value, tuple | dict):
-            words += (
-                [
-                    f"--{name}",
-                    *map(str, chain(*value.items()) if isinstance(value, dict) else value),
-                ]
-                if value
-                else []
-            )
+            parts = chain(*value.items()) if isinstance(value, dict) else value
+            if value:
+                words += [f"--{name}", *map(str, parts)]
         elif value is not None:
             words.append(f"--{name}={value}")
     return words

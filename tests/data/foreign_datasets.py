@@ -37,7 +37,9 @@ def write_video(path: Path, count: int, fps=FPS, height=32, width=32) -> None:
     with av.open(str(path), "w") as container:
         options = {"crf": "0", "preset": "ultrafast"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width = width
+        stream.height = height
+        stream.pix_fmt = "yuv420p"
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(grey(number, height, width), format="rgb24")
             container.mux(stream.encode(frame))
@@ -89,6 +91,13 @@ def make_info(version, lengths=LENGTHS, fps=FPS):
         "video_path": video,
         "features": features,
     }
+
+
+def info_with(key, **changes):
+    """The content of `meta/info.json` with changes to a feature."""
+    info = make_info("v2.1")
+    info["features"][key] |= changes
+    return info
 
 
 def write_json_lines(path: Path, rows: list) -> None:
@@ -161,6 +170,12 @@ def write_v3(folder: Path, lengths=LENGTHS, *, info=None, episodes=None, tasks=N
     (folder / "meta/info.json").write_text(json.dumps(info), encoding="utf-8")
     (folder / "meta/wam_contract.json").write_text(json.dumps(CONTRACT), encoding="utf-8")
     return folder
+
+
+def frames_of(dataset, index=0):
+    """The numbers that the pictures of an episode show."""
+    episode = dataset.episodes[index]
+    return numbers(dataset.read_frames(CAMERA, episode, np.arange(episode.start, episode.stop)))
 
 
 def change_table(path: Path, name: str, column) -> None:

@@ -6,27 +6,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recordings import make_writer
 from tiny import LAYOUT
 
 from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import LeRobotDataset
-from wam_policy.data.lerobot_writer import LeRobotWriter
+from wam_policy.data.mixture import Mixture
 from wam_policy.data.windows import make_windows, padded_actions
 from wam_policy.errors import DatasetError
 from wam_policy.evaluation.video import write_mp4
 
 CAMERA = "observation.images.front"
-
-
-def make_writer(folder):
-    return LeRobotWriter(
-        folder,
-        fps=10,
-        robot_type="toy",
-        cameras={CAMERA: (16, 32)},
-        vectors={"observation.state": ("x", "y"), "action": LAYOUT.names},
-        action=LAYOUT,
-    )
+CAMERAS = {CAMERA: (16, 32)}
+STATE = ("x", "y")
 
 
 def make_episode(length, seed=0):
@@ -44,7 +36,7 @@ def make_episode(length, seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    with make_writer(tmp_path / "data") as writer:
+    with make_writer(tmp_path / "data", CAMERAS, state=STATE) as writer:
         for i, (task, length) in enumerate([("touch", 7), ("leave", 4), ("touch", 9)]):
             writer.add_episode(task, *make_episode(length, i))
     return tmp_path / "data"
@@ -57,11 +49,9 @@ def test_episodes_come_back_frame_for_frame(folder):
         ("leave", 4),
         ("touch", 9),
     ]
-    frames, state, action = (
-        dataset.read_all_frames(CAMERA),
-        dataset.vector("observation.state"),
-        dataset.vector("action"),
-    )
+    frames = dataset.read_all_frames(CAMERA)
+    state = dataset.vector("observation.state")
+    action = dataset.vector("action")
     for i, episode in enumerate(dataset.episodes):
         images, vectors = make_episode(episode.stop - episode.start, i)
         # The conversion from RGB to YUV rounds.
@@ -103,7 +93,10 @@ def test_the_files_are_lerobot_s_v3_layout(folder):
 
 
 def test_a_dataset_begun_and_not_finished_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="crash"), make_writer(tmp_path / "data") as writer:
+    with (
+        pytest.raises(RuntimeError, match="crash"),
+        make_writer(tmp_path / "data", CAMERAS, state=STATE) as writer,
+    ):
         writer.add_episode("touch", *make_episode(3))
         raise RuntimeError("crash")
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +104,7 @@ def test_a_dataset_begun_and_not_finished_leaves_nothing(tmp_path):
 
 def test_an_existing_folder_is_never_overwritten(folder):
     with pytest.raises(DatasetError, match="exists"):
-        make_writer(folder)
+        make_writer(folder, CAMERAS, state=STATE)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +122,10 @@ def test_an_existing_folder_is_never_overwritten(folder):
 def test_bad_episodes_are_refused(tmp_path, change, match):
     images, vectors = make_episode(3)
     change(images, vectors)
-    with pytest.raises(DatasetError, match=match), make_writer(tmp_path / "data") as writer:
+    with (
+        pytest.raises(DatasetError, match=match),
+        make_writer(tmp_path / "data", CAMERAS, state=STATE) as writer,
+    ):
         writer.add_episode("touch", images, vectors)
 
 
@@ -200,14 +196,7 @@ def as_v21(folder, out):
 
 def test_a_vector_of_one_number_is_written_as_plain_numbers(tmp_path):
     layout = ActionLayout(names=("torque",), control="joint_torque", gripper=None)
-    writer = LeRobotWriter(
-        tmp_path / "data",
-        fps=10,
-        robot_type="toy",
-        cameras={CAMERA: (16, 16)},
-        vectors={"observation.state": ("x", "y"), "action": layout.names},
-        action=layout,
-    )
+    writer = make_writer(tmp_path / "data", {CAMERA: (16, 16)}, state=STATE, action=layout)
     action = np.arange(4, dtype=np.float32)[:, None]
     with writer:
         frames = {CAMERA: np.zeros((4, 16, 16, 3), np.uint8)}
@@ -291,12 +280,13 @@ def test_a_truncated_video_is_named_with_its_frames(folder):
 
 def test_numbers_of_a_feature_are_found_by_name(folder):
     dataset = LeRobotDataset(folder)
+    mixture = Mixture([dataset])
     assert np.array_equal(
-        dataset.columns("observation.state", ("y",))[:, 0],
+        mixture.states(("y",))[:, 0],
         dataset.vector("observation.state")[:, 1],
     )
     with pytest.raises(DatasetError, match=r"has no \['z'\]; it has \['x', 'y'\]"):
-        dataset.columns("observation.state", ("x", "z"))
+        mixture.states(("x", "z"))
 
 
 def test_a_broken_v21_dataset_is_refused_by_file(folder, tmp_path):
@@ -382,6 +372,6 @@ def test_a_vector_of_one_number_that_is_stored_as_a_number_is_read(folder):
 
 
 def test_a_dataset_without_episodes_leaves_nothing(tmp_path):
-    with pytest.raises(DatasetError), make_writer(tmp_path / "data"):
+    with pytest.raises(DatasetError), make_writer(tmp_path / "data", CAMERAS, state=STATE):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from recordings import make_writer
 
 from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import LeRobotDataset
-from wam_policy.data.lerobot_writer import LeRobotWriter
 
 CAMERA = "observation.images.front"
 # LeRobot's dataset classes need other versions than this package: an environment of their own.
@@ -39,14 +39,7 @@ def python(tmp_path_factory):
 def test_what_lerobot_wrote_is_read_back_equal(python, tmp_path):
     # LeRobot reads what this package wrote, the number of a vector of one included.
     layout = ActionLayout(names=("torque",), control="joint_torque", gripper=None)
-    writer = LeRobotWriter(
-        tmp_path / "ours",
-        fps=10,
-        robot_type="toy",
-        cameras={CAMERA: (64, 96)},
-        vectors={"action": layout.names},
-        action=layout,
-    )
+    writer = make_writer(tmp_path / "ours", {CAMERA: (64, 96)}, action=layout)
     torque = np.arange(5, dtype=np.float32)[:, None]
     shown = np.full((5, 64, 96, 3), 100, np.uint8)
     with writer:

@@ -9,25 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import LAYOUT
+from recordings import make_writer
 
 from wam_policy.data import lerobot_writer
 from wam_policy.data.lerobot_reader import LeRobotDataset
-from wam_policy.data.lerobot_writer import LeRobotWriter
 from wam_policy.errors import DatasetError
 
 CAMERA = "observation.images.front"
-
-
-def make_writer(folder):
-    return LeRobotWriter(
-        folder,
-        fps=10,
-        robot_type="toy",
-        cameras={CAMERA: (16, 16)},
-        vectors={"action": LAYOUT.names},
-        action=LAYOUT,
-    )
+CAMERAS = {CAMERA: (16, 16)}
 
 
 def add_episode(writer, value=0):
@@ -36,10 +25,10 @@ def add_episode(writer, value=0):
 
 
 def test_two_recordings_into_one_folder_are_not_mixed(tmp_path):
-    with make_writer(tmp_path / "data") as writer:
+    with make_writer(tmp_path / "data", CAMERAS) as writer:
         add_episode(writer)
         with pytest.raises(DatasetError, match="in use by a live run"):
-            make_writer(tmp_path / "data")
+            make_writer(tmp_path / "data", CAMERAS)
     assert LeRobotDataset(tmp_path / "data").length == 3
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert not (tmp_path / "data/run.lock").exists()
@@ -49,7 +38,7 @@ def test_what_a_killed_recording_left_is_removed_by_the_next_one(tmp_path):
     partial = tmp_path / "data.partial"
     (partial / "videos/x").mkdir(parents=True)
     (partial / "run.lock").write_text("")
-    with make_writer(tmp_path / "data") as writer:
+    with make_writer(tmp_path / "data", CAMERAS) as writer:
         add_episode(writer)
     assert LeRobotDataset(tmp_path / "data").length == 3
     assert not partial.exists() and not (tmp_path / "data/videos/x").exists()
@@ -58,7 +47,7 @@ def test_what_a_killed_recording_left_is_removed_by_the_next_one(tmp_path):
 def test_a_recording_that_cannot_be_moved_is_kept_and_named(tmp_path):
     with (
         pytest.raises(DatasetError, match=r"what was recorded is in .*data\.partial"),
-        make_writer(tmp_path / "data") as writer,
+        make_writer(tmp_path / "data", CAMERAS) as writer,
     ):
         add_episode(writer)
         (tmp_path / "data").mkdir()
@@ -67,7 +56,7 @@ def test_a_recording_that_cannot_be_moved_is_kept_and_named(tmp_path):
     (tmp_path / "data/file").unlink()
     (tmp_path / "data").rmdir()
     with pytest.raises(DatasetError, match="is a complete recording that could not be moved"):
-        make_writer(tmp_path / "data")
+        make_writer(tmp_path / "data", CAMERAS)
     (tmp_path / "data.partial").rename(tmp_path / "data")
     assert LeRobotDataset(tmp_path / "data").length == 3
 
@@ -79,7 +68,7 @@ def test_a_table_that_cannot_be_written_keeps_the_recording(tmp_path, monkeypatc
     monkeypatch.setattr(lerobot_writer, "_write_table", full)
     with (
         pytest.raises(DatasetError, match=r"cannot be completed .*No space left"),
-        make_writer(tmp_path / "data") as writer,
+        make_writer(tmp_path / "data", CAMERAS) as writer,
     ):
         add_episode(writer)
     assert list((tmp_path / "data.partial").rglob("*.mp4"))
@@ -88,7 +77,7 @@ def test_a_table_that_cannot_be_written_keeps_the_recording(tmp_path, monkeypatc
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="cannot be recorded"):
-        make_writer(tmp_path / "file/data")
+        make_writer(tmp_path / "file/data", CAMERAS)
 
 
 def children_of(process: int) -> list[int]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from recordings import make_writer
 from tiny import LAYOUT, TASK, make_policy
 from training_data import make_config
 
@@ -13,7 +14,6 @@ from wam_policy.contract import ActionLayout, Gripper
 from wam_policy.data import mixture
 from wam_policy.data.encoded_dataset import encode_dataset
 from wam_policy.data.lerobot_reader import CONTRACT_PATH, LeRobotDataset
-from wam_policy.data.lerobot_writer import LeRobotWriter
 from wam_policy.data.mixture import Mixture
 from wam_policy.data.window_dataset import WindowDataset
 from wam_policy.errors import ActionError, DatasetError
@@ -31,14 +31,8 @@ RECORDED = ActionLayout(
 def folder(tmp_path):
     """Two episodes with an alias as a camera's name and with other action columns."""
     rng = np.random.default_rng(0)
-    writer = LeRobotWriter(
-        tmp_path / "data",
-        fps=10,
-        robot_type="toy",
-        cameras={FRONT: (16, 16), WRIST: (16, 16)},
-        vectors={"observation.state": ("x", "y"), "action": RECORDED.names},
-        action=RECORDED,
-    )
+    cameras = {FRONT: (16, 16), WRIST: (16, 16)}
+    writer = make_writer(tmp_path / "data", cameras, state=("x", "y"), action=RECORDED)
     with writer:
         for length in (6, 5):
             action = rng.uniform(-1, 1, (length, 3))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # What takes the place of an entry of a document.
 VALUES: tuple[Any, ...] = (
@@ -109,3 +110,53 @@ def damage_json(path: Path, rng: random.Random) -> tuple[str, bool]:
     done, is_plausible = damage_document(data, rng)
     path.write_text(json.dumps(data), encoding="utf-8")
     return f"{path.name}: {done}", is_plausible
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What was done to a file.
+
+    Attributes:
+        what: The damage in words.
+        kind: Whether it was done to the whole file, to an entry of its content, or to its bytes.
+        is_plausible: Whether a valid document might look so too; told for entries only.
+    """
+
+    what: str
+    kind: Literal["file", "entry", "bytes"]
+    is_plausible: bool = False
+
+
+def damaged_copies(
+    base: Path,
+    folder: Path,
+    count: int,
+    rng: random.Random,
+    entries: Mapping[str, Callable[[Path, random.Random], tuple[str, bool]]],
+) -> Iterator[tuple[Path, Damage]]:
+    """Yield, one after the other, copies of a folder in which one file is damaged.
+
+    Args:
+        base: Folder to copy.
+        folder: Where the copies lie, each in the place of the one before.
+        count: How many there are.
+        rng: Chooses file and damage.
+        entries: By a file's suffix, what damages an entry of its content; it returns what was done,
+            and whether a valid document might look so too.
+
+    Yields:
+        The damaged file, and the damage.
+    """
+    files = sorted(path.relative_to(base) for path in base.rglob("*") if path.is_file())
+    for _ in range(count):
+        copy_tree(base, folder)
+        path = folder / rng.choice(files)
+        choice = rng.random()
+        if choice < 0.1:
+            damage = Damage(damage_file(path, rng), "file")
+        elif choice < 0.6 and path.suffix in entries:
+            what, is_plausible = entries[path.suffix](path, rng)
+            damage = Damage(what, "entry", is_plausible)
+        else:
+            damage = Damage(damage_bytes(path, rng), "bytes")
+        yield path, damage

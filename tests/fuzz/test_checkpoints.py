@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz_harness import Campaign, Outcome
-from fuzz_mutations import copy_tree, damage_bytes, damage_file, damage_json
+from fuzz_mutations import damage_json, damaged_copies
 from tiny import make_light_policy, make_observation, make_policy
 
 from wam_policy import WAMPolicy
@@ -48,12 +48,10 @@ def save(kind: str, folder: Path) -> dict:
 def test_no_damaged_checkpoint_acts_otherwise_unnoticed(tmp_path, kind):
     torch.set_num_threads(1)
     campaign = Campaign(f"checkpoints, {kind}", str(tmp_path / "log"))
-    rng = random.Random(kind)
     base = tmp_path / kind
     folder = tmp_path / "damaged"
     observation = save(kind, base)
     expected = WAMPolicy.from_pretrained(base).predict_chunk(observation)
-    files = sorted(path.relative_to(base) for path in base.rglob("*") if path.is_file())
 
     def judge() -> Outcome:
         """Act by the damaged checkpoint."""
@@ -67,15 +65,8 @@ def test_no_damaged_checkpoint_acts_otherwise_unnoticed(tmp_path, kind):
             return Outcome.NOTICED
         return Outcome.SILENT
 
-    for i in range(CASES // len(KINDS)):
-        copy_tree(base, folder)
-        path = folder / rng.choice(files)
-        choice = rng.random()
-        if choice < 0.1:
-            what = damage_file(path, rng)
-        elif choice < 0.6 and path.suffix == ".json":
-            what, _ = damage_json(path, rng)
-        else:
-            what = damage_bytes(path, rng)
-        campaign.run(f"{i}: {what}", judge)
+    entries = {".json": damage_json}
+    copies = damaged_copies(base, folder, CASES // len(KINDS), random.Random(kind), entries)
+    for i, (_, damage) in enumerate(copies):
+        campaign.run(f"{i}: {damage.what}", judge)
     campaign.report()

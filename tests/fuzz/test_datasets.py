@@ -10,11 +10,11 @@ import pytest
 import torch
 from foreign_datasets import CAMERA, STATE, write_v2, write_v3
 from fuzz_harness import Campaign, Outcome
-from fuzz_mutations import VALUES, copy_tree, damage_bytes, damage_file, damage_json
+from fuzz_mutations import VALUES, damage_json, damaged_copies
+from recordings import make_writer
 
 from wam_policy.contract import ActionLayout
 from wam_policy.data.lerobot_reader import LeRobotDataset
-from wam_policy.data.lerobot_writer import LeRobotWriter
 
 CASES = 2100
 KINDS = ("v2", "v3", "ours")
@@ -23,14 +23,7 @@ KINDS = ("v2", "v3", "ours")
 def write_ours(folder: Path) -> Path:
     """A dataset of this package's writer, whose tables have checksums."""
     layout = ActionLayout(names=("a0", "a1", "a2"), control="joint_position", gripper=None)
-    writer = LeRobotWriter(
-        folder,
-        fps=10,
-        robot_type="toy",
-        cameras={CAMERA: (32, 32)},
-        vectors={STATE: ("s0", "s1"), "action": layout.names},
-        action=layout,
-    )
+    writer = make_writer(folder, {CAMERA: (32, 32)}, state=("s0", "s1"), action=layout)
     rng = np.random.default_rng(0)
     with writer:
         for task, length in (("lift it", 6), ("drop it", 4)):
@@ -43,8 +36,8 @@ def write_ours(folder: Path) -> Path:
 WRITERS = {"v2": write_v2, "v3": write_v3, "ours": write_ours}
 
 
-def damage_table(path: Path, rng: random.Random) -> str:
-    """Replace a value of a table, cast a column, or remove one."""
+def damage_table(path: Path, rng: random.Random) -> tuple[str, bool]:
+    """Replace a value of a table, cast a column, or remove one; nothing tells some of them."""
     table = pq.read_table(path)
     name = rng.choice(table.column_names)
     column = table[name].to_pylist()
@@ -67,7 +60,10 @@ def damage_table(path: Path, rng: random.Random) -> str:
             replaced = pa.array([repr(value) for value in column])
         table = table.set_column(table.column_names.index(name), name, replaced)
     pq.write_table(table, path)
-    return f"{kind} {name} of {path.name}"
+    return f"{kind} {name} of {path.name}", True
+
+
+ENTRIES = {".json": damage_json, ".parquet": damage_table}
 
 
 def content(folder: Path) -> dict:
@@ -92,27 +88,14 @@ def content(folder: Path) -> dict:
 def test_no_damaged_dataset_raises_anything_else(tmp_path, kind):
     torch.set_num_threads(1)
     campaign = Campaign(f"datasets, {kind}", str(tmp_path / "log"))
-    rng = random.Random(kind)
     base = WRITERS[kind](tmp_path / "base")
     folder = tmp_path / "damaged"
     expected = content(base)
-    files = sorted(path.relative_to(base) for path in base.rglob("*") if path.is_file())
+    copies = damaged_copies(base, folder, CASES // len(KINDS), random.Random(kind), ENTRIES)
 
-    for i in range(CASES // len(KINDS)):
-        copy_tree(base, folder)
-        path = folder / rng.choice(files)
+    for i, (path, damage) in enumerate(copies):
         # Pictures, tables without checksums and entries that are optional may change unseen.
-        is_covered = kind == "ours" and path.suffix == ".parquet"
-        choice = rng.random()
-        if choice < 0.1:
-            what = damage_file(path, rng)
-        elif choice < 0.6 and path.suffix == ".json":
-            what, _ = damage_json(path, rng)
-        elif choice < 0.6 and path.suffix == ".parquet":
-            what = damage_table(path, rng)
-            is_covered = False
-        else:
-            what = damage_bytes(path, rng)
+        is_covered = kind == "ours" and path.suffix == ".parquet" and damage.kind != "entry"
 
         def judge(may_differ=not is_covered) -> Outcome:
             """Read the damaged dataset whole."""
@@ -124,5 +107,5 @@ def test_no_damaged_dataset_raises_anything_else(tmp_path, kind):
                     return Outcome.EQUAL
             return Outcome.PLAUSIBLE if may_differ else Outcome.SILENT
 
-        campaign.run(f"{i}: {what}", judge)
+        campaign.run(f"{i}: {damage.what}", judge)
     campaign.report()

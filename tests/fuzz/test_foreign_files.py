@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from foreign_files import LIGHT, SIZES, lerobot, light_tensors, light_upstream, tensors, upstream
+from foreign_files import (
+    LIGHT,
+    RELEASE,
+    SIZES,
+    lerobot,
+    light_tensors,
+    light_upstream,
+    tensors,
+    upstream,
+)
 from fuzz_harness import Campaign, Outcome
-from fuzz_mutations import copy_tree, damage_bytes, damage_document, damage_file, damage_json
+from fuzz_mutations import damage_document, damage_json, damaged_copies
 
 from wam_policy import WAMPolicy
 from wam_policy.presets import ReleaseInfo
@@ -26,10 +35,7 @@ def write(kind: str, folder: Path) -> tuple[Path, ReleaseInfo | None]:
     if kind == "light wam":
         release = ReleaseInfo(preset="libero", head_dim=LIGHT.head_dim)
         return light_upstream(folder, light_tensors()), release
-    release = ReleaseInfo(
-        preset="libero", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim
-    )
-    return upstream(folder, tensors()), release
+    return upstream(folder, tensors()), RELEASE
 
 
 def damage_yaml(path: Path, rng: random.Random) -> tuple[str, bool]:
@@ -39,37 +45,28 @@ def damage_yaml(path: Path, rng: random.Random) -> tuple[str, bool]:
     return f"{path.name}: {done}", is_plausible
 
 
+ENTRIES = {".json": damage_json, ".yaml": damage_yaml}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_damaged_file_of_another_project_loads_otherwise(tmp_path, kind):
     torch.set_num_threads(1)
     campaign = Campaign(f"foreign files, {kind}", str(tmp_path / "log"))
-    rng = random.Random(kind)
     base = tmp_path / "base"
     folder = tmp_path / "damaged"
     source, release = write(kind, base)
     policy = WAMPolicy.from_pretrained(source, release=release)
     weights = policy.model.state_dict()
     contract = json.loads(policy.config.to_json())
-    files = sorted(path.relative_to(base) for path in base.rglob("*") if path.is_file())
+    copies = damaged_copies(base, folder, CASES // len(KINDS), random.Random(kind), ENTRIES)
 
-    for i in range(CASES // len(KINDS)):
-        copy_tree(base, folder)
-        path = folder / rng.choice(files)
+    for i, (path, damage) in enumerate(copies):
         # Bits of numbers that no checksum covers, and valid numbers, cannot be told from others.
-        is_plausible = path.suffix == ".safetensors"
-        choice = rng.random()
-        if choice < 0.1:
-            what = damage_file(path, rng)
-            is_plausible = False
-        elif choice < 0.6 and path.suffix == ".json":
-            what, is_plausible = damage_json(path, rng)
-        elif choice < 0.6 and path.suffix == ".yaml":
-            what, is_plausible = damage_yaml(path, rng)
-        else:
-            what = damage_bytes(path, rng)
-            is_plausible |= path.suffix in (".json", ".yaml")
+        is_plausible = damage.is_plausible
+        if damage.kind == "bytes":
+            is_plausible = path.suffix in (".safetensors", ".json", ".yaml")
 
         def judge(may_differ=is_plausible) -> Outcome:
             """Load the damaged file, and compare weights and contract."""
@@ -85,5 +82,5 @@ def test_no_damaged_file_of_another_project_loads_otherwise(tmp_path, kind):
                 return Outcome.EQUAL
             return Outcome.PLAUSIBLE if may_differ else Outcome.SILENT
 
-        campaign.run(f"{i}: {what}", judge)
+        campaign.run(f"{i}: {damage.what}", judge)
     campaign.report()

@@ -15,7 +15,7 @@ from wam_policy.hub.foreign import key_mapping
 from wam_policy.models.config import FastWAMConfig, LightWAMConfig
 from wam_policy.models.fast_wam.model import FastWAM
 from wam_policy.models.light_wam.model import LightWAM
-from wam_policy.presets import PROMPT
+from wam_policy.presets import PROMPT, ReleaseInfo
 
 SIZES = FastWAMConfig(
     action_dim=7,
@@ -32,6 +32,8 @@ SIZES = FastWAMConfig(
     freq_dim=8,
 )
 LIBERO = "libero_uncond_2cam224"
+# What a file of `upstream` does not record.
+RELEASE = ReleaseInfo(preset="libero", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim)
 LAYOUTS = {"legacy": key_mapping.LEROBOT_LEGACY, "current": key_mapping.lerobot(SIZES.layers)}
 
 

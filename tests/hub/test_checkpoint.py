@@ -1,6 +1,5 @@
 """Checkpoint folders are saved and loaded without loss, and damaged ones are refused."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_config, make_observation, make_policy, same
+from tiny import change_config, make_config, make_observation, make_policy, same
 
 from wam_policy import PolicyConfig, WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, WAMPolicyError, WeightsError
@@ -22,12 +21,6 @@ from wam_policy.hub import weights
 @pytest.fixture
 def folder(policy, tmp_path):
     return policy.save_pretrained(tmp_path / "checkpoint")
-
-
-def change_config(folder, change):
-    data = json.loads((folder / "config.json").read_text())
-    change(data)
-    (folder / "config.json").write_text(json.dumps(data))
 
 
 def change_weights(folder, change, name="model.safetensors"):

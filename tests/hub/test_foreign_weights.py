@@ -5,17 +5,13 @@ import zipfile
 
 import pytest
 import torch
-from foreign_files import SIZES, lerobot, tensors, upstream
+from foreign_files import RELEASE, SIZES, lerobot, tensors, upstream
 from safetensors.torch import save_file
 from tiny import make_light_policy
 
 from wam_policy import WAMPolicy
 from wam_policy.errors import WeightsError
 from wam_policy.hub.foreign import key_mapping, pickles
-from wam_policy.presets import ReleaseInfo
-
-RELEASE = ReleaseInfo(preset="libero", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim)
-
 
 # -- names of tensors ------------------------------------------------------------------------------
 

@@ -85,7 +85,10 @@ def test_the_full_size_has_the_released_shapes(full_size):
 
 def manifest(action: int, proprio: int) -> dict[str, list[int]]:
     """Upstream's names and shapes at full size, as the released Fast-WAM checkpoint has them."""
-    video, small, inner, text = 3072, 1024, 3072, 4096
+    video = 3072
+    small = 1024
+    inner = 3072
+    text = 4096
 
     def both(name: str, *shape: int) -> dict[str, list[int]]:
         return {f"{name}.weight": list(shape), f"{name}.bias": [shape[0]]}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from foreign_files import LAYOUTS, LIBERO, SIZES, lerobot, statistics, tensors, upstream
+from foreign_files import LAYOUTS, LIBERO, RELEASE, SIZES, lerobot, statistics, tensors, upstream
 from safetensors.torch import load_file, save_file
 from stand_in import serving
 from tiny import TINY_VAE
@@ -15,9 +15,7 @@ from wam_policy import WAMPolicy
 from wam_policy.errors import CheckpointError, ConfigError, WeightsError
 from wam_policy.hub.foreign import key_mapping
 from wam_policy.models.encoders.vae import build_vae
-from wam_policy.presets import PRESETS, RELEASES, WAN, ReleaseInfo
-
-TRAINED = ReleaseInfo(preset="libero", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim)
+from wam_policy.presets import PRESETS, RELEASES, WAN
 
 
 def observation() -> dict:
@@ -44,7 +42,7 @@ def ours():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_an_upstream_file_loads_in_its_own_dtype_with_the_contract_of_its_preset(tmp_path, dtype):
     ours = tensors(dtype)
-    policy = WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=TRAINED)
+    policy = WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=RELEASE)
     assert policy.dtype == dtype and holds(policy, ours)
     assert (
         policy.config.cameras == PRESETS["libero"].cameras
@@ -55,7 +53,7 @@ def test_an_upstream_file_loads_in_its_own_dtype_with_the_contract_of_its_preset
 
 def test_a_foreign_policy_acts(tmp_path, ours):
     policy = WAMPolicy.from_pretrained(
-        upstream(tmp_path, ours), release=TRAINED, dtype=torch.float32
+        upstream(tmp_path, ours), release=RELEASE, dtype=torch.float32
     )
     policy._vae = build_vae(TINY_VAE).eval()
     policy.add_prompt("lift", torch.ones(3, 8))
@@ -85,14 +83,14 @@ def test_a_file_loads_from_a_hub_repository_of_several_and_nothing_else_is_fetch
             "robotwin.pt": b"12 GB"
         }
         policy = WAMPolicy.from_pretrained(
-            "lab/fastwam", filename=path.name, release=TRAINED, cache_dir=tmp_path / "cache"
+            "lab/fastwam", filename=path.name, release=RELEASE, cache_dir=tmp_path / "cache"
         )
         assert holds(policy, ours) and not any(
             "robotwin.pt" in r and r.startswith("GET /lab") for r in hub.requests
         )
         with pytest.raises(CheckpointError, match=r"has no file 'other\.pt'"):
             WAMPolicy.from_pretrained(
-                "lab/fastwam", filename="other.pt", release=TRAINED, cache_dir=tmp_path / "cache"
+                "lab/fastwam", filename="other.pt", release=RELEASE, cache_dir=tmp_path / "cache"
             )
 
 
@@ -179,25 +177,23 @@ def test_a_libero_file_without_statistics_is_refused(tmp_path, ours):
     with pytest.raises(
         CheckpointError, match=r"no statistics at .*without them actions mean nothing"
     ):
-        WAMPolicy.from_pretrained(path, release=TRAINED)
+        WAMPolicy.from_pretrained(path, release=RELEASE)
 
 
 def test_statistics_beside_the_file_may_have_the_folder_s_name(tmp_path, ours):
     path = upstream(tmp_path, ours)
     path.with_name(f"{LIBERO}_dataset_stats.json").rename(tmp_path / "dataset_stats.json")
-    assert holds(WAMPolicy.from_pretrained(path, release=TRAINED), ours)
+    assert holds(WAMPolicy.from_pretrained(path, release=RELEASE), ours)
 
 
 @pytest.mark.parametrize("stats", [statistics(action=6), statistics(state=7), {"state": {}}, {}])
 def test_statistics_that_do_not_fit_are_refused(tmp_path, ours, stats):
     with pytest.raises(CheckpointError, match=r"(does not hold the|holds no) statistics"):
-        WAMPolicy.from_pretrained(upstream(tmp_path, ours, stats=stats), release=TRAINED)
+        WAMPolicy.from_pretrained(upstream(tmp_path, ours, stats=stats), release=RELEASE)
 
 
 def test_a_preset_of_another_robot_is_refused(tmp_path, ours):
-    trained = ReleaseInfo(
-        preset="robotwin", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim
-    )
+    trained = replace(RELEASE, preset="robotwin")
     with pytest.raises(ConfigError, match="not trained for the preset 'robotwin'"):
         WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=trained)
 
@@ -207,7 +203,7 @@ def test_mixed_dtypes_are_refused_by_name(tmp_path, ours):
     with pytest.raises(
         WeightsError, match=r"must store one dtype.*bfloat16.*float32 \(action\.head\.bias\)"
     ):
-        WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=TRAINED)
+        WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=RELEASE)
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "misshapen"])
@@ -219,7 +215,7 @@ def test_weights_are_checked_strictly(tmp_path, ours, change):
     else:
         ours["video.blocks.1.norm3.bias"] = torch.zeros(5, dtype=torch.bfloat16)
     with pytest.raises(WeightsError, match=change):
-        WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=TRAINED)
+        WAMPolicy.from_pretrained(upstream(tmp_path, ours), release=RELEASE)
 
 
 def test_a_lerobot_folder_of_another_policy_is_refused(tmp_path, ours):
@@ -300,18 +296,18 @@ def test_weights_without_their_proprio_encoder_would_act_blindly_and_are_refused
         WeightsError,
         match=r"holds no proprio encoder, but the policy was trained with one.*proprio=False",
     ):
-        WAMPolicy.from_pretrained(upstream(tmp_path / "a", blind), release=TRAINED)
+        WAMPolicy.from_pretrained(upstream(tmp_path / "a", blind), release=RELEASE)
     with pytest.raises(WeightsError, match="`proprio_dim` is 8, the weights have no such part"):
         WAMPolicy.from_pretrained(lerobot(tmp_path / "b", blind))
     told = WAMPolicy.from_pretrained(
-        upstream(tmp_path / "a", blind), release=replace(TRAINED, proprio=False)
+        upstream(tmp_path / "a", blind), release=replace(RELEASE, proprio=False)
     )
     assert told.config.state is None
     with pytest.raises(
         WeightsError, match="holds a proprio encoder, but the policy was trained without one"
     ):
         WAMPolicy.from_pretrained(
-            upstream(tmp_path / "c", ours), release=replace(TRAINED, proprio=False)
+            upstream(tmp_path / "c", ours), release=replace(RELEASE, proprio=False)
         )
 
 
@@ -322,12 +318,12 @@ def test_statistics_of_a_run_are_found_above_the_weights_or_where_the_caller_say
     beside.rename(run)
     # A folder above that is no run's may hold another policy's statistics.
     with pytest.raises(CheckpointError, match="no statistics at"):
-        WAMPolicy.from_pretrained(path, release=TRAINED)
+        WAMPolicy.from_pretrained(path, release=RELEASE)
     (tmp_path / "run/config.yaml").write_text("")
-    found = WAMPolicy.from_pretrained(path, release=TRAINED)
+    found = WAMPolicy.from_pretrained(path, release=RELEASE)
     run.rename(tmp_path / "elsewhere.json")
     assert (
-        WAMPolicy.from_pretrained(path, release=TRAINED, stats=tmp_path / "elsewhere.json").config
+        WAMPolicy.from_pretrained(path, release=RELEASE, stats=tmp_path / "elsewhere.json").config
         == found.config
     )
 
@@ -367,7 +363,7 @@ def test_what_is_said_of_a_folder_that_says_it_itself_is_not_swallowed(tmp_path,
     with pytest.raises(ConfigError, match="holds its own configuration and statistics"):
         WAMPolicy.from_pretrained(own, stats=tmp_path / "x.json")
     folder = tmp_path / "lr"
-    for said in ({"release": TRAINED}, {"stats": tmp_path / "x.json"}):
+    for said in ({"release": RELEASE}, {"stats": tmp_path / "x.json"}):
         with pytest.raises(ConfigError, match="holds its own configuration and statistics"):
             WAMPolicy.from_pretrained(folder, **said)
 
@@ -444,11 +440,11 @@ def test_an_accelerate_dump_that_names_everything_three_times_loads(tmp_path, ou
         dump[name.replace("mot.", "dit.")] = x
     path = upstream(tmp_path, ours)
     torch.save({f"module.{name}": x for name, x in dump.items()}, path)
-    assert holds(WAMPolicy.from_pretrained(path, release=TRAINED), ours)
+    assert holds(WAMPolicy.from_pretrained(path, release=RELEASE), ours)
     dump["video_expert.head.head.bias"] = dump["video_expert.head.head.bias"] + 1
     torch.save(dump, path)
     with pytest.raises(WeightsError, match="twice, with different values"):
-        WAMPolicy.from_pretrained(path, release=TRAINED)
+        WAMPolicy.from_pretrained(path, release=RELEASE)
 
 
 def test_what_a_lerobot_config_leaves_out_has_lerobot_s_defaults(tmp_path, ours):

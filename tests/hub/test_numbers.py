@@ -5,30 +5,20 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from foreign_files import SIZES, lerobot, statistics, tensors, upstream
+from foreign_files import RELEASE, SIZES, lerobot, statistics, tensors, upstream
 from safetensors.torch import load_file, save_file
-from tiny import make_observation, make_policy, same
+from tiny import change_config, make_observation, make_policy, same
 
 from wam_policy import WAMPolicy, presets
 from wam_policy.errors import CheckpointError, ConfigError, PromptError, WeightsError
 from wam_policy.hub import weights
 from wam_policy.models.encoders.text import clean_prompt
 from wam_policy.normalize import Normalization
-from wam_policy.presets import ReleaseInfo
-
-RELEASE = ReleaseInfo(preset="libero", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim)
 
 
 @pytest.fixture
 def folder(tmp_path):
     return make_policy().save_pretrained(tmp_path / "policy")
-
-
-def change_config(folder, part, **entries):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    (config if part is None else config[part]).update(entries)
-    path.write_text(json.dumps(config))
 
 
 # -- shards, dtypes and numbers --------------------------------------------------------------------
@@ -145,7 +135,11 @@ def test_a_dtype_that_nothing_computes_in_is_refused(folder, dtype):
     ],
 )
 def test_numbers_that_no_weights_stand_behind_are_refused(folder, part, entries):
-    change_config(folder, part, **entries)
+    def change(config):
+        place = config if part is None else config[part]
+        place.update(entries)
+
+    change_config(folder, change)
     with pytest.raises((ConfigError, CheckpointError)):
         WAMPolicy.from_pretrained(folder)
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from foreign_files import SIZES, tensors, upstream
-from tiny import make_observation, make_policy, same, unit_range
+from foreign_files import RELEASE, tensors, upstream
+from tiny import change_config, make_observation, make_policy, same, unit_range
 
 from wam_policy import WAMPolicy
 from wam_policy.config import Source
@@ -17,21 +17,11 @@ from wam_policy.hub.checkpoint import read_config
 from wam_policy.hub.download import DownloadOptions
 from wam_policy.hub.info import InfoConfig, info
 from wam_policy.models.encoders.text import untrained_encoder
-from wam_policy.presets import ReleaseInfo
-
-RELEASE = ReleaseInfo(preset="libero", variant="fast", action_shift=5.0, head_dim=SIZES.head_dim)
 
 
 @pytest.fixture
 def folder(tmp_path):
     return make_policy().save_pretrained(tmp_path / "policy")
-
-
-def change_config(folder, part, **entries):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    (config if part is None else config[part]).update(entries)
-    path.write_text(json.dumps(config))
 
 
 # -- nothing beside a checkpoint runs or is fetched ------------------------------------------------
@@ -188,7 +178,7 @@ def test_sums_are_those_of_sha256sum_and_are_verified_on_request(folder, capsys)
     assert same(WAMPolicy.from_pretrained(folder, verify=True), make_policy())
     assert info(InfoConfig(src=str(folder), verify=True))["Verified"].startswith(f"{len(sums)} ")
 
-    change_config(folder, "action", replan=2)
+    change_config(folder, lambda config: config["action"].update(replan=2))
     assert WAMPolicy.from_pretrained(folder).config.action.replan == 2
     with pytest.raises(CheckpointError, match=r"config\.json missing or changed"):
         WAMPolicy.from_pretrained(folder, verify=True)
@@ -206,7 +196,7 @@ def test_what_has_no_sums_cannot_be_verified(folder, tmp_path):
 
 
 def test_text_of_a_checkpoint_is_printed_literally(folder, capsys):
-    change_config(folder, None, trained_on="[red]my data[/red] [link=http://x]y")
-    change_config(folder, "prompt", template="[bold]{task}[/bold]")
+    change_config(folder, lambda c: c.update(trained_on="[red]my data[/red] [link=http://x]y"))
+    change_config(folder, lambda c: c["prompt"].update(template="[bold]{task}[/bold]"))
     info(InfoConfig(src=str(folder)))
     assert "[bold]{task}[/bold]" in capsys.readouterr().out

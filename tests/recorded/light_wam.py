@@ -17,7 +17,9 @@ from wam_policy.models.light_wam.model import LightWAM
 
 def model_config(info: dict[str, Any]) -> LightWAMConfig:
     """The sizes of a recorded model."""
-    video, adapter, head = info["video_dit"], info["adapter"], info["state_fusion_action_expert"]
+    video = info["video_dit"]
+    adapter = info["adapter"]
+    head = info["state_fusion_action_expert"]
     taps = tuple(adapter["adapter_layer_indices"])
     features = light_wam_config.features(
         head["layer_feature_sources"], head["feature_sources"], len(taps)

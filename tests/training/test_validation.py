@@ -32,7 +32,9 @@ def test_some_episodes_are_held_out_and_never_all(episodes, part):
 def test_held_out_windows_are_not_trained_on_and_their_error_is_the_policy_s(
     data, codec, tmp_path, monkeypatch
 ):
-    seen, advance, validate = [], trainer.train_step, trainer.validate
+    seen = []
+    advance = trainer.train_step
+    validate = trainer.validate
 
     def watching(config, state, examples, order):
         seen.append(set(examples.names))

@@ -213,24 +213,6 @@ class LeRobotDataset:
             raise self._bad_row(key, int(not_finite[0]), "is not finite")
         return values
 
-    def columns(self, key: str, names: Sequence[str]) -> np.ndarray:
-        """Return some numbers of a feature by name, float32 [rows, len(names)].
-
-        Args:
-            key: Feature.
-            names: Names of the numbers, in the order to return them in.
-
-        Raises:
-            DatasetError: The feature lacks one of them.
-        """
-        values = self.vector(key)
-        available = list(self.names[key])
-        missing = [name for name in names if name not in available]
-        if missing:
-            raise DatasetError(f"{self.folder}: {key} has no {missing}; it has {available}")
-        positions = [available.index(name) for name in names]
-        return values[:, positions]
-
     def _integers(self, name: str) -> np.ndarray:
         """Return a column of integers of all rows, int64 [rows]."""
         return np.concatenate(
